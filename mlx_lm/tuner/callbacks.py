@@ -1,0 +1,68 @@
+# Copyright © 2026 MLX Contributors
+
+import json
+from pathlib import Path
+
+from ._upstream_callbacks import (
+    SUPPORT_CALLBACK,
+    SwanLabCallback,
+    TrainingCallback,
+    WandBCallback,
+    get_reporting_callbacks,
+    swanlab,
+    wandb,
+)
+
+
+class CallbackList(TrainingCallback):
+    """
+    Hand every report to several callbacks, in their order.
+
+    Args:
+        callbacks (list): The callbacks; ``None`` entries are left out.
+
+    Example:
+        >>> CallbackList([None, TrainingCallback()]).on_val_loss_report({})
+    """
+
+    def __init__(self, callbacks: list[TrainingCallback | None]):
+        self.callbacks = [c for c in callbacks if c is not None]
+
+    def on_train_loss_report(self, train_info: dict) -> None:
+        for callback in self.callbacks:
+            callback.on_train_loss_report(train_info)
+
+    def on_val_loss_report(self, val_info: dict) -> None:
+        for callback in self.callbacks:
+            callback.on_val_loss_report(val_info)
+
+
+class MetricsFile(TrainingCallback):
+    """
+    Append every report to a file, one JSON object a line.
+
+    Args:
+        path (str or Path): The file, made anew.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file = MetricsFile(f"{folder}/metrics.jsonl")
+        ...     file.on_train_loss_report({"iteration": 1, "loss": 0.5})
+        ...     Path(f"{folder}/metrics.jsonl").read_text()
+        '{"iteration": 1, "loss": 0.5}\\n'
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.path.write_text("")
+
+    def _append(self, info):
+        with open(self.path, "a") as fid:
+            fid.write(json.dumps(info) + "\n")
+
+    def on_train_loss_report(self, train_info: dict) -> None:
+        self._append(train_info)
+
+    def on_val_loss_report(self, val_info: dict) -> None:
+        self._append(val_info)

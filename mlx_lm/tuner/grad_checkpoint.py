@@ -1,0 +1,138 @@
+# Copyright © 2026 MLX Contributors
+
+"""Gradient checkpointing and dropout that agree with each other."""
+
+from contextlib import contextmanager
+from typing import Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+# Their layers read what another layer leaves behind: recomputing one layer
+# alone gives wrong gradients (measured against the plain backward).
+NOT_RECOMPUTABLE = ("afm7", "kimi_k3")
+
+
+class KeyedDropout(nn.Module):
+    """
+    Dropout whose mask is a function of a key that the caller sets.
+
+    A checkpointed layer runs twice, and must drop the same elements twice:
+    ``nn.Dropout`` draws a new mask each time.
+
+    Args:
+        p (float): Probability to drop an element, in [0, 1).
+
+    Example:
+        >>> dropout = KeyedDropout(0.5)
+        >>> dropout.set_key(mx.random.key(0))
+        >>> first = dropout(mx.ones((8,)))
+        >>> dropout.set_key(mx.random.key(0))
+        >>> mx.array_equal(dropout(mx.ones((8,))), first).item()
+        True
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self._keep = 1 - p
+        self._key = None
+
+    def set_key(self, key: mx.array) -> None:
+        """
+        Set the key of the next masks.
+
+        Args:
+            key (mx.array): A PRNG key, see ``mx.random.key``.
+
+        Example:
+            >>> KeyedDropout(0.5).set_key(mx.random.key(1))
+        """
+        self._key = key
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not self.training or self._keep == 1:
+            return x
+        self._key, key = mx.random.split(self._key)
+        mask = mx.random.bernoulli(self._keep, x.shape, key=key)
+        return (mask * x) * (1 / self._keep)
+
+
+def _use_keyed_dropout(layer):
+    dropouts = []
+    for name, module in layer.named_modules():
+        if isinstance(module, nn.Dropout) and module._p_1 < 1:
+            dropouts.append((name, KeyedDropout(1 - module._p_1)))
+    if dropouts:
+        layer.update_modules(tree_unflatten(dropouts))
+    return [module for _, module in dropouts]
+
+
+def _recomputed_class(cls, dropouts, checkpoint):
+    """A subclass of a layer's class that passes keys and may recompute."""
+
+    def call(self, *args, **kwargs):
+        if not self.training:
+            return cls.__call__(self, *args, **kwargs)
+
+        def inner(parameters, key, *args, **kwargs):
+            self.update(parameters)
+            for i, dropout in enumerate(dropouts):
+                dropout.set_key(mx.random.split(key, len(dropouts))[i])
+            return cls.__call__(self, *args, **kwargs)
+
+        key = None
+        if dropouts:
+            # Drawn here, so that forward and recompute get the same one.
+            key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
+        run = mx.checkpoint(inner) if checkpoint else inner
+        return run(self.trainable_parameters(), key, *args, **kwargs)
+
+    return type(cls.__name__, (cls,), {"__call__": call})
+
+
+@contextmanager
+def keyed_layers(model: nn.Module, checkpoint: bool) -> Iterator[None]:
+    """
+    Give the layers of one model keyed dropout and, if asked, checkpointing.
+
+    Works on this model only, not on others of its class, and is undone at the
+    end. Outside training mode the layers run as they are.
+
+    Args:
+        model (nn.Module): A model with ``layers``.
+        checkpoint (bool): Recompute each layer in the backward pass, to save
+            memory.
+
+    Raises:
+        ValueError: If the model's layers can't be recomputed one by one.
+
+    Example:
+        >>> class Model(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layers = [nn.Linear(2, 2)]
+        >>> model = Model()
+        >>> with keyed_layers(model, checkpoint=True):
+        ...     model.layers[0](mx.ones((1, 2))).shape
+        (1, 2)
+        >>> type(model.layers[0]) is nn.Linear
+        True
+    """
+    model_type = getattr(model, "model_type", None)
+    if checkpoint and model_type in NOT_RECOMPUTABLE:
+        raise ValueError(
+            f"grad_checkpoint gives wrong gradients for model_type {model_type!r}. "
+            "Turn it off, and lower batch_size or max_seq_length to save memory."
+        )
+    changed = []
+    try:
+        for layer in model.layers:
+            dropouts = _use_keyed_dropout(layer)
+            if dropouts or checkpoint:
+                changed.append((layer, type(layer)))
+                layer.__class__ = _recomputed_class(type(layer), dropouts, checkpoint)
+        yield
+    finally:
+        for layer, cls in changed:
+            layer.__class__ = cls

@@ -1,0 +1,238 @@
+# Copyright © 2026 MLX Contributors
+
+"""What a preference run reports, as sums that can be added and then averaged."""
+
+import mlx.core as mx
+
+PER_PAIR = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "logps/accuracies",
+    "logps/accuracies_per_token",
+    "reference_logps/accuracies",
+    "reference_logps/accuracies_per_token",
+)
+
+
+def preference_sums(
+    losses: mx.array,
+    chosen_rewards: mx.array,
+    rejected_rewards: mx.array,
+    policy_logps: mx.array,
+    reference_logps: mx.array,
+    lengths: mx.array,
+    weights: mx.array,
+    kl: mx.array | None = None,
+) -> dict[str, mx.array]:
+    """
+    Sum a batch's metrics over its pairs.
+
+    Args:
+        losses (mx.array): Per-pair losses in nats. Shape: ``(B,)``.
+        chosen_rewards (mx.array): In nats. Shape: ``(B,)``.
+        rejected_rewards (mx.array): In nats. Shape: ``(B,)``.
+        policy_logps (mx.array): Summed log-probs in nats, chosen rows first.
+            Shape: ``(2B,)``.
+        reference_logps (mx.array): The same under the reference.
+        lengths (mx.array): Prompt length and whole length of each row, in
+            tokens. Shape: ``(2B, 2)``.
+        weights (mx.array): 1 for a pair that counts, 0 for filling. Shape:
+            ``(B,)``.
+        kl (mx.array, optional): Exact KL of each row's completion in nats,
+            shape ``(2B,)``; estimated from the log-ratios if not given.
+
+    Returns:
+        dict: float32 scalars; ``mean_metrics`` turns them into averages.
+
+    Example:
+        >>> one, two = mx.ones((1,)), mx.array([-1.0, -2.0])
+        >>> lengths = mx.array([[1, 2], [1, 3]])
+        >>> sums = preference_sums(one, one, 0 * one, two, two, lengths, one)
+        >>> sums["rewards/accuracies"].item(), sums["tokens/completion"].item()
+        (1.0, 3.0)
+    """
+    policy = mx.stop_gradient(policy_logps)
+    counts = (lengths[:, 1] - mx.maximum(lengths[:, 0], 1)).astype(mx.float32)
+    chosen, rejected = mx.split(policy, 2)
+    values = {
+        "loss": mx.stop_gradient(losses),
+        "rewards/chosen": chosen_rewards,
+        "rewards/rejected": rejected_rewards,
+        "rewards/margins": chosen_rewards - rejected_rewards,
+        "rewards/accuracies": chosen_rewards > rejected_rewards,
+        "logps/chosen": chosen,
+        "logps/rejected": rejected,
+    }
+    for name, logps in (("logps", policy), ("reference_logps", reference_logps)):
+        per_token = logps / mx.maximum(counts, 1)
+        for suffix, x in (("", logps), ("_per_token", per_token)):
+            chosen, rejected = mx.split(x, 2)
+            values[f"{name}/accuracies{suffix}"] = chosen > rejected
+    sums = {k: (v * weights).sum() for k, v in values.items()}
+
+    rows = mx.concatenate([weights, weights])
+    is_chosen = mx.concatenate([weights, mx.zeros_like(weights)])
+    if kl is None:
+        # Half the squared log-ratio: Schulman's k2, on the data's answers.
+        sums["kl_estimate"] = (0.5 * (policy - reference_logps) ** 2 * rows).sum()
+    else:
+        sums["kl"] = (mx.stop_gradient(kl) * rows).sum()
+    sums["nll/policy"] = -(policy * is_chosen).sum()
+    sums["nll/reference"] = -(reference_logps * is_chosen).sum()
+    sums["tokens/chosen"] = (counts * is_chosen).sum()
+    sums["tokens/completion"] = (counts * rows).sum()
+    sums["tokens/all"] = (lengths[:, 1] * rows).sum()
+    sums["pairs"] = weights.sum()
+    return sums
+
+
+def mean_metrics(sums: dict[str, mx.array], prefix: str = "") -> dict[str, mx.array]:
+    """
+    Average summed metrics: per pair, KL per token, perplexity of the chosen.
+
+    Args:
+        sums (dict): What ``preference_sums`` returned, added over batches and
+            ranks.
+        prefix (str): Put before every name, for example ``"val_"``.
+
+    Returns:
+        dict: float32 scalars by name. Losses, rewards and log-probs in nats.
+
+    Example:
+        >>> sums = dict.fromkeys(PER_PAIR, mx.array(3.0))
+        >>> sums |= {"pairs": 2, "tokens/chosen": 4, "tokens/completion": 8}
+        >>> sums |= {"nll/policy": 0.0, "nll/reference": 0.0, "kl": 4.0}
+        >>> metrics = mean_metrics(sums, "val_")
+        >>> [metrics[f"val_{k}"].item() for k in ("loss", "kl", "perplexity/policy")]
+        [1.5, 0.5, 1.0]
+    """
+    pairs, chosen, completion = (
+        mx.maximum(sums[k], 1.0) for k in ("pairs", "tokens/chosen", "tokens/completion")
+    )
+    means = {k: sums[k] / pairs for k in PER_PAIR}
+    means |= {k: sums[k] / completion for k in ("kl", "kl_estimate") if k in sums}
+    for who in ("policy", "reference"):
+        means[f"perplexity/{who}"] = mx.exp(sums[f"nll/{who}"] / chosen)
+    return {f"{prefix}{k}": v for k, v in means.items()}
+
+
+def all_sum_metrics(
+    sums: dict[str, mx.array], group: mx.distributed.Group | None = None
+) -> dict[str, mx.array]:
+    """
+    Add summed metrics over all ranks, in one message.
+
+    Args:
+        sums (dict): What ``preference_sums`` returned, added over batches.
+        group (mx.distributed.Group, optional): The ranks. Default: all.
+
+    Returns:
+        dict: The sums over all ranks.
+
+    Example:
+        >>> all_sum_metrics({"pairs": mx.array(2.0)})["pairs"].item()
+        2.0
+    """
+    names = sorted(sums)
+    vector = mx.stack([mx.array(sums[k], dtype=mx.float32) for k in names])
+    # No stream is given: NCCL can't take the CPU's.
+    return dict(zip(names, mx.distributed.all_sum(vector, group=group)))
+
+
+def add_metrics(
+    totals: dict[str, mx.array] | None, sums: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    """
+    Add a batch's sums to those of earlier batches.
+
+    Args:
+        totals (dict, optional): The sums so far, None at the start.
+        sums (dict): What ``preference_sums`` returned.
+
+    Returns:
+        dict: The new sums, not evaluated yet.
+
+    Example:
+        >>> add_metrics({"pairs": mx.array(2.0)}, {"pairs": mx.array(1.0)})["pairs"]
+        array(3, dtype=float32)
+    """
+    return sums if totals is None else {k: totals[k] + sums[k] for k in sums}
+
+
+class MetricsWindow:
+    """
+    What happened since the last report, and counts over the whole run.
+
+    Example:
+        >>> window = MetricsWindow()
+        >>> window.seconds
+        0.0
+    """
+
+    def __init__(self) -> None:
+        self.trained_pairs = self.trained_tokens = 0.0
+        self._clear()
+
+    def _clear(self):
+        self.sums: dict[str, mx.array] | None = None
+        self.padded, self.seconds = 0, 0.0
+
+    def add(self, sums: dict[str, mx.array], padded: int) -> None:
+        """
+        Add a batch, without waiting for the device.
+
+        Args:
+            sums (dict): What ``preference_sums`` returned.
+            padded (int): Tokens of the batch, padding included.
+
+        Example:
+            >>> window = MetricsWindow()
+            >>> window.add({"pairs": mx.array(1.0)}, 64)
+            >>> window.padded
+            64
+        """
+        self.sums = add_metrics(self.sums, sums)
+        self.padded += padded
+
+    def report(self, group: mx.distributed.Group | None = None) -> dict[str, float]:
+        """
+        Average over all ranks and start a new window.
+
+        Args:
+            group (mx.distributed.Group, optional): The ranks. Default: all.
+
+        Returns:
+            dict: The averages; ``pairs_per_second`` and ``tokens_per_second``
+            (of real tokens), ``padding`` as a share of all tokens,
+            ``trained_pairs`` and ``trained_tokens`` so far, ``peak_memory`` in
+            GB.
+
+        Example:
+            >>> window, one, lengths = MetricsWindow(), mx.ones((1,)), mx.ones((2, 2))
+            >>> batch = (one, one, one, mx.ones((2,)), mx.ones((2,)), lengths, one)
+            >>> window.add(preference_sums(*batch), 4)
+            >>> window.report()["padding"]
+            0.5
+        """
+        sums = dict(self.sums or {}, padded=mx.array(float(self.padded)))
+        sums = all_sum_metrics(sums, group)
+        means = {k: v.item() for k, v in mean_metrics(sums).items()}
+        pairs, tokens = sums["pairs"].item(), sums["tokens/all"].item()
+        self.trained_pairs += pairs
+        self.trained_tokens += tokens
+        seconds = max(self.seconds, 1e-9)
+        padding = 1 - tokens / max(sums["padded"].item(), 1.0)
+        self._clear()
+        return means | {
+            "pairs_per_second": pairs / seconds,
+            "tokens_per_second": tokens / seconds,
+            "padding": padding,
+            "trained_pairs": self.trained_pairs,
+            "trained_tokens": self.trained_tokens,
+            "peak_memory": mx.get_peak_memory() / 1e9,
+        }

@@ -1,0 +1,170 @@
+# Copyright © 2026 MLX Contributors
+
+"""Token ids of preference pairs: special tokens, chat templates, prompt length."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ..tokenizer_utils import TokenizerWrapper
+from .preference_messages import RowFault, check_text
+from .preference_rows import PreferenceRow
+
+
+@dataclass
+class TokenPair:
+    """
+    One pair as the model sees it, not yet cut.
+
+    Args:
+        prompt (list): Ids of the prompt.
+        chosen (list): Ids of the preferred answer.
+        rejected (list): Ids of the other answer.
+        dropped (list): Ids at the end of the prompt alone that prompt and answer
+            together don't have.
+
+    Example:
+        >>> TokenPair([1, 2], [3], [4], []).dropped
+        []
+    """
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    dropped: list[int]
+
+
+def common_prefix_length(a: list[int], b: list[int]) -> int:
+    """
+    Count the leading ids that two lists share.
+
+    Args:
+        a (list): Token ids.
+        b (list): Token ids.
+
+    Returns:
+        int: The number of ids.
+
+    Example:
+        >>> common_prefix_length([1, 2, 3], [1, 2, 4])
+        2
+    """
+    if b[: len(a)] == a:
+        return len(a)
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+class PairTokenizer:
+    """
+    Tokenize preference pairs with a transformers or an mlx-lm tokenizer.
+
+    Text gets the special tokens that the tokenizer adds, and the EOS string
+    unless the answer ends with it. Messages get what the chat template renders.
+
+    Args:
+        tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
+
+    Example:
+        >>> from mlx_lm.examples.smollm2 import load_smollm2_tokenizer
+    """
+
+    def __init__(self, tokenizer: Any):
+        is_wrapper = isinstance(tokenizer, TokenizerWrapper)
+        self.tokenizer = tokenizer
+        # The wrapper's template call is the one of mlx_lm.generate and
+        # mlx_lm.server: it sets enable_thinking, so training sees what they see.
+        self._render = tokenizer.apply_chat_template
+        self._raw = tokenizer._tokenizer if is_wrapper else tokenizer
+        self._eos = tokenizer.eos_token or ""
+        base = PreTrainedTokenizerBase
+        kind = type(self._raw)
+        self._own_encode = kind.encode is not base.encode
+        self._own_render = kind.apply_chat_template is not base.apply_chat_template
+        if is_wrapper:
+            self.has_chat_template = tokenizer.has_chat_template
+        else:
+            self.has_chat_template = bool(tokenizer.chat_template) or self._own_render
+
+    def __call__(self, rows: list[PreferenceRow]) -> list[TokenPair | RowFault]:
+        """
+        Tokenize some rows.
+
+        Args:
+            rows (list): The rows.
+
+        Returns:
+            list: For each row its ids, or the fault that the tokenizer found.
+        """
+        results: list[Any] = [None] * len(rows)
+        texts: dict[bool, list[str]] = {True: [], False: []}
+        places: dict[bool, list[int]] = {True: [], False: []}
+        for i, row in enumerate(rows):
+            is_text = isinstance(row.prompt, str)
+            try:
+                parts = self._texts(row) if is_text else self._chats(row)
+            except RowFault as fault:
+                results[i] = fault
+                continue
+            if isinstance(parts[0], list):
+                results[i] = _make_pair(*parts)
+            else:
+                texts[is_text].extend(parts)
+                places[is_text].append(i)
+        for is_text, indices in places.items():
+            ids = self._encode(texts[is_text], add_special_tokens=is_text)
+            for n, i in enumerate(indices):
+                results[i] = _make_pair(*ids[3 * n : 3 * n + 3])
+        return results
+
+    def _texts(self, row: PreferenceRow) -> list[str]:
+        full = [row.prompt + answer for answer in (row.chosen, row.rejected)]
+        answers = (row.chosen, row.rejected)
+        return [row.prompt] + [
+            text if answer.endswith(self._eos) else text + self._eos
+            for text, answer in zip(full, answers)
+        ]
+
+    def _chats(self, row: PreferenceRow) -> list:
+        """The three conversations, rendered, or as ids where the tokenizer
+        has a renderer of its own."""
+        if not self.has_chat_template:
+            raise RowFault("messages need a chat template, the tokenizer has none")
+        kwargs = {**row.template_kwargs, "tokenize": self._own_render}
+        if self._own_render and self._render is self._raw.apply_chat_template:
+            kwargs["return_dict"] = False
+        try:
+            parts = [
+                self._render(row.prompt, add_generation_prompt=True, **kwargs),
+                self._render(row.prompt + row.chosen, **kwargs),
+                self._render(row.prompt + row.rejected, **kwargs),
+            ]
+        except Exception as e:
+            # A template is a program: it may raise anything.
+            raise RowFault("chat template failed", str(e)) from e
+        if self._own_render:
+            return [list(ids) for ids in parts]
+        return [check_text(text, "the rendered chat") for text in parts]
+
+    def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        kwargs = {"add_special_tokens": add_special_tokens}
+        if self._own_encode or not texts:
+            return [self._raw.encode(text, **kwargs) for text in texts]
+        encoded = self._raw(texts, return_attention_mask=False, verbose=False, **kwargs)
+        return encoded["input_ids"]
+
+
+def _make_pair(
+    prompt: list[int], chosen: list[int], rejected: list[int]
+) -> TokenPair | RowFault:
+    # Some templates render the prompt alone differently, and tokens may merge
+    # across the border: the answers start where the ids part.
+    size = min(
+        common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected)
+    )
+    pair = TokenPair(prompt[:size], chosen[size:], rejected[size:], prompt[size:])
+    if not pair.chosen or not pair.rejected:
+        return RowFault("empty answer", "it has no tokens")
+    if pair.chosen == pair.rejected:
+        return RowFault("equal answers", "they have the same tokens")
+    return pair

@@ -1,0 +1,118 @@
+# Copyright © 2026 MLX Contributors
+
+"""The reference policy: the frozen start of the policy, or another model."""
+
+from contextlib import contextmanager
+from typing import Any, Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+@contextmanager
+def _swapped_in(model: nn.Module, parameters: dict) -> Iterator[None]:
+    """Run the model with other trainable parameters, in evaluation mode."""
+    current = model.trainable_parameters()
+    training = model.training
+    model.update(parameters)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.update(current)
+        model.train(training)
+
+
+class FrozenStart:
+    """
+    The policy as it started, without a second copy of the model.
+
+    Keeps the trainable parameters (an adapter, or the unfrozen layers) of the
+    moment it is made and swaps them in for a forward pass, without dropout.
+    Exact for LoRA, DoRA and full fine-tuning, also from an SFT adapter.
+
+    Args:
+        policy (nn.Module): The model that will be trained. Its trainable
+            parameters must be set up, see ``nn.Module.freeze``.
+
+    Example:
+        >>> policy = nn.Linear(2, 1)
+        >>> reference, x = FrozenStart(policy), mx.ones((1, 2))
+        >>> start = policy(x)
+        >>> policy.weight = policy.weight + 1
+        >>> mx.array_equal(reference(x), start).item()
+        True
+        >>> mx.array_equal(policy(x), start).item()
+        False
+    """
+
+    def __init__(self, policy: nn.Module):
+        self.policy = policy
+        # Updates replace arrays and never write into them: no copy is needed.
+        self.state: dict = policy.trainable_parameters()
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        with _swapped_in(self.policy, self.state):
+            return self.policy(tokens)
+
+
+def check_same_tokens(policy_tokenizer: Any, reference_tokenizer: Any) -> None:
+    """
+    Check that two models read token ids in the same way.
+
+    Args:
+        policy_tokenizer: The policy's tokenizer, with ``get_vocab()``.
+        reference_tokenizer: The reference model's tokenizer.
+
+    Raises:
+        ValueError: If a token is missing or has another id; the message names
+            the first one.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> a = SimpleNamespace(get_vocab=lambda: {"x": 0, "y": 1})
+        >>> b = SimpleNamespace(get_vocab=lambda: {"x": 0, "y": 2})
+        >>> check_same_tokens(a, b)
+        Traceback (most recent call last):
+        ...
+        ValueError: The reference model's tokenizer differs from the policy's: \
+token 'y' has id 2 instead of 1. Use a reference_model with the same tokenizer.
+    """
+    ours, theirs = policy_tokenizer.get_vocab(), reference_tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    token = min(
+        (t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)),
+        key=lambda t: ours.get(t, theirs.get(t)),
+    )
+    raise ValueError(
+        "The reference model's tokenizer differs from the policy's: token "
+        f"{token!r} has id {theirs.get(token)} instead of {ours.get(token)}. "
+        "Use a reference_model with the same tokenizer."
+    )
+
+
+def check_same_vocabulary(policy: Any, reference: Any, tokens: int) -> None:
+    """
+    Check that the reference scores every token id of the policy's tokenizer.
+
+    Args:
+        policy (nn.Module): The policy.
+        reference (nn.Module): The reference model.
+        tokens (int): Number of token ids in use.
+
+    Raises:
+        ValueError: If the reference's logits are narrower than that.
+
+    Example:
+        >>> model = lambda tokens: mx.zeros((*tokens.shape, 8))
+        >>> check_same_vocabulary(model, model, 8)
+    """
+    probe = mx.zeros((1, 1), dtype=mx.int32)
+    for name, model in (("policy", policy), ("reference model", reference)):
+        width = model(probe).shape[-1]
+        if width < tokens:
+            raise ValueError(
+                f"The {name} has a vocabulary of {width} tokens, the tokenizer "
+                f"uses {tokens}. Use models of one family."
+            )
