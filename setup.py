@@ -143,7 +143,7 @@ def insert_dpo(text: str) -> str:
     places = [i for i, line in enumerate(lines) if line.strip() == '"lora",']
     if len(places) != 1:
         raise SystemExit(
-            f"{PACKAGE}/cli.py: needs one line '\"lora\",' to put \"dpo\" after, "
+            f"{PACKAGE}/cli.py: dpo goes after the one line that names lora, "
             f"found {len(places)}."
         )
     line = lines[places[0]]
@@ -322,7 +322,9 @@ def main() -> None:
     setup(
         **arguments,
         author="MLX Contributors",
-        long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
+        long_description=(
+            (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
+        ),
         long_description_content_type="text/markdown",
         license_files=["LICENSE", f"{PACKAGE}/{LICENSE_TWIN}"],
         packages=packages,

@@ -7,18 +7,31 @@ from rich.console import Console
 
 from ._upstream_cli_ui import (
     _ANSI_RE,
+    ROUNDED,
     ChatUI,
+    Panel,
+    Progress,
+    ProgressColumn,
     SquareBar,
+    Text,
+    TextColumn,
+    Theme,
     TrainUI,
     _make_theme,
     _terminal_width,
+    contextmanager,
     corridor_input,
+    lru_cache,
     make_console,
     make_train_progress,
+    mx,
     print_chat_help,
     print_header_panel,
     print_lora_run_header,
+    re,
     rprint,
+    shutil,
+    sys,
 )
 
 
@@ -82,6 +95,57 @@ def print_dpo_run_header(console: Console, args, rows: list[tuple[str, str]]) ->
             *rows,
         ],
     )
+
+
+TEST_ROWS = (
+    ("reward accuracy", None, "rewards/accuracies", "{:.1%}"),
+    ("reward margin (nats)", None, "rewards/margins", "{:.3f}"),
+    (
+        "chosen likelier than rejected",
+        "reference_logps/accuracies",
+        "logps/accuracies",
+        "{:.1%}",
+    ),
+    (
+        "chosen likelier, per token",
+        "reference_logps/accuracies_per_token",
+        "logps/accuracies_per_token",
+        "{:.1%}",
+    ),
+    ("perplexity of chosen", "perplexity/reference", "perplexity/policy", "{:.2f}"),
+    ("KL from it, per token (nats)", None, "kl", "{:.4f}"),
+)
+
+
+def print_test_table(
+    console: Console, metrics: Mapping[str, float], pairs: int, before: str
+) -> None:
+    """
+    Print test metrics of the policy beside those of what it started from.
+
+    Args:
+        console (Console): Where to print.
+        metrics (dict): What ``evaluate_dpo`` returned.
+        pairs (int): Number of pairs in the test set.
+        before (str): What the reference is, ``"start"`` or ``"reference"``. It
+            has no reward: rewards are measured from it.
+
+    Example:
+        >>> metrics = dict.fromkeys([r[1] or r[2] for r in TEST_ROWS], 0.5)
+        >>> metrics |= dict.fromkeys([r[2] for r in TEST_ROWS], 1.0)
+        >>> with make_console().capture() as screen:
+        ...     print_test_table(make_console(), metrics, 20, "start")
+        >>> "100.0%" in screen.get()
+        True
+    """
+    console.print(
+        f"  [ui.heading]{f'test · {pairs:,} pairs':<31}{before:>9}{'policy':>10}"
+        "[/ui.heading]"
+    )
+    for label, old, new, form in TEST_ROWS:
+        start = form.format(metrics[old]) if old else "-"
+        now = form.format(metrics[new])
+        console.print(f"  {label:<31}{start:>9}[ui.strong]{now:>10}[/ui.strong]")
 
 
 class PreferenceTrainUI(TrainUI):

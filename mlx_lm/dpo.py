@@ -1,24 +1,20 @@
 # Copyright © 2026 MLX Contributors
 
 import argparse
-import difflib
-import json
 import os
 import sys
-import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 import numpy as np
 import yaml
-from mlx.utils import tree_flatten
 from tqdm import tqdm
 
 from . import lora
-from .cli_ui import make_console, print_dpo_run_header, rprint
+from .cli_ui import make_console, print_dpo_run_header, print_test_table, rprint
 from .openblas import slow_blas_notice
 from .tuner.callbacks import (
     CallbackList,
@@ -27,14 +23,27 @@ from .tuner.callbacks import (
     get_reporting_callbacks,
 )
 from .tuner.datasets import load_preference_dataset
-from .tuner.losses import LOSSES, check_loss_options
+from .tuner.dpo_config import (
+    OPTIMIZERS,
+    check_args,
+    check_keys,
+    fit_to_model,
+    saved_settings,
+    training_args,
+)
+from .tuner.losses import LOSSES
+from .tuner.policy import (
+    ADAPTER_KEYS,
+    adapter_config,
+    adopt_adapter_config,
+    load_weights,
+    prepare_policy,
+)
 from .tuner.reference import FrozenStart, check_same_tokens, check_same_vocabulary
 from .tuner.schedules import build_learning_rate
-from .tuner.trainer import DPOTrainingArgs, evaluate_dpo, train_dpo
-from .tuner.utils import linear_to_lora_layers, print_trainable_parameters
+from .tuner.trainer import evaluate_dpo, train_dpo
+from .tuner.utils import print_trainable_parameters
 from .utils import load, save_config
-
-LEARNING_RATES = {"lora": 1e-5, "dora": 1e-5, "full": 1e-6}
 
 CONFIG_DEFAULTS = {
     **lora.CONFIG_DEFAULTS,
@@ -61,14 +70,6 @@ CONFIG_DEFAULTS = {
 
 # Keys of mlx_lm.lora for data without preferences: accepted, without effect.
 UNUSED_KEYS = ("text_feature", "completion_feature", "chat_feature")
-ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters")
-OPTIMIZERS = {
-    "adam": optim.Adam,
-    "adamw": optim.AdamW,
-    "muon": optim.Muon,
-    "sgd": optim.SGD,
-    "adafactor": optim.Adafactor,
-}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -143,31 +144,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_keys(config: dict, known: Any) -> None:
-    """
-    Refuse a misspelt key.
-
-    Args:
-        config (dict): Settings as read from a YAML file.
-        known: The keys that exist.
-
-    Raises:
-        ValueError: If a key is unknown; the message names the closest known one.
-
-    Example:
-        >>> check_keys({"betta": 0.1}, ["beta"])
-        Traceback (most recent call last):
-        ...
-        ValueError: Unknown key 'betta' in the config, did you mean 'beta'?
-    """
-    for key in config:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
-            hint = f", did you mean {close[0]!r}?" if close else ". See DPO.md."
-            raise ValueError(f"Unknown key {key!r} in the config{hint}")
-
-
-def resolve_args(argv: list[str] | None = None) -> types.SimpleNamespace:
+def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
     """
     Merge command line, YAML file and defaults, in this order of preference.
 
@@ -197,158 +174,10 @@ def resolve_args(argv: list[str] | None = None) -> types.SimpleNamespace:
         check_keys(config, [*CONFIG_DEFAULTS, *UNUSED_KEYS])
         given = {k: v for k, v in config.items() if v is not None} | given
     explicit = set(given) - {"config"}
-    return types.SimpleNamespace(**{**CONFIG_DEFAULTS, **given}, explicit=explicit)
+    return SimpleNamespace(**{**CONFIG_DEFAULTS, **given}, explicit=explicit)
 
 
-def check_args(args: types.SimpleNamespace) -> None:
-    """
-    Check every setting that can be checked before anything is loaded.
-
-    Args:
-        args (SimpleNamespace): What ``resolve_args`` returned. Values that
-            depend on others are filled in: optimizer's lower case, learning rate.
-
-    Raises:
-        ValueError: If a setting is missing or out of range.
-
-    Example:
-        >>> args = resolve_args(["--train", "--data", "d", "--optimizer", "adamw"])
-        >>> check_args(args)
-        >>> args.learning_rate
-        1e-05
-    """
-    if not (args.train or args.test):
-        raise ValueError("Must provide at least one of --train or --test")
-    if not args.data and not args.hf_dataset:
-        raise ValueError("No data: give --data a folder or a Hugging Face dataset.")
-    check_loss_options(args.beta, args.label_smoothing, args.loss_type)
-    if args.fine_tune_type not in LEARNING_RATES:
-        raise ValueError(
-            f"Unknown fine_tune_type {args.fine_tune_type!r}, choose from "
-            f"{', '.join(LEARNING_RATES)}."
-        )
-    args.optimizer = args.optimizer.lower()
-    if args.optimizer not in OPTIMIZERS:
-        raise ValueError(
-            f"Unknown optimizer {args.optimizer!r}, choose from {', '.join(OPTIMIZERS)}."
-        )
-    for key in ("batch_size", "iters", "max_seq_length", "grad_accumulation_steps"):
-        if getattr(args, key) < 1:
-            raise ValueError(f"{key} must be at least 1, got {getattr(args, key)}.")
-    for key in ("steps_per_report", "steps_per_eval", "save_every"):
-        if getattr(args, key) < 1:
-            raise ValueError(f"{key} must be at least 1, got {getattr(args, key)}.")
-    if args.epochs is not None and args.epochs < 1:
-        raise ValueError(f"epochs must be at least 1, got {args.epochs}.")
-    if args.learning_rate is None:
-        args.learning_rate = LEARNING_RATES[args.fine_tune_type]
-    # Builds it once to find mistakes; the length of the run comes later.
-    build_learning_rate(args.learning_rate, 1, args.lr_schedule, args.warmup_steps)
-
-
-def adapter_config(path: str | Path) -> dict | None:
-    """
-    Read the configuration that lies beside an adapter file.
-
-    Args:
-        path (str or Path): ``adapters.safetensors``, a numbered checkpoint, or
-            their folder.
-
-    Returns:
-        dict: The configuration, or None if there is none.
-
-    Example:
-        >>> adapter_config("nowhere") is None
-        True
-    """
-    path = Path(path)
-    path = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def adopt_adapter_config(args: types.SimpleNamespace) -> None:
-    """
-    Take rank, keys and layers from the adapter that the run starts from.
-
-    Args:
-        args (SimpleNamespace): The settings; ``resume_adapter_file`` is the
-            adapter, a file or a folder.
-
-    Raises:
-        ValueError: If the adapter contradicts a setting that was given, or was
-            written by a DPO run and ``new_reference`` is not set.
-
-    Example:
-        >>> args = resolve_args(["--train"])
-        >>> adopt_adapter_config(args)  # nothing to start from
-        >>> args.fine_tune_type
-        'lora'
-    """
-    if args.resume_adapter_file is None:
-        return
-    path = Path(args.resume_adapter_file)
-    path = path / "adapters.safetensors" if path.is_dir() else path
-    if not path.exists():
-        raise ValueError(f"resume_adapter_file {path} does not exist.")
-    args.resume_adapter_file = str(path)
-    config = adapter_config(path)
-    if config is None:
-        return
-    if config.get("trained_with") == "mlx_lm.dpo" and not args.new_reference:
-        raise ValueError(
-            f"{path} was written by a DPO run, whose reference is not this adapter. "
-            "Continue that run with --resume, or set new_reference: true to start a "
-            "new one whose reference is this adapter."
-        )
-    for key in ADAPTER_KEYS:
-        theirs, ours = config.get(key), getattr(args, key)
-        if theirs is None:
-            continue
-        if key in args.explicit and ours != theirs:
-            raise ValueError(
-                f"{key} is {ours} but the adapter {path} was trained with {theirs}. "
-                f"Leave {key} out, the adapter decides it."
-            )
-        setattr(args, key, theirs)
-
-
-def fit_to_model(args: types.SimpleNamespace, model: nn.Module) -> None:
-    """
-    Clamp defaults to what the model has and refuse explicit ones beyond it.
-
-    Args:
-        args (SimpleNamespace): The settings; ``num_layers`` and
-            ``max_seq_length`` may change.
-        model (nn.Module): The policy.
-
-    Raises:
-        ValueError: If a given ``num_layers`` or ``max_seq_length`` is too large.
-
-    Example:
-        >>> model = types.SimpleNamespace(layers=[0] * 12, args=None)
-        >>> args = resolve_args([])
-        >>> fit_to_model(args, model)
-        >>> args.num_layers
-        12
-    """
-    limits = {"num_layers": len(model.layers), "max_seq_length": None}
-    config = getattr(model, "args", None)
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-        if isinstance(positions := getattr(config, name, None), int):
-            limits["max_seq_length"] = positions
-            break
-    for key, limit in limits.items():
-        if limit is None or getattr(args, key) <= limit:
-            continue
-        if key in args.explicit:
-            what = "layers" if key == "num_layers" else "positions"
-            raise ValueError(
-                f"{key} is {getattr(args, key)} but the model only has {limit} {what}."
-            )
-        setattr(args, key, limit)
-
-
-def load_model(path: str, args: types.SimpleNamespace) -> tuple[nn.Module, Any]:
+def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
     """
     Load a model and its tokenizer, with one clear line if that fails.
 
@@ -387,7 +216,7 @@ def load_model(path: str, args: types.SimpleNamespace) -> tuple[nn.Module, Any]:
 
 
 def load_reference_model(
-    args: types.SimpleNamespace, tokenizer: Any = None
+    args: SimpleNamespace, tokenizer: Any = None
 ) -> nn.Module | None:
     """
     Load the separate reference model, if one is named.
@@ -418,136 +247,6 @@ def load_reference_model(
     return model
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """
-    Load trained weights into a prepared model, and drop none of them.
-
-    Args:
-        model (nn.Module): The policy, its trainable parameters set up.
-        path (str or Path): An adapter file.
-
-    Raises:
-        ValueError: If a tensor is missing in the model or has another shape.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
-        ...     mx.save_safetensors(file.name, {"other": mx.zeros((1,))})
-        ...     load_weights(nn.Linear(1, 1), file.name)
-        Traceback (most recent call last):
-        ...
-        ValueError: ... tensor 'other' is not trained here...
-    """
-    trainable = dict(tree_flatten(model.trainable_parameters()))
-    weights = mx.load(str(path))
-    for name, w in weights.items():
-        if name not in trainable:
-            raise ValueError(
-                f"{path} does not fit: tensor {name!r} is not trained here. Check "
-                "fine_tune_type, num_layers and lora_parameters.keys."
-            )
-        if w.shape != trainable[name].shape:
-            raise ValueError(
-                f"{path} does not fit: tensor {name!r} has shape {w.shape}, the "
-                f"model's is {trainable[name].shape}. Check lora_parameters.rank."
-            )
-    model.load_weights(list(weights.items()), strict=False)
-
-
-def prepare_policy(args: types.SimpleNamespace, model: nn.Module) -> None:
-    """
-    Make the trained part of the model: adapters, or unfrozen layers.
-
-    Args:
-        args (SimpleNamespace): For ``fine_tune_type``, ``num_layers``,
-            ``lora_parameters`` and ``resume_adapter_file``.
-        model (nn.Module): The policy; changed in place.
-
-    Raises:
-        ValueError: If the adapter to start from does not fit.
-
-    Example:
-        >>> class Model(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.layers = [nn.Linear(4, 4)]
-        >>> model = Model()
-        >>> prepare_policy(resolve_args(["--num-layers", "1"]), model)
-        >>> [name for name, _ in tree_flatten(model.trainable_parameters())]
-        ['layers.0.lora_a', 'layers.0.lora_b']
-    """
-    mx.random.seed(args.seed)
-    model.freeze()
-    if args.fine_tune_type == "full":
-        first = 0 if args.num_layers == -1 else len(model.layers) - args.num_layers
-        for layer in model.layers[first:]:
-            layer.unfreeze()
-        args.lora_parameters = None
-    else:
-        linear_to_lora_layers(
-            model,
-            args.num_layers,
-            args.lora_parameters,
-            use_dora=(args.fine_tune_type == "dora"),
-        )
-    if args.resume_adapter_file is not None:
-        rprint(f"Starting from the weights in {args.resume_adapter_file}")
-        load_weights(model, args.resume_adapter_file)
-
-
-def saved_settings(args: types.SimpleNamespace) -> dict:
-    """
-    The settings as they are written beside the adapter.
-
-    Args:
-        args (SimpleNamespace): The run's settings.
-
-    Returns:
-        dict: What ``mlx_lm.generate``, ``fuse`` and ``server`` read, and a mark
-        that this is a preference run.
-
-    Example:
-        >>> saved_settings(resolve_args([]))["trained_with"]
-        'mlx_lm.dpo'
-    """
-    config = {k: v for k, v in vars(args).items() if k != "explicit"}
-    return {**config, "trained_with": "mlx_lm.dpo"}
-
-
-def training_args(args: types.SimpleNamespace) -> DPOTrainingArgs:
-    """
-    The part of the settings that the training loop needs.
-
-    Args:
-        args (SimpleNamespace): The run's settings.
-
-    Returns:
-        DPOTrainingArgs: The loop's settings.
-
-    Example:
-        >>> training_args(resolve_args(["--iters", "7"])).iters
-        7
-    """
-    return DPOTrainingArgs(
-        batch_size=args.batch_size,
-        iters=args.iters,
-        val_batches=args.val_batches,
-        steps_per_report=args.steps_per_report,
-        steps_per_eval=args.steps_per_eval,
-        steps_per_save=args.save_every,
-        adapter_file=str(Path(args.adapter_path) / "adapters.safetensors"),
-        max_seq_length=args.max_seq_length,
-        grad_checkpoint=args.grad_checkpoint,
-        grad_accumulation_steps=args.grad_accumulation_steps,
-        clear_cache_threshold=args.clear_cache_threshold,
-        beta=args.beta,
-        loss_type=args.loss_type,
-        label_smoothing=args.label_smoothing,
-        max_grad_norm=args.max_grad_norm,
-        seed=args.seed,
-    )
-
-
 def _header_rows(args, train_set, valid_set, reference_model):
     per_epoch = -(-len(train_set) // args.batch_size)
     reference = args.reference_model or "the frozen start"
@@ -564,7 +263,7 @@ def _header_rows(args, train_set, valid_set, reference_model):
 
 
 def train_model(
-    args: types.SimpleNamespace,
+    args: SimpleNamespace,
     model: nn.Module,
     train_set: Any,
     valid_set: Any,
@@ -633,7 +332,7 @@ def train_model(
 
 
 def evaluate_model(
-    args: types.SimpleNamespace, model: nn.Module, test_set: Any, reference_model: Any
+    args: SimpleNamespace, model: nn.Module, test_set: Any, reference_model: Any
 ) -> dict[str, float]:
     """
     Evaluate on the test set and print the start beside the result.
@@ -669,28 +368,9 @@ def evaluate_model(
             clear_cache_threshold=args.clear_cache_threshold,
             progress_callback=pbar.update,
         )
-    before = "start" if isinstance(reference_model, FrozenStart) else "reference"
-    accuracies = ("logps/accuracies", "logps/accuracies_per_token")
-    rows = [
-        ("reward accuracy", "-", f"{metrics['rewards/accuracies']:.1%}"),
-        ("reward margin (nats)", "-", f"{metrics['rewards/margins']:.3f}"),
-    ]
-    for label, key in zip(("chosen likelier", "chosen likelier per token"), accuracies):
-        rows.append(
-            (label, f"{metrics[f'reference_{key}']:.1%}", f"{metrics[key]:.1%}")
-        )
-    for label, key in (("perplexity of chosen", "perplexity"),):
-        rows.append(
-            (
-                label,
-                f"{metrics[f'{key}/reference']:.2f}",
-                f"{metrics[f'{key}/policy']:.2f}",
-            )
-        )
-    rows.append(("KL per token (nats)", "-", f"{metrics['kl']:.4f}"))
-    rprint(f"{f'Test, {len(test_set):,} pairs':<28}{before:>10}{'policy':>10}")
-    for label, start, now in rows:
-        rprint(f"{label:<28}{start:>10}{now:>10}")
+    if not quiet:
+        before = "start" if isinstance(reference_model, FrozenStart) else "reference"
+        print_test_table(make_console(), metrics, len(test_set), before)
     return metrics
 
 
@@ -713,7 +393,7 @@ def _prepare_test(args, model):
 
 
 def run(
-    args: types.SimpleNamespace, training_callback: TrainingCallback | None = None
+    args: SimpleNamespace, training_callback: TrainingCallback | None = None
 ) -> None:
     """
     Do what the settings ask for: train, test, or both.
@@ -734,7 +414,7 @@ def run(
         ValueError: Must provide at least one of --train or --test
     """
     explicit = getattr(args, "explicit", set(vars(args)))
-    args = types.SimpleNamespace(**{**CONFIG_DEFAULTS, **vars(args)})
+    args = SimpleNamespace(**{**CONFIG_DEFAULTS, **vars(args)})
     args.explicit = explicit
     adopt_adapter_config(args)
     check_args(args)
@@ -762,6 +442,11 @@ def run(
 
     rprint("Loading datasets")
     train_set, valid_set, test_set = load_preference_dataset(args, tokenizer)
+    for dataset in filter(None, (train_set, valid_set, test_set)):
+        for line in dataset.summary():
+            rprint(line)
+    if train_set:
+        rprint(train_set.preview())
 
     if args.train:
         reference = train_model(

@@ -61,4 +61,6 @@ def slow_blas_notice(maps: str | None = None) -> str | None:
         return None
     if (path := find_openblas()) is not None:
         return f"MLX runs on a slow BLAS: start with LD_PRELOAD={path}"
-    return f"MLX runs on a slow BLAS: {INSTALL}, then set LD_PRELOAD to its libblas.so.3"
+    return (
+        f"MLX runs on a slow BLAS: {INSTALL}, then set LD_PRELOAD to its libblas.so.3"
+    )

@@ -192,7 +192,9 @@ class TestBuild(unittest.TestCase):
             names = (f"{path}.weight", f"{path}.scales", f"{path}.biases")
             weights |= zip(names, mx.quantize(w, group_size=32, bits=bits))
         layers = smollm2._quantization(weights)
-        self.assertEqual({path: x["bits"] for path, x in layers.items()}, dict(a=4, b=8))
+        self.assertEqual(
+            {path: x["bits"] for path, x in layers.items()}, dict(a=4, b=8)
+        )
         dense = smollm2._dequantize(weights, layers)
         self.assertEqual(set(dense), {"a.weight", "b.weight"})
         self.assertLess(mx.abs(dense["a.weight"] - w).max().item(), 0.4)

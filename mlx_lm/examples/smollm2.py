@@ -190,7 +190,11 @@ def _quantization(weights: dict[str, mx.array]) -> dict[str, dict[str, Any]]:
     for name, scales in weights.items():
         path, kind = name.rsplit(".", 1)
         if kind == "scales":
-            bits = weights[f"{path}.weight"].shape[-1] * 32 // (scales.shape[-1] * GROUP_SIZE)
+            bits = (
+                weights[f"{path}.weight"].shape[-1]
+                * 32
+                // (scales.shape[-1] * GROUP_SIZE)
+            )
             layers[path] = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
     return layers
 
@@ -226,7 +230,9 @@ def _model_config(metadata: dict[str, Any]) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": metadata["llama.context_length"],
         # The GGUF stores this as float32: drop the digits that float32 adds.
-        "rms_norm_eps": float(f"{metadata['llama.attention.layer_norm_rms_epsilon']:g}"),
+        "rms_norm_eps": float(
+            f"{metadata['llama.attention.layer_norm_rms_epsilon']:g}"
+        ),
         "rope_theta": metadata["llama.rope.freq_base"],
         "vocab_size": metadata["llama.vocab_size"],
         "tie_word_embeddings": True,

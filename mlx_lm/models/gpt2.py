@@ -8,6 +8,9 @@ from ._upstream_gpt2 import (
     Attention,
     BaseModelArgs,
     GPT2Model,
+)
+from ._upstream_gpt2 import Model as _Model
+from ._upstream_gpt2 import (
     ModelArgs,
     Optional,
     TransformerBlock,
@@ -16,7 +19,6 @@ from ._upstream_gpt2 import (
     nn,
     scaled_dot_product_attention,
 )
-from ._upstream_gpt2 import Model as _Model
 
 
 class Model(_Model):

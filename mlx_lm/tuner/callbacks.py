@@ -5,10 +5,12 @@ from pathlib import Path
 
 from ._upstream_callbacks import (
     SUPPORT_CALLBACK,
+    Optional,
     SwanLabCallback,
     TrainingCallback,
     WandBCallback,
     get_reporting_callbacks,
+    os,
     swanlab,
     wandb,
 )

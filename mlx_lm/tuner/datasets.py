@@ -1,11 +1,8 @@
 # Copyright © 2026 MLX Contributors
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..cli_ui import rprint
 from ._upstream_datasets import (
@@ -13,208 +10,152 @@ from ._upstream_datasets import (
     ChatDataset,
     CompletionsDataset,
     ConcatenatedDataset,
+    Dict,
+    List,
+    PreTrainedTokenizer,
     TextDataset,
     create_dataset,
+    json,
     load_custom_hf_dataset,
     load_dataset,
     load_hf_dataset,
     load_local_dataset,
+    types,
 )
+from .preference_dataset import PreferenceDataset
 from .preference_files import Splits, open_hub_splits, open_local_splits
-from .preference_messages import RowFault
-from .preference_rows import KNOWN_SHAPES, TIE, read_row
-from .preference_tokens import PairTokenizer, TokenPair
 
-TOO_LONG = "prompt fills max_length"
-MAX_VALID_ROWS = 500
-
-# Rows that are left out by rule, not because something is wrong with them.
-_NOT_BAD = {TIE, TOO_LONG}
-
-_CHUNK = 512
+_SPLIT_FILES = {"train": "train", "valid": "validation", "test": "test"}
 
 
-class PreferenceDataset:
+def load_preference_dataset(args: Any, tokenizer: Any) -> tuple:
     """
-    Preference pairs as token ids: a prompt, a chosen and a rejected answer each.
-
-    Sequences longer than ``max_length`` keep their start. Rows that can't be used
-    are skipped and counted by reason. :mod:`.preference_rows` lists the shapes.
+    Load preference data as ``mlx_lm.lora`` loads its data.
 
     Args:
-        data (Sequence): Raw rows: dicts, or a Hugging Face dataset. A ``location``
-            method, if there is one, names the place of a row.
+        args (Any): The run's arguments. Needed: ``train`` and ``test`` (bool), and
+            ``data`` (a folder, a file or a Hugging Face dataset) or ``hf_dataset``
+            (a dict, or a list of dicts, with ``path``). Optional: ``data_dir``,
+            ``seed``, ``max_seq_length``, ``valid_fraction``, ``max_bad_rows``,
+            ``wrap_text``, ``transcripts`` and ``*_feature``, the last four also
+            in ``hf_dataset``.
         tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
-        max_length (int): The most tokens of prompt and answer. Default: ``2048``.
-        prompt_feature (str): Column of the prompt. Default: ``"prompt"``.
-        chosen_feature (str): Column of the preferred answer.
-            Default: ``"chosen"``.
-        rejected_feature (str): Column of the other answer.
-            Default: ``"rejected"``.
-        wrap_text (bool): Put raw text into the chat template as a user and an
-            assistant turn. Default: ``False``.
-        transcripts (str): ``"turns"`` makes turns of transcripts and of questions
-            with answers where the tokenizer has a chat template; ``"raw"`` keeps
-            them as text. Default: ``"turns"``.
-        max_bad_rows (float): The largest share of bad rows. Default: ``0.1``.
-        source (str, optional): A name of the data, for messages.
+
+    Returns:
+        tuple: Train, valid and test set, each a :class:`PreferenceDataset`, or an
+        empty list where it isn't needed or isn't there.
 
     Raises:
-        ValueError: If an option is wrong, too many rows are bad, or none is usable.
+        ValueError: If data that the run needs is missing or can't be used.
 
     Example:
-        >>> from tokenizers import Tokenizer, models, pre_tokenizers
-        >>> from transformers import PreTrainedTokenizerFast
-        >>> vocab = {"Sky": 0, "is": 1, "blue": 2, "red": 3, "</s>": 4}
-        >>> words = Tokenizer(models.WordLevel(vocab, unk_token="</s>"))
-        >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        >>> tokenizer = PreTrainedTokenizerFast(
-        ...     tokenizer_object=words, eos_token="</s>"
-        ... )
-        >>> rows = [{"prompt": "Sky is", "chosen": " blue", "rejected": " red"}]
-        >>> prompt, chosen, rejected, lengths = PreferenceDataset(rows, tokenizer)[0]
-        >>> prompt.tolist(), chosen.tolist(), rejected.tolist(), lengths
-        ([0, 1], [2, 4], [3, 4], (2, 4, 4))
+        >>> import types
+        >>> args = types.SimpleNamespace(data="no/such/folder", train=True, test=False)
+        >>> load_preference_dataset(args, None)
+        Traceback (most recent call last):
+        ...
+        ValueError: Found no data at no/such/folder.
     """
-
-    def __init__(
-        self,
-        data: Sequence[Any],
-        tokenizer: Any,
-        max_length: int = 2048,
-        *,
-        prompt_feature: str = "prompt",
-        chosen_feature: str = "chosen",
-        rejected_feature: str = "rejected",
-        wrap_text: bool = False,
-        transcripts: str = "turns",
-        max_bad_rows: float = 0.1,
-        source: str | None = None,
-    ):
-        self.max_length = max_length
-        self.source = source or "The dataset"
-        self.tokenizer = tokenizer
-        encode = PairTokenizer(tokenizer)
-        _check_options(encode, max_length, wrap_text, transcripts, max_bad_rows)
-        self.has_chat_template = encode.has_chat_template
-        self.num_rows = len(data)
-        self.skipped: Counter[str] = Counter()
-        self.first_skipped: dict[str, str | int] = {}
-        self._details: dict[str, str] = {}
-        self._dropped_tail: list[int] = []
-        self._location = getattr(data, "location", None) or _index
-
-        options = {
-            "prompt_feature": prompt_feature,
-            "chosen_feature": chosen_feature,
-            "rejected_feature": rejected_feature,
-            "turns": transcripts == "turns" and encode.has_chat_template,
-            "wrap_text": wrap_text,
+    fraction = _option(args, {}, "valid_fraction", 0.02)
+    if not 0 <= fraction < 1:
+        raise ValueError(f"valid_fraction must be at least 0 and below 1: {fraction}.")
+    sources = _open_sources(args)
+    required = [name for name in ("train", "test") if getattr(args, name, False)]
+    for name in required:
+        if not any(name in splits for _, splits in sources):
+            raise ValueError(
+                f"Found no {_SPLIT_FILES[name]} set in {_source_names(args)}, but "
+                f"{name}: true needs one."
+            )
+    if "train" in required:
+        required.append("valid")
+    results: dict[str, list] = {"train": [], "valid": [], "test": []}
+    for given, splits in sources:
+        sets = {
+            name: _make_dataset(splits[name](), tokenizer, args, given, name)
+            for name in required
+            if name in splits
         }
-        pairs = []
-        for index, row, pair in _tokenize(data, encode, options):
-            if isinstance(pair, TokenPair) and len(pair.prompt) >= max_length:
-                pair = RowFault(TOO_LONG)
-            if isinstance(pair, RowFault):
-                self._skip(index, pair)
-                continue
-            if pair.dropped and not self._dropped_tail:
-                self._dropped_tail = pair.dropped
-            pairs.append(_PackedPair.pack(index, row, pair, max_length))
-        self._pairs = pairs
-        self._check_skipped(max_bad_rows)
+        if "train" in sets and "valid" not in sets:
+            _hold_out(sets, fraction, getattr(args, "seed", 0) or 0)
+        for name, dataset in sets.items():
+            results[name].append(dataset)
+    return tuple(
+        PreferenceDataset.concatenate(parts) if parts else []
+        for parts in results.values()
+    )
 
-    def __len__(self) -> int:
-        return len(self._pairs)
 
-    def __getitem__(
-        self, index: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]:
-        pair = self._pairs[index]
-        prompt, chosen, _ = pair.lengths
-        ids = pair.ids
-        return ids[:prompt], ids[prompt:chosen], ids[chosen:], pair.lengths
+def _open_sources(args: Any) -> list[tuple[Mapping[str, Any], Splits]]:
+    """For each dataset its own options and its splits."""
+    given = getattr(args, "hf_dataset", None)
+    if not given:
+        return [({}, _open_data(args))]
+    sources = []
+    for dataset in [given] if isinstance(given, Mapping) else given:
+        if not isinstance(dataset, Mapping) or not dataset.get("path"):
+            raise ValueError(f"hf_dataset needs a path, got {dataset!r}.")
+        rprint(f"Loading Hugging Face dataset {dataset['path']}.")
+        splits = {name: dataset.get(f"{name}_split") for name in _SPLIT_FILES}
+        config = dict(dataset.get("config") or {})
+        data_dir = dataset.get("data_dir")
+        if data_dir:
+            config["data_dir"] = data_dir
+        sources.append((dataset, open_hub_splits(dataset["path"], config, splits)))
+    return sources
 
-    def itemlen(self, index: int) -> int:
-        """
-        Count the tokens of a pair's longer sequence, its prompt included.
 
-        Args:
-            index (int): The pair's index.
+def _open_data(args: Any) -> Splits:
+    data, data_dir = str(args.data), getattr(args, "data_dir", None)
+    is_path = data.startswith(("/", "./", "../", "~")) or data.count("/") > 1
+    if is_path or Path(data).exists():
+        return open_local_splits(data, data_dir)
+    rprint(f"Loading Hugging Face dataset {data}.")
+    return open_hub_splits(data, {"data_dir": data_dir} if data_dir else {})
 
-        Returns:
-            int: The number of tokens.
-        """
-        return max(self._pairs[index].lengths)
 
-    def source_row(self, index: int) -> str | int:
-        """
-        Name the raw row that a pair was made of.
+def _source_names(args: Any) -> str:
+    given = getattr(args, "hf_dataset", None)
+    if not given:
+        return str(args.data)
+    return ", ".join(
+        d["path"] for d in ([given] if isinstance(given, Mapping) else given)
+    )
 
-        Args:
-            index (int): The pair's index.
 
-        Returns:
-            str or int: File and line where they are known, else the row's index.
-        """
-        return self._location(self._pairs[index].row)
+def _option(args: Any, given: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A dataset's own option, else the run's, else the default."""
+    for value in (given.get(name), getattr(args, name, None)):
+        if value is not None:
+            return value
+    return default
 
-    @property
-    def shape(self) -> str:
-        """The commonest shape of the rows that are used."""
-        return Counter(pair.shape for pair in self._pairs).most_common(1)[0][0]
 
-    @property
-    def format(self) -> str:
-        """The commonest format: "chat", "text" or "wrapped text"."""
-        return Counter(pair.format for pair in self._pairs).most_common(1)[0][0]
+def _make_dataset(
+    rows: Sequence[Any], tokenizer: Any, args: Any, given: Mapping, split: str
+) -> PreferenceDataset:
+    defaults = {
+        "prompt_feature": "prompt",
+        "chosen_feature": "chosen",
+        "rejected_feature": "rejected",
+        "wrap_text": False,
+        "transcripts": "turns",
+        "max_bad_rows": 0.1,
+    }
+    options = {k: _option(args, given, k, v) for k, v in defaults.items()}
+    name = f"{given.get('path', _option(args, {}, 'data', ''))} ({_SPLIT_FILES[split]})"
+    max_length = _option(args, {}, "max_seq_length", 2048)
+    return PreferenceDataset(rows, tokenizer, max_length, **options, source=name)
 
-    def select(self, indices: Iterable[int], source: str | None = None):
-        """
-        Make a dataset of some of the pairs.
 
-        Args:
-            indices (Iterable): Indices of pairs.
-            source (str, optional): A name of the new dataset, for messages.
-
-        Returns:
-            PreferenceDataset: The pairs. Skipped rows stay with this dataset.
-        """
-        result = copy.copy(self)
-        result._pairs = [self._pairs[i] for i in indices]
-        result.num_rows = len(result._pairs)
-        result.skipped, result.first_skipped = Counter(), {}
-        result.source = source or self.source
-        return result
-
-    def hold_out(
-        self, fraction: float, seed: int = 0
-    ) -> tuple["PreferenceDataset", "PreferenceDataset | list"]:
-        """
-        Split off a part for validation. No prompt is on both sides.
-
-        Args:
-            fraction (float): Share of the pairs, at most 500 and at least one.
-            seed (int): Seed of the choice. Default: ``0``.
-
-        Returns:
-            tuple: The pairs that remain, and those held out: an empty list if
-            ``fraction`` is 0 or there is only one prompt.
-        """
-        size = min(MAX_VALID_ROWS, max(1, round(fraction * len(self))))
-        groups: dict[bytes, list[int]] = {}
-        for i, (prompt, *_) in enumerate(self):
-            groups.setdefault(prompt.tobytes() or str(i).encode(), []).append(i)
-        members = list(groups.values())
-        held: list[int] = []
-        # RandomState keeps its numbers across NumPy versions.
-        for g in np.random.RandomState(seed).permutation(len(members)):
-            if len(held) + len(members[g]) <= size:
-                held.extend(members[g])
-        if not fraction or not held or len(held) == len(self):
-            return self, []
-        rest = sorted(set(range(len(self))) - set(held))
-        train = self.select(rest)
-        train.num_rows = self.num_rows - len(held)
-        train.skipped, train.first_skipped = self.skipped, self.first_skipped
-        return train, self.select(sorted(held), f"{self.source} (held out)")
+def _hold_out(sets: dict, fraction: float, seed: int) -> None:
+    total = len(sets["train"])
+    sets["train"], valid = sets["train"].hold_out(fraction, seed)
+    if not valid:
+        rprint("[WARNING] There is no validation set: the run has no validation loss.")
+        return
+    sets["valid"] = valid
+    rprint(
+        f"No validation set: held out {len(valid):,} of {total:,} training pairs "
+        f"(valid_fraction {fraction:g}, seed {seed})."
+    )

@@ -77,6 +77,8 @@ def _recomputed_class(cls, dropouts, checkpoint):
 
         def inner(parameters, key, *args, **kwargs):
             self.update(parameters)
+            # The recompute asks for a gradient of every argument.
+            key = None if key is None else mx.stop_gradient(key)
             for i, dropout in enumerate(dropouts):
                 dropout.set_key(mx.random.split(key, len(dropouts))[i])
             return cls.__call__(self, *args, **kwargs)

@@ -152,6 +152,19 @@ def preference_loss(
     return losses, chosen_rewards, rejected_rewards
 
 
+def _logsumexp(x, block=128):
+    # The CPU adds a row into one float32: over a vocabulary of 49,152 this
+    # loses 1e-4 nats a token, always downwards. Two levels lose 1e-6.
+    whole = x.shape[-1] // block * block
+    if whole in (0, block):
+        return mx.logsumexp(x, axis=-1)
+    blocks = x[..., :whole].reshape(*x.shape[:-1], -1, block)
+    total = mx.logsumexp(mx.logsumexp(blocks, axis=-1), axis=-1)
+    if whole < x.shape[-1]:
+        total = mx.logaddexp(total, mx.logsumexp(x[..., whole:], axis=-1))
+    return total
+
+
 def token_logps(
     logits: mx.array, targets: mx.array, mask: mx.array | None = None
 ) -> mx.array:
@@ -174,18 +187,13 @@ def token_logps(
     """
     if mask is not None:
         targets = mx.where(mask, targets, 0)
-    # The CPU reduces in the dtype of the logits, the GPUs in float32.
     if mx.default_device() == mx.cpu:
         logits = logits.astype(mx.float32)
-    logps = -mx.fast.cross_entropy(logits, targets)
+        scores = mx.take_along_axis(logits, targets[..., None], axis=-1)
+        logps = scores.squeeze(-1) - _logsumexp(logits)
+    else:
+        logps = -mx.fast.cross_entropy(logits, targets)
     return logps if mask is None else mx.where(mask, logps, 0.0)
-
-
-def _log_softmax(x):
-    # The maximum goes first: a sum near 1e4 would round the result.
-    x = x.astype(mx.float32)
-    x = x - x.max(axis=-1, keepdims=True)
-    return x - mx.logsumexp(x, axis=-1, keepdims=True)
 
 
 def score_tokens(
@@ -218,10 +226,18 @@ def score_tokens(
     """
     policy_logps = token_logps(policy_logits, targets, mask)
     reference_logps = mx.stop_gradient(token_logps(reference_logits, targets, mask))
-    p = _log_softmax(mx.stop_gradient(policy_logits))
-    q = _log_softmax(mx.stop_gradient(reference_logits))
-    # p * (log p - log q) is 0 where p is 0, also when both logs are -inf.
-    kl = mx.where(p > -100, mx.exp(p) * (p - q), 0.0).sum(axis=-1)
+    x = mx.stop_gradient(policy_logits).astype(mx.float32)
+    y = mx.stop_gradient(reference_logits).astype(mx.float32)
+    # With both log-probs at hand no further sum over exponentials is needed:
+    # log p(v) - log q(v) is the target's, plus how much x - y differs from there.
+    difference = x - y
+    targets = mx.where(mask, targets, 0)[..., None]
+    difference = difference - mx.take_along_axis(difference, targets, axis=-1)
+    scores = mx.take_along_axis(x, targets, axis=-1)
+    p = mx.exp(x - scores + mx.stop_gradient(policy_logps)[..., None])
+    # A token of probability 0 adds nothing, also where its logits are -inf.
+    kl = mx.where(p > 0, p * difference, 0.0).sum(axis=-1)
+    kl = mx.maximum(kl + mx.stop_gradient(policy_logps) - reference_logps, 0.0)
     return policy_logps, reference_logps, mx.where(mask, kl, 0.0)
 
 

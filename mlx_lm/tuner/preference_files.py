@@ -183,7 +183,9 @@ def read_files(paths: Sequence[str | Path]) -> LocatedRows:
     places: list[str] = []
     for path in map(Path, paths):
         try:
-            new = _read_parquet(path) if _suffix(path) == ".parquet" else _read_json(path)
+            new = (
+                _read_parquet(path) if _suffix(path) == ".parquet" else _read_json(path)
+            )
         except (OSError, EOFError, zlib.error) as e:
             raise ValueError(f"Can't read {path}: {' '.join(str(e).split())}") from e
         if not any(isinstance(row, Mapping) for row, _ in new):
@@ -243,7 +245,7 @@ def _as_row(row: Any) -> Any:
 def open_hub_splits(
     name: str,
     config: Mapping[str, Any] | None = None,
-    splits: Mapping[str, str] | None = None,
+    splits: Mapping[str, str | None] | None = None,
 ) -> Splits:
     """
     Find the splits of a dataset on the Hugging Face Hub.
@@ -253,8 +255,8 @@ def open_hub_splits(
         config (Mapping, optional): Arguments for ``datasets.load_dataset``, such
             as ``name`` and ``data_dir``.
         splits (Mapping, optional): Splits to take as they are named, for example
-            ``{"train": "train[:80%]"}``. Without a train split in it, the splits
-            are found by their names.
+            ``{"train": "train[:80%]"}``. If train is not among them, those that
+            are missing are found by their names.
 
     Returns:
         dict: For each split a function that gives its rows.
@@ -268,18 +270,19 @@ def open_hub_splits(
         ...
         ValueError: prefs: give train_split beside valid_split, they may overlap.
     """
-    splits = {k: v for k, v in (splits or {}).items() if v}
+    specs = {k: v for k, v in (splits or {}).items() if v}
     config = dict(config or {})
-    if "train" in splits or list(splits) == ["test"]:
-        return {
-            split: partial(_load_split, name, spec, config)
-            for split, spec in splits.items()
-        }
-    if "valid" in splits:
-        raise ValueError(
-            f"{name}: give train_split beside valid_split, they may overlap."
-        )
-    loaded = _load_hub(name, **config)
+    named: Splits = {
+        split: partial(_load_split, name, spec, config) for split, spec in specs.items()
+    }
+    if "train" in specs:
+        return named
+    for split, spec in specs.items():
+        if re.split(r"[\[+]", spec)[0] in SPLIT_ALIASES["train"]:
+            raise ValueError(
+                f"{name}: give train_split beside {split}_split, they may overlap."
+            )
+    loaded = _load_hub(name, config)
     picked = pick_splits(loaded.keys())
     if not picked and len(loaded) == 1:
         picked = {"train": next(iter(loaded))}
@@ -288,17 +291,19 @@ def open_hub_splits(
             f"{name} has no split that is known by its name, only "
             f"{', '.join(loaded)}: name them by train_split in hf_dataset."
         )
-    return {
+    found = {
         split: partial(LocatedRows, loaded[its_name], f"{name}[{its_name}]")
         for split, its_name in picked.items()
     }
+    return {**found, **named}
 
 
 def _load_split(name: str, split: str, config: Mapping[str, Any]) -> LocatedRows:
-    return LocatedRows(_load_hub(name, split=split, **config), f"{name}[{split}]")
+    rows = _load_hub(name, {**config, "split": split})
+    return LocatedRows(rows, f"{name}[{split}]")
 
 
-def _load_hub(name: str, **kwargs: Any) -> Any:
+def _load_hub(name: str, kwargs: Mapping[str, Any]) -> Any:
     try:
         from datasets import exceptions, load_dataset
     except ImportError as e:

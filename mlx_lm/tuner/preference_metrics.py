@@ -112,7 +112,8 @@ def mean_metrics(sums: dict[str, mx.array], prefix: str = "") -> dict[str, mx.ar
         [1.5, 0.5, 1.0]
     """
     pairs, chosen, completion = (
-        mx.maximum(sums[k], 1.0) for k in ("pairs", "tokens/chosen", "tokens/completion")
+        mx.maximum(sums[k], 1.0)
+        for k in ("pairs", "tokens/chosen", "tokens/completion")
     )
     means = {k: sums[k] / pairs for k in PER_PAIR}
     means |= {k: sums[k] / completion for k in ("kl", "kl_estimate") if k in sums}

@@ -30,7 +30,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .preference_messages import (
-    Messages,
     RowFault,
     as_messages,
     check_text,
@@ -71,9 +70,9 @@ class PreferenceRow:
         'text'
     """
 
-    prompt: str | Messages
-    chosen: str | Messages
-    rejected: str | Messages
+    prompt: Any
+    chosen: Any
+    rejected: Any
     shape: str
     wrapped: bool = False
     template_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -239,15 +238,18 @@ def _shared_row(row: dict, turns: bool) -> PreferenceRow:
         prompt = with_system(prompt, row.get("system"))
         return PreferenceRow(prompt, chosen, rejected, "shared messages")
     _check_differ(check_text(chosen, "chosen"), check_text(rejected, "rejected"))
-    sides = parse_transcript(chosen), parse_transcript(rejected)
-    if None in sides:
+    sides = [s for s in map(parse_transcript, (chosen, rejected)) if s is not None]
+    if len(sides) < 2:
         return PreferenceRow(*split_shared_prefix(chosen, rejected), "shared text")
     for messages in sides:
         if messages[-1]["role"] == "user":
             raise RowFault("no assistant answer")
         if is_blank(messages):
             raise RowFault("empty answer")
-    parts = _split_messages(*sides) if turns else split_shared_prefix(chosen, rejected)
+    if turns:
+        chosen, rejected = sides
+        _check_differ(chosen, rejected)
+    parts = split_shared_prefix(chosen, rejected)
     return PreferenceRow(*parts, "transcript")
 
 

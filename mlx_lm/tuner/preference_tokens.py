@@ -23,16 +23,20 @@ class TokenPair:
         rejected (list): Ids of the other answer.
         dropped (list): Ids at the end of the prompt alone that prompt and answer
             together don't have.
+        shape (str): Name of the shape that the row had.
+        format (str): One of "chat", "text" and "wrapped text".
 
     Example:
-        >>> TokenPair([1, 2], [3], [4], []).dropped
-        []
+        >>> TokenPair([1, 2], [3], [4], [], "text", "text").prompt
+        [1, 2]
     """
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
     dropped: list[int]
+    shape: str
+    format: str
 
 
 def common_prefix_length(a: list[int], b: list[int]) -> int:
@@ -52,7 +56,9 @@ def common_prefix_length(a: list[int], b: list[int]) -> int:
     """
     if b[: len(a)] == a:
         return len(a)
-    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    return next(
+        (i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b))
+    )
 
 
 class PairTokenizer:
@@ -66,7 +72,14 @@ class PairTokenizer:
         tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
 
     Example:
-        >>> from mlx_lm.examples.smollm2 import load_smollm2_tokenizer
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "</s>": 2}))
+        >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words)
+        >>> pairs = PairTokenizer(tokenizer)([PreferenceRow("a", " b", " a", "text")])
+        >>> pairs[0].prompt, pairs[0].chosen, pairs[0].rejected
+        ([0], [1], [0])
     """
 
     def __init__(self, tokenizer: Any):
@@ -107,23 +120,22 @@ class PairTokenizer:
                 results[i] = fault
                 continue
             if isinstance(parts[0], list):
-                results[i] = _make_pair(*parts)
+                results[i] = _make_pair(row, *parts)
             else:
                 texts[is_text].extend(parts)
                 places[is_text].append(i)
         for is_text, indices in places.items():
             ids = self._encode(texts[is_text], add_special_tokens=is_text)
             for n, i in enumerate(indices):
-                results[i] = _make_pair(*ids[3 * n : 3 * n + 3])
+                results[i] = _make_pair(rows[i], *ids[3 * n : 3 * n + 3])
         return results
 
     def _texts(self, row: PreferenceRow) -> list[str]:
-        full = [row.prompt + answer for answer in (row.chosen, row.rejected)]
-        answers = (row.chosen, row.rejected)
-        return [row.prompt] + [
-            text if answer.endswith(self._eos) else text + self._eos
-            for text, answer in zip(full, answers)
+        answers = [
+            text if text.endswith(self._eos) else text + self._eos
+            for text in (row.chosen, row.rejected)
         ]
+        return [row.prompt, *(row.prompt + answer for answer in answers)]
 
     def _chats(self, row: PreferenceRow) -> list:
         """The three conversations, rendered, or as ids where the tokenizer
@@ -155,16 +167,16 @@ class PairTokenizer:
 
 
 def _make_pair(
-    prompt: list[int], chosen: list[int], rejected: list[int]
+    row: PreferenceRow, prompt: list[int], chosen: list[int], rejected: list[int]
 ) -> TokenPair | RowFault:
     # Some templates render the prompt alone differently, and tokens may merge
     # across the border: the answers start where the ids part.
     size = min(
         common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected)
     )
-    pair = TokenPair(prompt[:size], chosen[size:], rejected[size:], prompt[size:])
-    if not pair.chosen or not pair.rejected:
+    if len(chosen) == size or len(rejected) == size:
         return RowFault("empty answer", "it has no tokens")
-    if pair.chosen == pair.rejected:
+    if chosen == rejected:
         return RowFault("equal answers", "they have the same tokens")
-    return pair
+    answers = chosen[size:], rejected[size:]
+    return TokenPair(prompt[:size], *answers, prompt[size:], row.shape, row.format)

@@ -17,6 +17,7 @@ from ..cli_ui import PreferenceTrainUI, TrainUI, rprint
 from ..utils import maybe_set_recommended_wired_limit
 from ._upstream_trainer import (
     CacheDataset,
+    Optional,
     TrainingArgs,
     TrainingCallback,
     _clear_cache,
@@ -25,6 +26,7 @@ from ._upstream_trainer import (
     grad_checkpoint,
     iterate_batches,
     train,
+    tree_flatten,
 )
 from .checkpoints import save_adapter
 from .grad_checkpoint import keyed_layers

@@ -1,0 +1,137 @@
+# Copyright © 2026 MLX Contributors
+
+"""Train one seeded ``mlx_lm.lora`` run on plain and on patched mlx-lm and compare.
+
+The model is a tiny random llama, the data a few lines, both made here. The
+adapters of the two runs must be equal byte for byte, or the status is 1.
+
+    python benchmarks/compare_lora_adapters.py \\
+        --plain /path/to/plain/bin/python --patched "$(which python)"
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 96,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 256,
+}
+# Builds the model with the plain interpreter; both runs then load the same files.
+MAKE_MODEL = """
+import json, sys
+from pathlib import Path
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+folder = Path(sys.argv[1])
+config = json.loads((folder / "config.json").read_text())
+mx.random.seed(7)
+model = llama.Model(llama.ModelArgs.from_dict(config))
+mx.save_safetensors(
+    str(folder / "model.safetensors"),
+    dict(tree_flatten(model.parameters())),
+    metadata={"format": "mlx"},
+)
+vocabulary = {"<s>": 0, "</s>": 1, **{chr(c): c - 30 for c in range(32, 126)}}
+tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="</s>"))
+template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}</s>{% endfor %}"
+PreTrainedTokenizerFast(
+    tokenizer_object=tokenizer,
+    bos_token="<s>",
+    eos_token="</s>",
+    chat_template=template + "{% if add_generation_prompt %}a:{% endif %}",
+).save_pretrained(folder)
+"""
+RUNS = {
+    "lora": ["--fine-tune-type", "lora"],
+    "dora": ["--fine-tune-type", "dora", "--grad-checkpoint"],
+    "full": ["--fine-tune-type", "full", "--optimizer", "adamw"],
+    "lora, accumulated": ["--grad-accumulation-steps", "2", "--mask-prompt"],
+}
+
+
+def make_inputs(python: str, folder: Path) -> None:
+    """Write the model, its tokenizer and the data."""
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(CONFIG))
+    call(python, "-c", MAKE_MODEL, str(folder / "model"))
+    (folder / "data").mkdir()
+    for split, count in (("train", 24), ("valid", 8)):
+        rows = [
+            {"prompt": f"What is {n} + {n}?", "completion": f" It is {2 * n}."}
+            for n in range(count)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / "data" / f"{split}.jsonl").write_text(text)
+
+
+def call(python: str, *arguments: str) -> str:
+    """Run an interpreter away from this tree, so that its own mlx-lm is used."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    result = subprocess.run(
+        [os.path.abspath(python), *arguments],
+        cwd=tempfile.gettempdir(),
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        raise SystemExit(f"{python} failed:\n{result.stdout}{result.stderr}")
+    return result.stdout.strip()
+
+
+def train(python: str, folder: Path, out: Path, options: list[str]) -> str:
+    """Train, and return the SHA-256 of the adapter."""
+    flags = ["--model", folder / "model", "--data", folder / "data", "--train"]
+    flags += ["--adapter-path", out, "--iters", 20, "--batch-size", 4, "--seed", 3]
+    flags += ["--num-layers", 2, "--learning-rate", 1e-3, "--steps-per-eval", 10]
+    call(python, "-m", "mlx_lm", "lora", *map(str, flags), *options)
+    return hashlib.sha256((out / "adapters.safetensors").read_bytes()).hexdigest()
+
+
+def main() -> None:
+    """Compare the adapters of every kind of run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--plain", required=True, help="Python with plain mlx-lm.")
+    parser.add_argument("--patched", default=sys.executable, help="Python with DPO.")
+    args = parser.parse_args()
+
+    ask = "import mlx_lm; print(mlx_lm.__version__)"
+    versions = [call(python, "-c", ask) for python in (args.plain, args.patched)]
+    if "+dpo." in versions[0] or "+dpo." not in versions[1]:
+        raise SystemExit(f"Needs plain against patched, got {' and '.join(versions)}.")
+    different = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        make_inputs(args.plain, folder)
+        print(f"| run | {versions[0]} | {versions[1]} | same |")
+        print("|---|---|---|---|")
+        for name, options in RUNS.items():
+            plain = train(args.plain, folder, folder / f"{name} 0", options)
+            patched = train(args.patched, folder, folder / f"{name} 1", options)
+            different += plain != patched
+            same = "yes" if plain == patched else "**no**"
+            print(f"| {name} | {plain[:16]} | {patched[:16]} | {same} |")
+    sys.exit(bool(different))
+
+
+if __name__ == "__main__":
+    main()

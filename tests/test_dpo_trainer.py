@@ -1,0 +1,371 @@
+# Copyright © 2026 MLX Contributors
+
+import contextlib
+import io
+import json
+import tempfile
+import unittest
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten
+from tiny import Pairs, pair, random_pairs, tiny_model, weights_of
+
+from mlx_lm.tuner.callbacks import CallbackList, MetricsFile, TrainingCallback
+from mlx_lm.tuner.checkpoints import save_adapter
+from mlx_lm.tuner.logps import completion_mask, paired_sequence_logps, sequence_logps
+from mlx_lm.tuner.preference_batches import collate_pairs
+from mlx_lm.tuner.reference import (
+    FrozenStart,
+    check_same_tokens,
+    check_same_vocabulary,
+)
+from mlx_lm.tuner.trainer import (
+    DPOTrainingArgs,
+    dpo_step,
+    evaluate_dpo,
+    gradient_accumulator,
+    train_dpo,
+)
+
+
+def train(model, pairs, val=None, optimizer=None, callback=None, **args):
+    """A run without a screen; returns its metrics."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"batch_size": 2, "iters": 20, "steps_per_save": 1000, **args}
+        reference = settings.pop("reference_model", None)
+        settings.setdefault("adapter_file", f"{folder}/adapters.safetensors")
+        with contextlib.redirect_stdout(io.StringIO()):
+            return train_dpo(
+                model,
+                optimizer or optim.Adam(1e-2),
+                pairs,
+                val,
+                DPOTrainingArgs(**settings),
+                reference,
+                callback,
+            )
+
+
+class Recorder(TrainingCallback):
+    def __init__(self):
+        self.train, self.val = [], []
+
+    def on_train_loss_report(self, train_info):
+        self.train.append(train_info)
+
+    def on_val_loss_report(self, val_info):
+        self.val.append(val_info)
+
+
+class TestLogps(unittest.TestCase):
+    def test_completion_mask_counts_every_answer_token_once(self):
+        mask = completion_mask(mx.array([[2, 5], [0, 3], [4, 4]]), 6)
+        self.assertEqual(mask.sum(axis=-1).tolist(), [3, 2, 0])
+        self.assertEqual(mask[0].tolist(), [False, True, True, True, False, False])
+
+    def test_a_pair_scores_the_same_in_any_batch(self):
+        model = tiny_model()
+        pairs = random_pairs(5)
+        alone = []
+        for p in pairs:
+            batch = collate_pairs([p])
+            alone.append(sequence_logps(model, batch["tokens"], batch["lengths"]))
+        alone = mx.stack(alone, axis=1).reshape(-1)
+        long = pair(list(range(1, 40)), [1], [2])
+        together = collate_pairs([*pairs, long])
+        self.assertGreater(together["tokens"].shape[1], 32)
+        logps = sequence_logps(model, together["tokens"], together["lengths"])
+        logps = mx.concatenate([logps[:5], logps[6:11]])
+        np.testing.assert_allclose(logps, alone, rtol=1e-5)
+
+    def test_reference_with_a_wider_head(self):
+        # Checkpoints of one family may pad the same vocabulary differently.
+        model, batch = tiny_model(), collate_pairs(random_pairs(2))
+        tokens, lengths = batch["tokens"], batch["lengths"]
+        logits = model(tokens[:, :-1])
+        wider = mx.concatenate([logits, logits[..., :8] - 1e9], axis=-1)
+        policy, reference, kl = paired_sequence_logps(model, wider, tokens, lengths)
+        np.testing.assert_allclose(policy, reference, rtol=1e-6)
+        np.testing.assert_allclose(kl, 0, atol=1e-5)
+
+
+class TestReference(unittest.TestCase):
+    def test_every_reference_tensor_is_untouched_after_20_steps(self):
+        pairs = random_pairs(8)
+        for kind in ("lora", "dora", "full"):
+            for checkpoint in (False, True):
+                with self.subTest(kind=kind, checkpoint=checkpoint):
+                    model = tiny_model(kind)
+                    reference = FrozenStart(model)
+                    before = {
+                        k: np.array(v) for k, v in tree_flatten(model.parameters())
+                    }
+                    frozen = {k for k, _ in tree_flatten(reference.state)}
+                    optimizer = optim.Adam(1e-2)
+                    train(
+                        model,
+                        pairs,
+                        optimizer=optimizer,
+                        reference_model=reference,
+                        grad_checkpoint=checkpoint,
+                    )
+                    for k, v in tree_flatten(reference.state):
+                        np.testing.assert_array_equal(np.array(v), before[k])
+                    for k, v in tree_flatten(model.parameters()):
+                        if k not in frozen:
+                            np.testing.assert_array_equal(np.array(v), before[k])
+                    self.assertNotEqual(before, weights_of(model))
+                    trained = {k for k, _ in tree_flatten(model.trainable_parameters())}
+                    state = {k for k, _ in tree_flatten(optimizer.state)}
+                    state = {k.rsplit(".", 1)[0] for k in state if "." in k}
+                    self.assertEqual(state, trained)
+
+    def test_a_separate_reference_is_untouched_and_has_no_gradient(self):
+        model, reference = tiny_model("lora"), tiny_model(seed=3)
+        reference.eval()
+        before = {k: np.array(v) for k, v in tree_flatten(reference.parameters())}
+        train(model, random_pairs(6), reference_model=reference)
+        for k, v in tree_flatten(reference.parameters()):
+            np.testing.assert_array_equal(np.array(v), before[k])
+
+    def test_frozen_start_equals_a_second_model(self):
+        pairs = random_pairs(6)
+        for kind in ("lora", "dora", "full"):
+            for checkpoint in (False, True):
+                results = []
+                for separate in (False, True):
+                    model = tiny_model(kind)
+                    reference = tiny_model(kind) if separate else FrozenStart(model)
+                    recorder = Recorder()
+                    train(
+                        model,
+                        pairs,
+                        reference_model=reference,
+                        callback=recorder,
+                        iters=6,
+                        steps_per_report=1,
+                        grad_checkpoint=checkpoint,
+                    )
+                    results.append([r["loss"] for r in recorder.train])
+                with self.subTest(kind=kind, checkpoint=checkpoint):
+                    np.testing.assert_allclose(*results, rtol=1e-6)
+
+    def test_reference_never_sees_dropout(self):
+        model = tiny_model("lora", dropout=0.5)
+        for _, module in model.named_modules():
+            if "lora_b" in module:
+                module.lora_b = mx.random.normal(module.lora_b.shape)
+        tokens = mx.array([[1, 2, 3, 4]])
+        model.eval()
+        expected = np.array(model(tokens))
+        model.train()
+        reference = FrozenStart(model)
+        for _ in range(2):
+            np.testing.assert_array_equal(np.array(reference(tokens)), expected)
+        self.assertTrue(model.training)
+        self.assertFalse(np.array_equal(np.array(model(tokens)), expected))
+
+    def test_tokens_and_vocabulary_are_compared(self):
+        class Vocabulary:
+            def __init__(self, **ids):
+                self.get_vocab = lambda: ids
+
+        check_same_tokens(Vocabulary(a=0), Vocabulary(a=0))
+        for other in (Vocabulary(a=1), Vocabulary(b=0), Vocabulary(a=0, b=1)):
+            with self.assertRaisesRegex(ValueError, "differs from the policy's"):
+                check_same_tokens(Vocabulary(a=0), other)
+        model = tiny_model()
+        check_same_vocabulary(model, model, 64)
+        with self.assertRaisesRegex(ValueError, "vocabulary of 64 tokens"):
+            check_same_vocabulary(model, model, 65)
+
+
+class TestTrainer(unittest.TestCase):
+    def test_step_0_is_log_2_with_the_gradient_of_finite_differences(self):
+        pairs = random_pairs(3)
+        model = tiny_model("lora")
+        reference, batch = FrozenStart(model), collate_pairs(pairs)
+        # SGD with rate 1 moves by exactly the gradient.
+        before = weights_of(model)
+        loss, _ = dpo_step(model, reference, batch, optim.SGD(1.0))
+        self.assertAlmostEqual(loss.item(), np.log(2), places=6)
+        gradient = {k: before[k] - v for k, v in weights_of(model).items()}
+        name = max(gradient, key=lambda k: np.abs(gradient[k]).max())
+        index = np.unravel_index(np.abs(gradient[name]).argmax(), gradient[name].shape)
+
+        def loss_at(shift):
+            moved = {k: mx.array(v) for k, v in before.items()}
+            moved[name][index] += shift
+            model.load_weights(list(moved.items()), strict=False)
+            return evaluate_dpo(model, reference, Pairs(pairs))["loss"]
+
+        numeric = (loss_at(1e-2) - loss_at(-1e-2)) / 2e-2
+        self.assertAlmostEqual(
+            gradient[name][index] / numeric, 1, delta=0.02, msg=f"{name} {index}"
+        )
+
+    def test_accumulation_equals_the_big_batch(self):
+        # Ragged on purpose: 3 + 2 pairs must weigh like 5.
+        pairs = random_pairs(5)
+        big = tiny_model("lora")
+        dpo_step(
+            big, FrozenStart(big), collate_pairs(pairs), optim.SGD(0.5), max_grad_norm=1
+        )
+        small = tiny_model("lora")
+        reference, accumulator = FrozenStart(small), gradient_accumulator(small)
+        optimizer = optim.SGD(0.5)
+        for part, do_update in ((pairs[:3], False), (pairs[3:], True)):
+            start = weights_of(small)
+            dpo_step(
+                small,
+                reference,
+                collate_pairs(part),
+                optimizer,
+                max_grad_norm=1,
+                accumulator=accumulator,
+                do_update=do_update,
+            )
+            changed = any((weights_of(small)[k] != v).any() for k, v in start.items())
+            self.assertEqual(changed, do_update)
+        self.assertEqual(accumulator["pairs"].item(), 0)
+        for k, v in weights_of(big).items():
+            np.testing.assert_allclose(weights_of(small)[k], v, atol=1e-6)
+
+    def test_accumulation_in_the_loop_updates_at_the_end_too(self):
+        optimizer = optim.Adam(1e-3)
+        train(
+            tiny_model("lora"),
+            random_pairs(6),
+            iters=5,
+            grad_accumulation_steps=2,
+            optimizer=optimizer,
+        )
+        self.assertEqual(optimizer.step.item(), 3)
+
+    def test_filling_pairs_weigh_nothing(self):
+        pairs = random_pairs(3)
+        results = []
+        for batch_size in (None, 8):
+            model = tiny_model("lora")
+            batch = collate_pairs(pairs, batch_size)
+            loss, metrics = dpo_step(
+                model, FrozenStart(model), batch, optim.SGD(0.5), reduce=False
+            )
+            results.append((weights_of(model), loss.item(), metrics))
+        for k, v in results[0][0].items():
+            np.testing.assert_allclose(results[1][0][k], v, atol=1e-6)
+        for k, v in results[0][2].items():
+            np.testing.assert_allclose(results[1][2][k], v, rtol=2e-5, atol=1e-6)
+
+    def test_training_is_repeatable_and_depends_on_the_seed(self):
+        runs = []
+        for seed in (0, 0, 1):
+            model = tiny_model("lora", dropout=0.1)
+            train(model, random_pairs(8), seed=seed, iters=6)
+            runs.append(weights_of(model))
+        for k, v in runs[0].items():
+            np.testing.assert_array_equal(runs[1][k], v)
+        self.assertTrue(any((runs[2][k] != v).any() for k, v in runs[0].items()))
+
+    def test_16_bit_layers_keep_float32_masters(self):
+        # A step of 1e-6 is far below bfloat16's resolution at 0.02.
+        model = tiny_model("full")
+        model.set_dtype(mx.bfloat16)
+        before = weights_of_dtype(model)
+        optimizer = optim.Adam(1e-5)
+        train(model, random_pairs(4), optimizer=optimizer, iters=60)
+        after = weights_of_dtype(model)
+        dtypes = {v.dtype for _, v in tree_flatten(model.trainable_parameters())}
+        self.assertEqual(dtypes, {mx.bfloat16})
+        moved = sum((after[k] != before[k]).sum() for k in before)
+        self.assertGreater(moved, 0.01 * sum(v.size for v in before.values()))
+
+    def test_reports_have_all_metrics_and_validation_sees_the_start(self):
+        recorder = Recorder()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "metrics.jsonl"
+            callback = CallbackList([None, MetricsFile(path), recorder])
+            train(
+                tiny_model("lora"),
+                random_pairs(7),
+                Pairs(random_pairs(3, seed=5)),
+                callback=callback,
+                iters=8,
+                steps_per_report=3,
+                steps_per_eval=4,
+            )
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+        self.assertEqual([r["iteration"] for r in recorder.train], [3, 6, 8])
+        self.assertEqual([r["iteration"] for r in recorder.val], [0, 4, 8])
+        self.assertEqual(len(lines), 6)
+        start = recorder.val[0]
+        self.assertAlmostEqual(start["val_loss"], np.log(2), places=5)
+        self.assertEqual(start["val_rewards/accuracies"], 0.0)
+        self.assertEqual(start["val_rewards/margins"], 0.0)
+        for key in ("loss", "kl", "perplexity/policy", "rewards/chosen"):
+            self.assertIn(key, recorder.train[0])
+            self.assertIn(f"val_{key}", start)
+        for key in ("grad_norm", "learning_rate", "pairs_per_second", "padding"):
+            self.assertIn(key, recorder.train[0])
+        last = recorder.train[-1]
+        # Two epochs of 4 batches, one of which holds a single pair.
+        self.assertEqual(last["trained_pairs"], 14)
+        self.assertTrue(0 <= last["padding"] < 1)
+
+    def test_evaluation_counts_every_pair_once(self):
+        model, other = tiny_model(), tiny_model(seed=4)
+        pairs = Pairs(random_pairs(7))
+        whole = evaluate_dpo(model, other, pairs, batch_size=7)
+        parts = evaluate_dpo(model, other, pairs, batch_size=3)
+        single = [evaluate_dpo(model, other, Pairs([p]))["loss"] for p in pairs]
+        self.assertAlmostEqual(np.mean(single), whole["loss"], places=5)
+        for k, v in whole.items():
+            self.assertAlmostEqual(parts[k], v, delta=2e-4 * max(1, abs(v)), msg=k)
+        sample = evaluate_dpo(model, other, pairs, batch_size=2, num_batches=2)
+        again = evaluate_dpo(model, other, pairs, batch_size=2, num_batches=2)
+        self.assertEqual(sample, again)
+        with self.assertRaisesRegex(ValueError, "no pairs"):
+            evaluate_dpo(model, other, Pairs())
+
+    def test_checkpoints_are_written_whole(self):
+        model = tiny_model("lora")
+        with tempfile.TemporaryDirectory() as folder:
+            file = f"{folder}/adapters.safetensors"
+            train(model, random_pairs(4), iters=4, steps_per_save=2, adapter_file=file)
+            names = sorted(p.name for p in Path(folder).iterdir())
+            self.assertEqual(
+                names,
+                [
+                    "0000002_adapters.safetensors",
+                    "0000004_adapters.safetensors",
+                    "adapters.safetensors",
+                ],
+            )
+            for k, v in mx.load(file).items():
+                np.testing.assert_array_equal(np.array(v), weights_of(model)[k])
+            with self.assertRaises(RuntimeError):
+                save_adapter(model, f"{folder}/missing/adapters.safetensors")
+
+    def test_too_few_pairs_is_an_error_not_a_hang(self):
+        with self.assertRaisesRegex(ValueError, "fewer than batch_size=4"):
+            train(tiny_model("lora"), random_pairs(2), batch_size=4)
+
+    def test_bad_settings_are_refused(self):
+        for message, args in (
+            ("beta must be", {"beta": 0.0}),
+            ("grad_accumulation_steps", {"grad_accumulation_steps": 0}),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                train(tiny_model("lora"), random_pairs(4), **args)
+
+
+def weights_of_dtype(model):
+    parameters = tree_flatten(model.trainable_parameters())
+    return {k: np.array(v.astype(mx.float32)) for k, v in parameters}
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,117 @@
+# Copyright © 2026 MLX Contributors
+
+"""Tiny models, tokenizers and pairs that several tests share."""
+
+import json
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from mlx_lm.models import llama
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
+from tokenizers_for_tests import bos_tokenizer  # noqa: E402
+
+VOCAB = 64
+CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": VOCAB,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+}
+LORA = {"rank": 4, "dropout": 0.0, "scale": 10.0}
+
+
+class Pairs(list):
+    """Tokenized pairs with the part of PreferenceDataset that batches need."""
+
+    def itemlen(self, i):
+        return max(self[i][3])
+
+
+def pair(prompt, chosen, rejected):
+    p = len(prompt)
+    return prompt, chosen, rejected, (p, p + len(chosen), p + len(rejected))
+
+
+def random_pairs(n, seed=0, vocab=VOCAB, longest=9):
+    rng = np.random.default_rng(seed)
+    row = lambda low: rng.integers(1, vocab, rng.integers(low, longest)).tolist()
+    return Pairs(pair(row(1), row(1), row(1)) for _ in range(n))
+
+
+def tiny_model(kind="full", seed=0, dropout=0.0, layers=2, **config):
+    """A random llama with its last layers trainable, as the kind says."""
+    mx.random.seed(seed)
+    model = llama.Model(llama.ModelArgs.from_dict({**CONFIG, **config}))
+    model.freeze()
+    if kind == "full":
+        for layer in model.layers[-layers:]:
+            layer.unfreeze()
+    elif kind in ("lora", "dora"):
+        parameters = {**LORA, "dropout": dropout}
+        linear_to_lora_layers(model, layers, parameters, use_dora=(kind == "dora"))
+    return model
+
+
+def weights_of(model):
+    return {k: np.array(v) for k, v in tree_flatten(model.trainable_parameters())}
+
+
+def float64_logps(logits, targets, mask):
+    """Summed log-probs in float64, from arrays of any framework."""
+    x = np.asarray(logits, dtype=np.float64)
+    x = x - x.max(axis=-1, keepdims=True)
+    x = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+    x = np.take_along_axis(x, np.asarray(targets)[..., None], axis=-1)[..., 0]
+    return (x * np.asarray(mask)).sum(axis=-1)
+
+
+def save_tiny_model(folder, quantize=False, **config):
+    """A model folder that ``mlx_lm.load`` reads, with a chat tokenizer."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = bos_tokenizer()
+    tokenizer.save_pretrained(folder)
+    config = {**CONFIG, "vocab_size": len(tokenizer), **config}
+    config["eos_token_id"] = tokenizer.eos_token_id
+    mx.random.seed(1)
+    model = llama.Model(llama.ModelArgs.from_dict(config))
+    if quantize:
+        nn.quantize(model, group_size=32, bits=4)
+        config["quantization"] = {"group_size": 32, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(folder / "model.safetensors"), weights)
+    return folder
+
+
+ROWS = [
+    {
+        "prompt": [{"role": "user", "content": f"Say {word}."}],
+        "chosen": [{"role": "assistant", "content": f"{word}"}],
+        "rejected": [{"role": "assistant", "content": f"oh, the {word} again"}],
+    }
+    for word in "tea hat pen cup sun ink map oak bee jam fog".split()
+]
+
+
+def save_rows(folder, rows=ROWS, names=("train", "valid", "test")):
+    """A data folder with the same rows in every split."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(lines)
+    return folder
