@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 from rich.console import Console
 
@@ -56,17 +57,18 @@ def format_duration(seconds: float) -> str:
     return f"{minutes}m {seconds:02d}s" if minutes else f"{seconds}s"
 
 
-def print_dpo_run_header(console: Console, args, rows: list[tuple[str, str]]) -> None:
+def print_dpo_run_header(
+    console: Console, args: SimpleNamespace, rows: list[tuple[str, str]]
+) -> None:
     """
     Render the start-up panel of a preference run.
 
     Args:
         console (Console): Where to print.
-        args: The run's settings, after defaults and clamping.
+        args (SimpleNamespace): The run's settings, after defaults and clamping.
         rows (list): More rows, label and text, such as data and reference.
 
     Example:
-        >>> from types import SimpleNamespace
         >>> args = SimpleNamespace(model="m", fine_tune_type="full", num_layers=2,
         ...     optimizer="adam", learning_rate=1e-6, loss_type="sigmoid", beta=0.1,
         ...     batch_size=4, iters=10, max_seq_length=64, lr_schedule=None)

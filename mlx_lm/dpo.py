@@ -24,18 +24,19 @@ from .tuner.callbacks import (
 )
 from .tuner.datasets import load_preference_dataset
 from .tuner.dpo_config import (
-    OPTIMIZERS,
+    build_optimizer,
     check_args,
     check_keys,
+    check_types,
     fit_to_model,
     saved_settings,
     training_args,
 )
 from .tuner.losses import LOSSES
 from .tuner.policy import (
-    ADAPTER_KEYS,
-    adapter_config,
     adopt_adapter_config,
+    adopt_finished_run,
+    load_model,
     load_weights,
     prepare_policy,
 )
@@ -43,7 +44,7 @@ from .tuner.reference import FrozenStart, check_same_tokens, check_same_vocabula
 from .tuner.schedules import build_learning_rate
 from .tuner.trainer import evaluate_dpo, train_dpo
 from .tuner.utils import print_trainable_parameters
-from .utils import load, save_config
+from .utils import save_config
 
 CONFIG_DEFAULTS = {
     **lora.CONFIG_DEFAULTS,
@@ -177,44 +178,6 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
     return SimpleNamespace(**{**CONFIG_DEFAULTS, **given}, explicit=explicit)
 
 
-def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
-    """
-    Load a model and its tokenizer, with one clear line if that fails.
-
-    Args:
-        path (str): A local folder or a Hugging Face repo.
-        args (SimpleNamespace): For ``trust_remote_code``.
-
-    Returns:
-        tuple: model and tokenizer.
-
-    Raises:
-        ValueError: If there are no safetensors, the path does not exist, or the
-            weights do not fit the architecture.
-
-    Example:
-        >>> load_model("/nowhere/model", resolve_args([]))
-        Traceback (most recent call last):
-        ...
-        ValueError: The model folder /nowhere/model does not exist.
-    """
-    if not Path(path).exists() and (path.startswith(("/", ".", "~"))):
-        raise ValueError(f"The model folder {path} does not exist.")
-    try:
-        return load(
-            path,
-            tokenizer_config={"trust_remote_code": args.trust_remote_code},
-            trust_remote_code=args.trust_remote_code,
-        )
-    except FileNotFoundError as e:
-        if "safetensors" not in str(e):
-            raise
-        raise ValueError(
-            f"{path} has no .safetensors weights (a repo with only .bin files must be "
-            "saved again with transformers: model.save_pretrained(folder))."
-        ) from e
-
-
 def load_reference_model(
     args: SimpleNamespace, tokenizer: Any = None
 ) -> nn.Module | None:
@@ -305,20 +268,22 @@ def train_model(
     rate, notices = build_learning_rate(
         args.learning_rate, updates, args.lr_schedule, args.warmup_steps
     )
+    optimizer = build_optimizer(args.optimizer, rate, args.optimizer_config)
     if mx.distributed.init().rank() == 0:
         rows = _header_rows(args, train_set, valid_set, reference_model)
         print_dpo_run_header(make_console(), args, rows)
         adapter_path = Path(args.adapter_path)
         adapter_path.mkdir(parents=True, exist_ok=True)
-        save_config(saved_settings(args), adapter_path / "adapter_config.json")
+        settings = saved_settings(args)
+        reporting = get_reporting_callbacks(
+            args.report_to, args.project_name, args.adapter_path, settings
+        )
+        save_config(settings, adapter_path / "adapter_config.json")
         metrics_file = MetricsFile(adapter_path / "metrics.jsonl")
-        training_callback = CallbackList([metrics_file, training_callback])
+        training_callback = CallbackList([metrics_file, reporting, training_callback])
     for notice in notices:
         rprint(notice)
     print_trainable_parameters(model)
-    optimizer = OPTIMIZERS[args.optimizer](
-        learning_rate=rate, **args.optimizer_config.get(args.optimizer, {})
-    )
     train_dpo(
         model,
         optimizer,
@@ -370,26 +335,9 @@ def evaluate_model(
         )
     if not quiet:
         before = "start" if isinstance(reference_model, FrozenStart) else "reference"
-        print_test_table(make_console(), metrics, len(test_set), before)
+        pairs = min(batches * args.batch_size, len(test_set))
+        print_test_table(make_console(), metrics, pairs, before)
     return metrics
-
-
-def _prepare_test(args, model):
-    """Rebuild the start of a finished run, then load what it trained."""
-    config = adapter_config(args.adapter_path)
-    if config is None:
-        raise ValueError(
-            f"{args.adapter_path} has no adapter_config.json. Give --adapter-path the "
-            "folder of a run, or '' to test the model as it is."
-        )
-    kept = (*ADAPTER_KEYS, "beta", "loss_type", "label_smoothing", "reference_model")
-    for key in (*kept, "resume_adapter_file"):
-        if key in config and key not in args.explicit:
-            setattr(args, key, config[key])
-    prepare_policy(args, model)
-    start = FrozenStart(model)
-    load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
-    return start
 
 
 def run(
@@ -413,25 +361,23 @@ def run(
         ...
         ValueError: Must provide at least one of --train or --test
     """
-    explicit = getattr(args, "explicit", set(vars(args)))
-    args = SimpleNamespace(**{**CONFIG_DEFAULTS, **vars(args)})
-    args.explicit = explicit
-    adopt_adapter_config(args)
+    given = {k: v for k, v in vars(args).items() if v is not None}
+    if "explicit" not in given:
+        given["explicit"] = {k for k in given if given[k] != CONFIG_DEFAULTS.get(k)}
+    args = SimpleNamespace(**{**CONFIG_DEFAULTS, **given})
+    check_types(vars(args), CONFIG_DEFAULTS)
+    if args.train:
+        adopt_adapter_config(args)
+    elif args.test and args.adapter_path:
+        adopt_finished_run(args)
+    given = {k: v for k, v in args.lora_parameters.items() if v is not None}
+    args.lora_parameters = {**CONFIG_DEFAULTS["lora_parameters"], **given}
     check_args(args)
     np.random.seed(args.seed)
     if args.mask_prompt:
         rprint("mask_prompt has no effect: preference losses never score prompts.")
     if (notice := slow_blas_notice()) is not None:
         rprint(f"[WARNING] {notice}")
-    reporting = None
-    if args.train and mx.distributed.init().rank() == 0 and args.report_to:
-        Path(args.adapter_path).mkdir(parents=True, exist_ok=True)
-        reporting = get_reporting_callbacks(
-            args.report_to,
-            project_name=args.project_name,
-            log_dir=args.adapter_path,
-            config=saved_settings(args),
-        )
 
     rprint("Loading pretrained model")
     model, tokenizer = load_model(args.model, args)
@@ -454,13 +400,14 @@ def run(
             model,
             train_set,
             valid_set,
-            CallbackList([reporting, training_callback]),
+            training_callback,
             reference_model,
         )
         rprint(f"Saved the adapter to {args.adapter_path}")
     elif args.adapter_path:
-        reference = _prepare_test(args, model)
-        reference = load_reference_model(args, tokenizer) or reference
+        prepare_policy(args, model)
+        reference = reference_model or FrozenStart(model)
+        load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
     else:
         reference = reference_model or model
     if args.test:

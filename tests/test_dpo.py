@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from tiny import ROWS, float64_logps, random_pairs, tiny_model, weights_of
-from tokenizers_for_tests import bos_tokenizer
+from tiny import ROWS, bos_tokenizer, float64_logps, random_pairs, tiny_model, weights_of
+
 
 from mlx_lm.tuner import DPOTrainingArgs, evaluate_dpo, train_dpo
 from mlx_lm.tuner.datasets import PreferenceDataset

@@ -15,7 +15,7 @@ from mlx_lm.models import llama
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
-from tokenizers_for_tests import bos_tokenizer  # noqa: E402
+from tokenizers_for_tests import CASES, bos_tokenizer  # noqa: E402, F401
 
 VOCAB = 64
 CONFIG = {

@@ -45,13 +45,20 @@ class Model(_Model):
         Returns:
             dict: Arrays by the model's names.
 
+        Raises:
+            ValueError: If the head is not tied.
+
         Example:
             >>> args = ModelArgs("gpt2", 8, 8, 1, 8, 8, 1e-5, 16)
             >>> Model(args).sanitize({"lm_head.weight": mx.zeros((16, 8))})
             {}
         """
         weights = {k.removeprefix("transformer."): v for k, v in weights.items()}
+        head = weights.pop("lm_head.weight", None)
+        embedding = weights.get("wte.weight", head)
+        if head is not None and not mx.array_equal(head, embedding):
+            raise ValueError("The checkpoint's lm_head is not its token embedding.")
         for k in [*weights]:
-            if k == "lm_head.weight" or k.endswith(".attn.masked_bias"):
+            if k.endswith(".attn.masked_bias"):
                 del weights[k]
         return super().sanitize(weights)

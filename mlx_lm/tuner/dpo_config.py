@@ -3,13 +3,17 @@
 """The settings of a preference run: checked, fitted to the model, saved."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
+from ..cli_ui import rprint
+from .callbacks import SUPPORT_CALLBACK
 from .losses import check_loss_options
 from .policy import TRAINED_WITH
 from .schedules import build_learning_rate
@@ -33,15 +37,54 @@ OPTIMIZERS = {
     "sgd": optim.SGD,
     "adafactor": optim.Adafactor,
 }
+LORA_KEYS = ("rank", "scale", "dropout", "keys")
+HF_DATASET_KEYS = (
+    "path",
+    "config",
+    "data_dir",
+    "train_split",
+    "valid_split",
+    "test_split",
+    "prompt_feature",
+    "chosen_feature",
+    "rejected_feature",
+    "completion_feature",
+    "text_feature",
+    "chat_feature",
+    "mask_prompt",
+    "wrap_text",
+    "transcripts",
+    "max_bad_rows",
+)
+# The type of settings whose default is None; that of others is their default's.
+UNSET_TYPES: dict[str, type] = {
+    "epochs": int,
+    "warmup_steps": int,
+    "learning_rate": float,
+    "data": str,
+    "data_dir": str,
+    "reference_model": str,
+    "resume_adapter_file": str,
+    "report_to": str,
+    "project_name": str,
+}
+_KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("text", (str,)),
+    dict: ("a mapping", (dict,)),
+}
 
 
-def check_keys(config: dict, known: Iterable[str]) -> None:
+def check_keys(config: dict, known: Iterable[str], where: str = "the config") -> None:
     """
     Refuse a misspelt key.
 
     Args:
         config (dict): Settings as read from a YAML file.
         known (Iterable): The keys that exist.
+        where (str): A name of the settings, for the message.
 
     Raises:
         ValueError: If a key is unknown; the message names the closest known one.
@@ -56,7 +99,35 @@ def check_keys(config: dict, known: Iterable[str]) -> None:
         if key not in known:
             close = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
             hint = f", did you mean {close[0]!r}?" if close else ". See DPO.md."
-            raise ValueError(f"Unknown key {key!r} in the config{hint}")
+            raise ValueError(f"Unknown key {key!r} in {where}{hint}")
+
+
+def check_types(config: dict, defaults: dict) -> None:
+    """
+    Refuse values of the wrong type, which a YAML file may hold.
+
+    Args:
+        config (dict): The settings; None is fine everywhere.
+        defaults (dict): The defaults, which tell the types.
+
+    Raises:
+        ValueError: If a value has the wrong type.
+
+    Example:
+        >>> check_types({"iters": "many"}, {"iters": 1000})
+        Traceback (most recent call last):
+        ...
+        ValueError: iters must be a whole number, got 'many'.
+    """
+    for key, value in config.items():
+        default = defaults.get(key)
+        wanted = UNSET_TYPES.get(key) if default is None else type(default)
+        if value is None or wanted not in _KINDS:
+            continue
+        kind, types = _KINDS[wanted]
+        is_bool = isinstance(value, bool) and wanted is not bool
+        if is_bool or not isinstance(value, types):
+            raise ValueError(f"{key} must be {kind}, got {value!r}.")
 
 
 def check_args(args: SimpleNamespace) -> None:
@@ -81,6 +152,8 @@ def check_args(args: SimpleNamespace) -> None:
         raise ValueError("Must provide at least one of --train or --test")
     if not args.data and not args.hf_dataset:
         raise ValueError("No data: give --data a folder or a Hugging Face dataset.")
+    if args.train and not args.adapter_path:
+        raise ValueError("adapter_path is empty: name a folder for the adapter.")
     check_loss_options(args.beta, args.label_smoothing, args.loss_type)
     if args.fine_tune_type not in LEARNING_RATES:
         raise ValueError(
@@ -100,10 +173,78 @@ def check_args(args: SimpleNamespace) -> None:
         value = getattr(args, key)
         if value < 1 and value != -1:
             raise ValueError(f"{key} must be -1 (all) or at least 1, got {value}.")
+    for key in ("learning_rate", "max_grad_norm", "warmup_steps", "seed"):
+        value = getattr(args, key)
+        if value is not None and not value >= 0:
+            raise ValueError(f"{key} must not be negative, got {value}.")
+    _check_nested(args)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.fine_tune_type]
     # Builds it once to find mistakes; the length of the run comes later.
     build_learning_rate(args.learning_rate, 1, args.lr_schedule, args.warmup_steps)
+    build_optimizer(args.optimizer, args.learning_rate, args.optimizer_config)
+
+
+def _check_nested(args):
+    check_keys(args.optimizer_config, OPTIMIZERS, "optimizer_config")
+    given = args.hf_dataset or []
+    if not isinstance(given, (dict, list)):
+        raise ValueError(f"hf_dataset must be a mapping or a list, got {given!r}.")
+    for dataset in [given] if isinstance(given, dict) else given:
+        if isinstance(dataset, dict):
+            check_keys(dataset, HF_DATASET_KEYS, "hf_dataset")
+    lora = args.lora_parameters
+    # Those of an adapter may have more keys.
+    if "lora_parameters" in args.explicit:
+        check_keys(lora, LORA_KEYS, "lora_parameters")
+    check_types(
+        {f"lora_parameters.{k}": v for k, v in lora.items()},
+        {
+            "lora_parameters.rank": 8,
+            "lora_parameters.scale": 20.0,
+            "lora_parameters.dropout": 0.0,
+        },
+    )
+    if lora["rank"] < 1 or not 0 <= lora["dropout"] < 1:
+        raise ValueError(
+            "lora_parameters needs a rank of at least 1 and a dropout of at least 0 "
+            f"and below 1, got {lora}."
+        )
+    names = [name.strip().lower() for name in (args.report_to or "").split(",")]
+    for name in filter(None, names):
+        if name not in SUPPORT_CALLBACK:
+            raise ValueError(
+                f"Unknown report_to {name!r}, choose from "
+                f"{', '.join(SUPPORT_CALLBACK)}."
+            )
+
+
+def build_optimizer(
+    name: str, rate: float | Callable[[mx.array], mx.array], config: dict[str, Any]
+) -> optim.Optimizer:
+    """
+    Make an optimizer of ``mlx.optimizers``.
+
+    Args:
+        name (str): A key of ``OPTIMIZERS``.
+        rate (float or Callable): The learning rate, or a schedule.
+        config (dict): For each optimizer its own options.
+
+    Returns:
+        optim.Optimizer: The optimizer.
+
+    Raises:
+        ValueError: If it does not take an option.
+
+    Example:
+        >>> build_optimizer("adamw", 0.1, {"adamw": {"weight_decay": 0.5}}).weight_decay
+        0.5
+    """
+    options = config.get(name) or {}
+    try:
+        return OPTIMIZERS[name](learning_rate=rate, **options)
+    except TypeError as e:
+        raise ValueError(f"optimizer_config.{name} {options!r} is wrong: {e}") from e
 
 
 def fit_to_model(args: SimpleNamespace, model: nn.Module) -> None:
@@ -120,16 +261,17 @@ def fit_to_model(args: SimpleNamespace, model: nn.Module) -> None:
 
     Example:
         >>> from mlx_lm.dpo import resolve_args
-        >>> model = SimpleNamespace(layers=[0] * 12, args=None)
+        >>> model = SimpleNamespace(layers=[0] * 12)
         >>> args = resolve_args([])
         >>> fit_to_model(args, model)
         >>> args.num_layers
         12
     """
     limits = {"num_layers": len(model.layers), "max_seq_length": None}
-    config = getattr(model, "args", None)
+    config = vars(getattr(model, "args", SimpleNamespace()))
+    config = {**(config.get("text_config") or {}), **config}
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-        if isinstance(positions := getattr(config, name, None), int):
+        if isinstance(positions := config.get(name), int):
             limits["max_seq_length"] = positions
             break
     for key, limit in limits.items():
@@ -140,6 +282,8 @@ def fit_to_model(args: SimpleNamespace, model: nn.Module) -> None:
             raise ValueError(
                 f"{key} is {getattr(args, key)} but the model only has {limit} {what}."
             )
+        if key == "max_seq_length":
+            rprint(f"max_seq_length is {limit}, the most positions the model has.")
         setattr(args, key, limit)
 
 

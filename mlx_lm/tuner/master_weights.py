@@ -40,6 +40,16 @@ class MasterWeights:
 
     @property
     def learning_rate(self) -> mx.array:
+        """
+        The rate of the last update.
+
+        Returns:
+            mx.array: A scalar.
+
+        Example:
+            >>> MasterWeights(optim.SGD(0.5), nn.Linear(1, 1)).learning_rate.item()
+            0.5
+        """
         return self._optimizer.learning_rate
 
     def update(self, model: nn.Module, gradients: dict) -> None:

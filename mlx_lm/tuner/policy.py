@@ -5,16 +5,73 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ..cli_ui import rprint
+from ..utils import load
 from .utils import linear_to_lora_layers
 
 ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters")
+# What else decides the numbers of a finished run's test.
+TEST_KEYS = (
+    "model",
+    "reference_model",
+    "resume_adapter_file",
+    "beta",
+    "loss_type",
+    "label_smoothing",
+    "max_seq_length",
+    "prompt_feature",
+    "chosen_feature",
+    "rejected_feature",
+    "wrap_text",
+    "transcripts",
+)
 TRAINED_WITH = "mlx_lm.dpo"
+
+
+def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
+    """
+    Load a model and its tokenizer, with one clear line if that fails.
+
+    Args:
+        path (str): A local folder or a Hugging Face repo.
+        args (SimpleNamespace): For ``trust_remote_code``.
+
+    Returns:
+        tuple: model and tokenizer.
+
+    Raises:
+        ValueError: If there are no safetensors, the path does not exist, or the
+            weights do not fit the architecture.
+
+    Example:
+        >>> load_model("/nowhere/model", SimpleNamespace(trust_remote_code=False))
+        Traceback (most recent call last):
+        ...
+        ValueError: The model folder /nowhere/model does not exist.
+    """
+    if not Path(path).exists() and (path.startswith(("/", ".", "~"))):
+        raise ValueError(f"The model folder {path} does not exist.")
+    try:
+        return load(
+            path,
+            tokenizer_config={"trust_remote_code": args.trust_remote_code},
+            trust_remote_code=args.trust_remote_code,
+        )
+    except FileNotFoundError as e:
+        if "safetensors" not in str(e):
+            raise
+        raise ValueError(
+            f"{path} has no .safetensors weights (a repo with only .bin files must be "
+            "saved again with transformers: model.save_pretrained(folder))."
+        ) from e
+    except RuntimeError as e:
+        raise ValueError(f"Can't read the weights of {path}: {e}") from e
 
 
 def adapter_config(path: str | Path) -> dict | None:
@@ -62,6 +119,11 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
     path = path / "adapters.safetensors" if path.is_dir() else path
     if not path.exists():
         raise ValueError(f"resume_adapter_file {path} does not exist.")
+    if path.parent.resolve() == Path(args.adapter_path).resolve():
+        raise ValueError(
+            f"adapter_path {args.adapter_path} holds the adapter to start from, which "
+            "the run would overwrite: choose another folder."
+        )
     args.resume_adapter_file = str(path)
     config = adapter_config(path)
     if config is None:
@@ -72,16 +134,59 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
             "Continue that run with --resume, or set new_reference: true to start a "
             "new one whose reference is this adapter."
         )
-    for key in ADAPTER_KEYS:
-        theirs, ours = config.get(key), getattr(args, key)
-        if theirs is None:
-            continue
-        if key in args.explicit and ours != theirs:
+    _adopt(args, config, path)
+
+
+def _adopt(args, config, path):
+    """Take the adapter's shape from its configuration, or say what contradicts."""
+    theirs = {k: config[k] for k in ADAPTER_KEYS if config.get(k) is not None}
+    ours = {k: getattr(args, k) for k in theirs if k in args.explicit}
+    if "lora_parameters" in ours:
+        parameters = dict(theirs["lora_parameters"])
+        given = ours.pop("lora_parameters")
+        # Dropout is no part of what the adapter computes.
+        parameters["dropout"] = given.get("dropout", parameters.get("dropout", 0.0))
+        theirs["lora_parameters"] = parameters
+        ours |= {f"lora_parameters.{k}": v for k, v in given.items()}
+    for key, value in ours.items():
+        parent, _, name = key.partition(".")
+        other = theirs[parent].get(name) if name else theirs[parent]
+        if value != other:
             raise ValueError(
-                f"{key} is {ours} but the adapter {path} was trained with {theirs}. "
+                f"{key} is {value} but the adapter {path} was trained with {other}. "
                 f"Leave {key} out, the adapter decides it."
             )
-        setattr(args, key, theirs)
+    for key, value in theirs.items():
+        setattr(args, key, value)
+
+
+def adopt_finished_run(args: SimpleNamespace) -> None:
+    """
+    Take the settings of a finished run that decide the numbers of its test.
+
+    Args:
+        args (SimpleNamespace): The settings; ``adapter_path`` is the run's folder.
+
+    Raises:
+        ValueError: If it is no folder of a run, or contradicts what was given.
+
+    Example:
+        >>> adopt_finished_run(SimpleNamespace(adapter_path="nowhere"))
+        Traceback (most recent call last):
+        ...
+        ValueError: nowhere has no adapter_config.json. Give --adapter-path the \
+folder of a run, or '' to test the model as it is.
+    """
+    config = adapter_config(args.adapter_path)
+    if config is None:
+        raise ValueError(
+            f"{args.adapter_path} has no adapter_config.json. Give --adapter-path the "
+            "folder of a run, or '' to test the model as it is."
+        )
+    _adopt(args, config, args.adapter_path)
+    for key in TEST_KEYS:
+        if config.get(key) is not None and key not in args.explicit:
+            setattr(args, key, config[key])
 
 
 def load_weights(model: nn.Module, path: str | Path) -> None:
@@ -105,7 +210,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         ValueError: ... tensor 'other' is not trained here...
     """
     trainable = dict(tree_flatten(model.trainable_parameters()))
-    weights = mx.load(str(path))
+    if not Path(path).exists():
+        raise ValueError(f"The adapter file {path} does not exist.")
+    try:
+        weights = mx.load(str(path))
+    except RuntimeError as e:
+        raise ValueError(f"Can't read the adapter file {path}: {e}") from e
     for name, w in weights.items():
         if name not in trainable:
             raise ValueError(
@@ -147,8 +257,7 @@ def prepare_policy(args: SimpleNamespace, model: nn.Module) -> None:
     mx.random.seed(args.seed)
     model.freeze()
     if args.fine_tune_type == "full":
-        first = 0 if args.num_layers == -1 else len(model.layers) - args.num_layers
-        for layer in model.layers[first:]:
+        for layer in model.layers[-max(args.num_layers, 0) :]:
             layer.unfreeze()
         args.lora_parameters = None
     else:
@@ -158,6 +267,9 @@ def prepare_policy(args: SimpleNamespace, model: nn.Module) -> None:
             args.lora_parameters,
             use_dora=(args.fine_tune_type == "dora"),
         )
+    if not tree_flatten(model.trainable_parameters()):
+        keys = (args.lora_parameters or {}).get("keys")
+        raise ValueError(f"Nothing to train: the model has no layers named {keys}.")
     if args.resume_adapter_file is not None:
         rprint(f"Starting from the weights in {args.resume_adapter_file}")
         load_weights(model, args.resume_adapter_file)

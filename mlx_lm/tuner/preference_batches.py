@@ -12,8 +12,8 @@ def padded_length(length: int, max_length: int | None = None) -> int:
     """
     Round a length up so that few shapes are compiled and little is padded.
 
-    Multiples of 32 up to 256 tokens, then four steps an octave: at most a
-    quarter is padding and 2,048 tokens need 20 shapes.
+    Multiples of 16 up to 128 tokens, then four steps an octave: at most a
+    quarter is padding and 2,048 tokens need 24 shapes.
 
     Args:
         length (int): Tokens of the longest row.
@@ -24,9 +24,9 @@ def padded_length(length: int, max_length: int | None = None) -> int:
 
     Example:
         >>> [padded_length(n) for n in (1, 33, 257, 700)]
-        [32, 64, 320, 768]
+        [16, 48, 320, 768]
     """
-    step = 32
+    step = 16
     while length > 8 * step:
         step *= 2
     padded = step * -(-max(length, 1) // step)

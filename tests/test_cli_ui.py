@@ -1,0 +1,107 @@
+# Copyright © 2026 MLX Contributors
+
+import re
+import unittest
+from types import SimpleNamespace
+from unittest import mock
+
+from mlx_lm import openblas
+from mlx_lm.cli_ui import (
+    TEST_ROWS,
+    PreferenceTrainUI,
+    format_duration,
+    make_console,
+    print_dpo_run_header,
+    print_test_table,
+)
+from mlx_lm.openblas import find_openblas, slow_blas_notice
+
+METRICS = {
+    "loss": 0.51,
+    "rewards/accuracies": 0.875,
+    "rewards/margins": 1.25,
+    "tokens_per_second": 1234.0,
+    "trained_pairs": 80.0,
+    "logps/accuracies": 0.6,
+    "logps/accuracies_per_token": 0.7,
+}
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+class TestPreferenceUI(unittest.TestCase):
+    def show(self, draw):
+        with make_console().capture() as screen:
+            draw()
+        return plain(screen.get())
+
+    def test_durations(self):
+        for seconds, text in ((0.4, "0s"), (61, "1m 01s"), (7260, "2h 01m")):
+            self.assertEqual(format_duration(seconds), text)
+
+    def test_lines_show_loss_accuracy_margin_pairs_and_time_left(self):
+        ui = PreferenceTrainUI(100)
+
+        def draw():
+            with ui, mock.patch("time.perf_counter", return_value=0.0):
+                ui._last = (0, -10.0)
+                ui.report_train(10, METRICS)
+                ui.report_val(10, METRICS, 2.0)
+
+        text = self.show(draw)
+        for part in ("0.510 ▼", "87.5%", "+1.250", "1,234", "80", "1m 30s"):
+            self.assertIn(part, text)
+        self.assertIn("chosen likelier: 60.0%, per token 70.0%", text)
+
+    def test_header_and_table(self):
+        args = SimpleNamespace(
+            model="m",
+            fine_tune_type="lora",
+            num_layers=-1,
+            lora_parameters={"rank": 4},
+            optimizer="adam",
+            learning_rate=1e-5,
+            lr_schedule={"name": "cosine"},
+            loss_type="sigmoid",
+            beta=0.25,
+            batch_size=4,
+            iters=10,
+            max_seq_length=64,
+        )
+        rows = [("pairs", "9 train")]
+        text = self.show(lambda: print_dpo_run_header(make_console(), args, rows))
+        for part in ("all layers · rank 4", "beta 0.25", "cosine schedule", "9 train"):
+            self.assertIn(part, text)
+        metrics = {key: 0.25 for row in TEST_ROWS for key in row[1:3] if key}
+        text = self.show(
+            lambda: print_test_table(make_console(), metrics, 60, "start")
+        )
+        self.assertIn("test · 60 pairs", text)
+        # A policy that is its own reference has no reward accuracy.
+        self.assertRegex(text, r"reward accuracy\s+-\s+25.0%")
+
+
+class TestOpenBLAS(unittest.TestCase):
+    def test_a_slow_blas_is_noticed_with_the_way_out(self):
+        system = mock.patch.object(openblas.platform, "system", return_value="Linux")
+        device = mock.patch.object(
+            openblas.mx, "default_device", return_value=openblas.mx.cpu
+        )
+        with system, device:
+            for path in ("/opt/libblas.so.3", None):
+                found = mock.patch.object(openblas, "find_openblas", return_value=path)
+                with found:
+                    notice = slow_blas_notice("/usr/lib/libblas.so.3")
+                self.assertIn(path or "apt-get install", notice)
+            self.assertIsNone(slow_blas_notice("x /usr/lib/libopenblas.so.0"))
+
+    def test_other_systems_need_none(self):
+        with mock.patch.object(openblas.platform, "system", return_value="Darwin"):
+            self.assertIsNone(find_openblas())
+            self.assertIsNone(slow_blas_notice(""))
+
+
+if __name__ == "__main__":
+    unittest.main()

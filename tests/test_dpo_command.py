@@ -1,0 +1,456 @@
+# Copyright © 2026 MLX Contributors
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from unittest import mock
+
+import mlx.core as mx
+import yaml
+from test_gpt2 import save_gpt2
+from tiny import save_rows, save_tiny_model
+
+from mlx_lm import cli, dpo
+from mlx_lm.tuner import _upstream_callbacks
+from mlx_lm.tuner.callbacks import TrainingCallback
+
+TEXT_ROWS = [
+    {"prompt": f"Say {word}: ", "chosen": word, "rejected": f"never {word}"}
+    for word in "tea hat pen cup sun ink map oak".split()
+]
+METRICS = {
+    *("iteration", "loss", "train_loss", "learning_rate", "grad_norm", "kl"),
+    *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
+    *("logps/chosen", "logps/rejected", "logps/accuracies"),
+    *("logps/accuracies_per_token", "reference_logps/accuracies"),
+    *("reference_logps/accuracies_per_token", "perplexity/policy"),
+    *("perplexity/reference", "pairs_per_second", "tokens_per_second", "padding"),
+    *("trained_pairs", "trained_tokens", "peak_memory"),
+}
+
+
+def command(*argv):
+    """Run mlx_lm.dpo in this process: exit code, stdout and stderr."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    words = ["mlx_lm.dpo", *map(str, argv)]
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with mock.patch.object(sys, "argv", words):
+            try:
+                dpo.main()
+            except SystemExit as e:
+                code = e.code
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    return code, plain, err.getvalue()
+
+
+def metrics_of(folder):
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def write_yaml(path, **config):
+    path = Path(path)
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+class FakeService(ModuleType):
+    """Stands in for wandb and swanlab."""
+
+    def __init__(self):
+        super().__init__("service")
+        self.started, self.logged = [], []
+
+    def init(self, **kwargs):
+        self.started.append(kwargs)
+
+    def log(self, data, step):
+        self.logged.append((step, data))
+
+
+class Recorder(TrainingCallback):
+    def __init__(self):
+        self.train, self.val = [], []
+
+    def on_train_loss_report(self, train_info):
+        self.train.append(train_info)
+
+    def on_val_loss_report(self, val_info):
+        self.val.append(val_info)
+
+
+class CommandCase(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.shared = tempfile.TemporaryDirectory()
+        root = Path(cls.shared.name)
+        cls.model = save_tiny_model(root / "model", max_position_embeddings=2048)
+        cls.data = save_rows(root / "data")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.shared.cleanup()
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.adapters = self.folder / "adapters"
+
+    def flags(self, *more, train=True):
+        return [
+            *("--model", self.model, "--data", self.data),
+            *("--adapter-path", self.adapters, "--num-layers", 2),
+            *("--max-seq-length", 64, "--iters", 3, "--batch-size", 4),
+            *(["--train"] if train else []),
+            *more,
+        ]
+
+    def succeed(self, *argv):
+        code, out, err = command(*argv)
+        self.assertEqual(code, 0, err)
+        return out
+
+    def fail_in_one_line(self, pattern, *argv):
+        code, _, err = command(*argv)
+        self.assertEqual(code, 2)
+        self.assertRegex(err, rf"\AError: .*{pattern}.*\n\Z")
+        self.assertFalse(self.adapters.exists(), list(self.adapters.rglob("*")))
+        return err
+
+
+class TestIssueConfigurations(CommandCase):
+    """The two configurations that must run, with tiny local models."""
+
+    def test_gpt2_lora(self):
+        model = save_gpt2(self.folder / "gpt2", n_layer=12, n_positions=1024)
+        data = save_rows(self.folder / "text", TEXT_ROWS, ("train", "valid"))
+        config = self.folder / "dpo.yaml"
+        config.write_text(
+            f'model: "{model}"\n'
+            "train: true\n"
+            'fine_tune_type: "lora"\n'
+            f'data: "{data}"\n'
+            "beta: 0.1\n"
+            "batch_size: 4\n"
+            "iters: 1000\n"
+            "learning_rate: 1e-6\n"
+            "max_seq_length: 1024\n"
+            "lora_parameters: {rank: 8, dropout: 0.0, scale: 20.0}\n"
+            "reference_model: null\n"
+        )
+        out = self.succeed("-c", config, "--iters", 4, "--adapter-path", self.adapters)
+        saved = json.loads((self.adapters / "adapter_config.json").read_text())
+        self.assertEqual(saved["num_layers"], 12)
+        self.assertEqual(saved["learning_rate"], 1e-6)
+        self.assertEqual(saved["iters"], 4)
+        self.assertIsNone(saved["reference_model"])
+        weights = mx.load(str(self.adapters / "adapters.safetensors"))
+        layers = {re.search(r"h\.(\d+)\.", k)[1] for k in weights}
+        self.assertEqual(layers, {str(i) for i in range(12)})
+        # What is shown is the tail of what is trained on: raw text, no template.
+        self.assertRegex(out, r"rows are +text · text")
+        self.assertEqual(metrics_of(self.adapters)[0]["val_rewards/margins"], 0)
+
+    def test_llama_dora_with_reference_model(self):
+        model = save_tiny_model(self.folder / "llama", max_position_embeddings=4096)
+        other = save_tiny_model(
+            self.folder / "other", num_hidden_layers=1, max_position_embeddings=4096
+        )
+        config = self.folder / "dpo.yaml"
+        config.write_text(
+            f'model: "{model}"\n'
+            "train: true\n"
+            'fine_tune_type: "dora"\n'
+            f'data: "{self.data}"\n'
+            "beta: 0.2\n"
+            "batch_size: 8\n"
+            "iters: 5000\n"
+            "learning_rate: 5e-7\n"
+            "max_seq_length: 2048\n"
+            "lora_parameters: {rank: 16, dropout: 0.1, scale: 10.0}\n"
+            f'reference_model: "{other}"\n'
+            "grad_checkpoint: true\n"
+            'optimizer: "adamw"\n'
+            'lr_schedule: {name: "cosine", warmup_steps: 100}\n'
+            'report_to: "wandb"\n'
+            'project_name: "dpo-llama-experiments"\n'
+        )
+        wandb = FakeService()
+        with mock.patch.object(_upstream_callbacks, "wandb", wandb):
+            out = self.succeed(
+                *("--config", config, "--iters", 4, "--adapter-path", self.adapters)
+            )
+        self.assertRegex(" ".join(out.split()), "warmup_steps 100 is longer .* 3 of 4")
+        (started,) = wandb.started
+        self.assertEqual(started["project"], "dpo-llama-experiments")
+        self.assertEqual(started["config"]["fine_tune_type"], "dora")
+        self.assertEqual(started["config"]["iters"], 4)
+        self.assertEqual([step for step, _ in wandb.logged], [0, 4, 4])
+        # The rate peaks at the last update, where the rise ends.
+        self.assertAlmostEqual(wandb.logged[1][1]["learning_rate"], 5e-7, delta=1e-12)
+        # Another reference than the start: margins differ before the first step.
+        self.assertNotEqual(wandb.logged[0][1]["val_rewards/margins"], 0)
+
+
+class TestReports(CommandCase):
+    def test_callbacks_and_metrics_file(self):
+        services = {"wandb": FakeService(), "swanlab": FakeService()}
+        recorder = Recorder()
+        flags = self.flags(
+            *("--report-to", "wandb,swanlab", "--steps-per-report", 2),
+            *("--steps-per-eval", 2, "--save-every", 2),
+        )
+        args = dpo.resolve_args([str(flag) for flag in flags])
+        with mock.patch.multiple(_upstream_callbacks, **services):
+            with contextlib.redirect_stdout(io.StringIO()):
+                dpo.run(args, training_callback=recorder)
+        steps = [0, 2, 2, 3, 3]
+        for service in services.values():
+            self.assertEqual([step for step, _ in service.logged], steps)
+        lines = metrics_of(self.adapters)
+        self.assertEqual([line["iteration"] for line in lines], steps)
+        self.assertEqual(
+            lines, [recorder.val[0], *sum(zip(recorder.train, recorder.val[1:]), ())]
+        )
+        self.assertEqual(lines, [data for _, data in services["wandb"].logged])
+        self.assertLessEqual(METRICS, set(lines[1]))
+        in_validation = {k for k in METRICS if "/" in k} | {"loss", "kl"}
+        self.assertEqual(
+            set(lines[0]),
+            {f"val_{k}" for k in in_validation} | {"iteration", "val_time"},
+        )
+        self.assertEqual(lines[0]["val_rewards/accuracies"], 0)
+        self.assertAlmostEqual(lines[0]["val_loss"], 0.693147, places=5)
+        self.assertEqual(lines[-2]["trained_pairs"], 12 - 1)
+        files = {file.name for file in self.adapters.iterdir()}
+        self.assertEqual(
+            files,
+            {
+                "adapters.safetensors",
+                "0000002_adapters.safetensors",
+                "adapter_config.json",
+                "metrics.jsonl",
+            },
+        )
+
+    def test_caller_needs_no_parser(self):
+        recorder = Recorder()
+        args = SimpleNamespace(
+            **{**dpo.CONFIG_DEFAULTS, "model": str(self.model), "train": True},
+        )
+        args.data, args.adapter_path = str(self.data), str(self.adapters)
+        args.iters = 1
+        with contextlib.redirect_stdout(io.StringIO()):
+            # num_layers is 16 by default, the model has 3.
+            dpo.run(args, recorder)
+        self.assertEqual([info["iteration"] for info in recorder.train], [1])
+        self.assertEqual([info["iteration"] for info in recorder.val], [0, 1])
+
+    def test_epochs_take_the_place_of_iters(self):
+        self.succeed(*self.flags("--epochs", 2, "--grad-accumulation-steps", 2))
+        lines = metrics_of(self.adapters)
+        # 11 pairs make 3 batches.
+        self.assertEqual(lines[-1]["iteration"], 6)
+        self.assertEqual(lines[-2]["trained_pairs"], 22)
+
+    def test_mask_prompt_is_noticed(self):
+        out = self.succeed(*self.flags("--mask-prompt"))
+        self.assertIn("mask_prompt has no effect", out)
+
+    def test_length_is_clamped_to_the_positions(self):
+        model = save_tiny_model(self.folder / "short", max_position_embeddings=96)
+        args = self.flags("--model", model)
+        at = args.index("--max-seq-length")
+        out = self.succeed(*args[:at], *args[at + 2 :])
+        self.assertEqual(out.count("max_seq_length is 96"), 1)
+        saved = json.loads((self.adapters / "adapter_config.json").read_text())
+        self.assertEqual(saved["max_seq_length"], 96)
+
+    def test_run_without_validation_set(self):
+        save_rows(self.folder / "one", names=("train",))
+        config = write_yaml(self.folder / "dpo.yaml", valid_fraction=0)
+        self.succeed(*self.flags("-c", config, "--data", self.folder / "one"))
+        self.assertEqual([m["iteration"] for m in metrics_of(self.adapters)], [3])
+
+
+class TestRefusals(CommandCase):
+    """Unusable input: one line, exit code 2, nothing written."""
+
+    def test_more_layers_than_the_model_has(self):
+        self.fail_in_one_line(
+            "num_layers is 4 .* only has 3", *self.flags("--num-layers", 4)
+        )
+
+    def test_longer_than_the_positions(self):
+        self.fail_in_one_line(
+            "max_seq_length is 2049 .* only has 2048",
+            *self.flags("--max-seq-length", 2049),
+        )
+
+    def test_data(self):
+        only = {
+            name: save_rows(self.folder / name, names=(name,))
+            for name in ("train", "valid")
+        }
+        cases = {
+            "Found no data at .*nowhere": ["--data", self.folder / "nowhere"],
+            "no train set": ["--data", only["valid"]],
+            "no test set": ["--data", only["train"], "--test"],
+            "11 usable pairs, fewer than batch_size=12": ["--batch-size", 12],
+        }
+        for pattern, more in cases.items():
+            with self.subTest(pattern=pattern):
+                self.fail_in_one_line(pattern, *self.flags(*more))
+
+    def test_too_many_bad_rows(self):
+        rows = [*TEXT_ROWS, {"prompt": "Say", "chosen": "tea", "rejected": "tea"}]
+        data = save_rows(self.folder / "bad", rows)
+        self.fail_in_one_line("1 of 9 rows are bad", *self.flags("--data", data))
+
+    def test_no_folder_for_the_adapter(self):
+        self.fail_in_one_line(
+            "adapter_path is empty", *self.flags("--adapter-path", "")
+        )
+
+    def test_no_data_and_nothing_to_do(self):
+        self.fail_in_one_line("No data", "--train", "--adapter-path", self.adapters)
+        self.fail_in_one_line("--train or --test", *self.flags(train=False))
+
+    def test_settings(self):
+        cases = {
+            "Unknown optimizer 'adamm'": {"optimizer": "adamm"},
+            "Unknown lr_schedule 'cosin'": {"lr_schedule": {"name": "cosin"}},
+            "Unknown lr_schedule 'cosine_decoy'": {
+                "lr_schedule": {"name": "cosine_decoy", "arguments": [1e-5, 10]}
+            },
+            "lr_schedule .* is wrong": {
+                "lr_schedule": {"name": "cosine_decay", "arguments": [1e-5]}
+            },
+            "Unknown loss_type 'sigmod'": {"loss_type": "sigmod"},
+            "Unknown fine_tune_type 'qlora'": {"fine_tune_type": "qlora"},
+            "beta must be a positive number, got 0": {"beta": 0},
+            "beta must be a positive number, got -0.1": {"beta": -0.1},
+            "beta must be a positive number, got nan": {"beta": float("nan")},
+            "label_smoothing": {"label_smoothing": 0.5},
+            "iters must be a whole number, got 'many'": {"iters": "many"},
+            "batch_size must be a whole number, got 2.5": {"batch_size": 2.5},
+            "batch_size must be at least 1": {"batch_size": 0},
+            "learning_rate must be a number, got 'low'": {"learning_rate": "low"},
+            "learning_rate must not be negative": {"learning_rate": -1e-6},
+            "train must be true or false": {"train": "yes"},
+            "optimizer_config.sgd .* is wrong": {
+                "optimizer": "sgd",
+                "optimizer_config": {"sgd": {"betas": [0.9, 0.9]}},
+            },
+            "'adamv' in optimizer_config, did you mean 'adam": {
+                "optimizer_config": {"adamv": {}}
+            },
+            "'ranks' in lora_parameters, did you mean 'rank'": {
+                "lora_parameters": {"ranks": 4}
+            },
+            "lora_parameters.rank must be a whole number": {
+                "lora_parameters": {"rank": "big"}
+            },
+            "rank of at least 1": {"lora_parameters": {"rank": 0}},
+            "no layers named": {"lora_parameters": {"keys": ["attention.query"]}},
+            "'chosen_featur' in hf_dataset, did you mean 'chosen_feature'": {
+                "hf_dataset": {"path": "x", "chosen_featur": "y"}
+            },
+            "hf_dataset must be a mapping or a list": {"hf_dataset": "org/name"},
+            "Unknown report_to 'wandbe'": {"report_to": "wandbe"},
+            "Unknown key 'betta' in the config, did you mean 'beta'": {"betta": 0.1},
+            "lora_parameters must be a mapping": {"lora_parameters": 8},
+            "valid_fraction": {"valid_fraction": 1.5},
+        }
+        base = {"model": str(self.model), "data": str(self.data), "train": True}
+        base["adapter_path"] = str(self.adapters)
+        for pattern, config in cases.items():
+            with self.subTest(pattern=pattern):
+                path = write_yaml(self.folder / "dpo.yaml", **{**base, **config})
+                self.fail_in_one_line(pattern, "-c", path)
+
+    def test_service_that_is_not_installed(self):
+        with mock.patch.object(_upstream_callbacks, "wandb", None):
+            code, _, err = command(*self.flags("--report-to", "wandb"))
+        self.assertEqual((code, err.count("\n")), (2, 1))
+        self.assertIn("wandb is not installed", err)
+        self.assertEqual(list(self.adapters.iterdir()), [])
+
+    def test_models(self):
+        binary = self.folder / "binary"
+        shutil.copytree(self.model, binary)
+        (binary / "model.safetensors").rename(binary / "pytorch_model.bin")
+        broken = self.folder / "broken"
+        shutil.copytree(self.model, broken)
+        (broken / "model.safetensors").write_bytes(b"\x00" * 64)
+        cases = {
+            "does not exist": self.folder / "nowhere",
+            "no .safetensors weights .* only .bin files": binary,
+            "Can't read the weights": broken,
+        }
+        for pattern, path in cases.items():
+            for flag in ("--model", "--reference-model"):
+                with self.subTest(pattern=pattern, flag=flag):
+                    self.fail_in_one_line(pattern, *self.flags(flag, path))
+
+    def test_reference_model_of_another_family(self):
+        other = save_gpt2(self.folder / "gpt2")
+        self.fail_in_one_line(
+            "tokenizer differs", *self.flags("--reference-model", other)
+        )
+
+    def test_config_file(self):
+        file = self.folder / "dpo.yaml"
+        for pattern, text in {
+            "must hold keys and values": "- beta",
+            "expected ',' or ']'": "beta: [0.1",
+        }.items():
+            file.write_text(text)
+            self.fail_in_one_line(pattern, "-c", file)
+        self.fail_in_one_line("No such file", "-c", self.folder / "no.yaml")
+
+    def test_debugging_shows_the_error(self):
+        with mock.patch.dict(os.environ, MLX_LM_DEBUG="1"):
+            with self.assertRaisesRegex(ValueError, "beta"):
+                command(*self.flags("--beta", 0))
+
+
+class TestWaysIn(unittest.TestCase):
+    def test_module_lists_the_flags(self):
+        help_text = subprocess.run(
+            [sys.executable, "-m", "mlx_lm", "dpo", "--help"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for action in dpo.build_parser()._actions:
+            for flag in action.option_strings:
+                self.assertIn(flag, help_text)
+
+    def test_command_is_installed(self):
+        from importlib.metadata import distribution
+
+        scripts = {s.name: s for s in distribution("mlx-lm").entry_points}
+        self.assertIs(scripts["mlx_lm.dpo"].load(), dpo.main)
+
+    def test_subcommand(self):
+        out = io.StringIO()
+        with mock.patch.object(sys, "argv", ["mlx_lm", "dpo", "--help"]):
+            with contextlib.redirect_stdout(out), self.assertRaises(SystemExit) as e:
+                cli.main()
+        self.assertEqual(e.exception.code, 0)
+        self.assertIn("--reference-model", out.getvalue())
+
+
+if __name__ == "__main__":
+    unittest.main()

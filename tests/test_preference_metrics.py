@@ -1,0 +1,106 @@
+# Copyright © 2026 MLX Contributors
+
+import math
+import unittest
+
+import mlx.core as mx
+
+from mlx_lm.tuner.preference_metrics import (
+    PER_PAIR,
+    MetricsWindow,
+    add_metrics,
+    all_sum_metrics,
+    mean_metrics,
+    preference_sums,
+)
+
+
+def sums_by_hand(weights=(1.0, 1.0), kl=True):
+    """Two pairs with answers of 2, 4 (chosen) and 1, 5 (rejected) tokens."""
+    return preference_sums(
+        losses=mx.array([0.2, 0.6]),
+        chosen_rewards=mx.array([0.5, -0.5]),
+        rejected_rewards=mx.array([0.1, 0.5]),
+        policy_logps=mx.array([-4.0, -12.0, -3.0, -20.0]),
+        reference_logps=mx.array([-5.0, -10.0, -3.0, -9.0]),
+        lengths=mx.array([[3, 5], [1, 5], [3, 4], [1, 6]]),
+        weights=mx.array(weights),
+        kl=mx.array([0.4, 0.4, 0.2, 1.4]) if kl else None,
+    )
+
+
+class TestPreferenceMetrics(unittest.TestCase):
+    def check(self, metrics, **expected):
+        for key, value in expected.items():
+            key = key.replace("__", "/")
+            self.assertAlmostEqual(metrics[key].item(), value, places=5, msg=key)
+
+    def test_two_pairs_by_hand(self):
+        self.check(
+            mean_metrics(sums_by_hand()),
+            loss=0.4,
+            rewards__chosen=0.0,
+            rewards__rejected=0.3,
+            rewards__margins=-0.3,
+            rewards__accuracies=0.5,
+            logps__chosen=-8.0,
+            logps__rejected=-11.5,
+            # -4 < -3 and -12 > -20
+            logps__accuracies=0.5,
+            # -2 > -3 and -3 > -4
+            logps__accuracies_per_token=1.0,
+            reference_logps__accuracies=0.0,
+            # -2.5 > -3 and -2.5 < -1.8
+            reference_logps__accuracies_per_token=0.5,
+            kl=2.4 / 12,
+            perplexity__policy=math.exp(16 / 6),
+            perplexity__reference=math.exp(15 / 6),
+        )
+
+    def test_estimate_has_its_own_name(self):
+        metrics = mean_metrics(sums_by_hand(kl=False))
+        self.assertNotIn("kl", metrics)
+        # Log-ratios 1, -2, 0 and -11: half their squares, a token.
+        self.check(metrics, kl_estimate=(0.5 + 2.0 + 60.5) / 12)
+
+    def test_filling_does_not_count(self):
+        metrics = mean_metrics(sums_by_hand((1.0, 0.0)))
+        self.check(metrics, loss=0.2, rewards__accuracies=1.0, kl=0.6 / 3)
+
+    def test_equal_rewards_are_not_accurate(self):
+        one, two = mx.ones((1,)), mx.zeros((2,))
+        lengths = mx.array([[1, 2], [1, 2]])
+        sums = preference_sums(one, one, one, two, two, lengths, one)
+        self.check(mean_metrics(sums), rewards__accuracies=0.0, logps__accuracies=0.0)
+
+    def test_an_empty_answer_gives_no_nan(self):
+        one, zero = mx.ones((1,)), mx.zeros((2,))
+        lengths = mx.array([[4, 4], [4, 4]])
+        sums = preference_sums(one, one, one, zero, zero, lengths, one)
+        for name, value in mean_metrics(sums).items():
+            self.assertTrue(math.isfinite(value.item()), name)
+
+    def test_sums_add_over_batches_and_ranks(self):
+        total = None
+        for _ in range(3):
+            total = add_metrics(total, sums_by_hand())
+        single, triple = mean_metrics(sums_by_hand()), mean_metrics(total)
+        for k in PER_PAIR:
+            self.assertAlmostEqual(single[k].item(), triple[k].item(), places=5)
+        self.assertEqual(all_sum_metrics(total)["pairs"].item(), 6.0)
+
+    def test_window_counts_and_starts_anew(self):
+        window = MetricsWindow()
+        window.add(sums_by_hand(), 30)
+        window.seconds = 2.0
+        report = window.report()
+        self.assertAlmostEqual(report["padding"], 1 - 20 / 30)
+        self.assertAlmostEqual(report["pairs_per_second"], 1.0)
+        self.assertAlmostEqual(report["tokens_per_second"], 10.0)
+        window.add(sums_by_hand(), 20)
+        report = MetricsWindow.report(window)
+        self.assertEqual((report["trained_pairs"], report["padding"]), (4.0, 0.0))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,109 @@
+# Copyright © 2026 MLX Contributors
+
+import math
+import unittest
+
+import mlx.core as mx
+import mlx.optimizers as optim
+
+from mlx_lm.tuner.schedules import build_learning_rate
+from mlx_lm.tuner.utils import build_schedule
+
+
+def rates(schedule, steps):
+    return [schedule(mx.array(step)).item() for step in steps]
+
+
+class TestSchedules(unittest.TestCase):
+    def assert_close(self, got, expected):
+        self.assertEqual(len(got), len(expected))
+        for a, b in zip(got, expected):
+            self.assertAlmostEqual(a, b, places=6)
+
+    def test_constant(self):
+        for schedule in (None, "constant", {"name": "constant"}):
+            self.assertEqual(build_learning_rate(0.5, 10, schedule), (0.5, []))
+        rate, notices = build_learning_rate(0.5, 10, None, 4)
+        self.assert_close(rates(rate, range(7)), [0, 1 / 8, 1 / 4, 3 / 8] + [0.5] * 3)
+        self.assertEqual(notices, [])
+
+    def test_linear(self):
+        rate, _ = build_learning_rate(1.0, 10, {"name": "linear", "warmup_steps": 2})
+        expected = [k / 2 if k < 2 else (10 - k) / 8 for k in range(11)]
+        self.assert_close(rates(rate, range(11)), expected)
+
+    def test_cosine(self):
+        rate, _ = build_learning_rate(2.0, 12, {"name": "cosine", "warmup_steps": 4})
+        expected = [
+            k / 2 if k < 4 else 1 + math.cos(math.pi * (k - 4) / 8) for k in range(13)
+        ]
+        self.assert_close(rates(rate, range(13)), expected)
+
+    def test_argument_wins_over_the_schedules_own_warmup(self):
+        rate, _ = build_learning_rate(1.0, 9, {"name": "linear", "warmup_steps": 2}, 4)
+        self.assert_close(rates(rate, [2, 4]), [0.5, 1])
+        rate, _ = build_learning_rate(1.0, 9, {"name": "linear", "warmup_steps": 2}, 0)
+        self.assert_close(rates(rate, [0]), [1])
+
+    def test_warmup_longer_than_the_run_is_cut(self):
+        rate, notices = build_learning_rate(
+            1.0, 5, {"name": "cosine", "warmup_steps": 100}
+        )
+        self.assert_close(rates(rate, range(5)), [0, 0.25, 0.5, 0.75, 1])
+        self.assertEqual(
+            notices, ["warmup_steps 100 is longer than the run: cut to 4 of 5 updates."]
+        )
+
+    def test_mlx_lms_own_form(self):
+        form = {"name": "cosine_decay", "arguments": [0.1, 20, 0.01], "warmup": 5}
+        rate, notices = build_learning_rate(1.0, 7, form)
+        self.assertEqual(notices, [])
+        self.assert_close(rates(rate, range(9)), rates(build_schedule(form), range(9)))
+        # The other spelling of warmup, in the form or as an argument.
+        form.pop("warmup")
+        want = rates(build_schedule({**form, "warmup": 3}), range(9))
+        for got in (
+            build_learning_rate(1.0, 7, {**form, "warmup_steps": 3}),
+            build_learning_rate(1.0, 7, form, 3),
+            build_learning_rate(1.0, 7, {**form, "warmup": 5}, 3),
+        ):
+            self.assert_close(rates(got[0], range(9)), want)
+
+    def test_counts_are_optimizer_updates(self):
+        rate, _ = build_learning_rate(1.0, 4, "linear", 2)
+        optimizer = optim.SGD(learning_rate=rate)
+        seen = []
+        for _ in range(4):
+            optimizer.apply_gradients({"w": mx.ones(1)}, {"w": mx.ones(1)})
+            seen.append(optimizer.learning_rate.item())
+        self.assert_close(seen, [0, 0.5, 1, 0.5])
+
+    def test_mistakes(self):
+        cases = {
+            "constant, linear, cosine": [
+                {"name": "cosin"},
+                {"name": "cosine", "warmup_step": 5},
+                {"warmup_steps": 5},
+                {"name": "no_such", "arguments": [1.0]},
+                {"name": "cosine_decay", "arguments": [1.0, 5], "warm_up": 5},
+            ],
+            "lr_schedule .* is wrong": [
+                {"name": "cosine_decay", "arguments": [1.0]},
+                {"name": "cosine_decay", "arguments": []},
+                {"name": "cosine_decay", "arguments": None},
+            ],
+            "lr_schedule must have a name": [["cosine"], 5],
+            "warmup_steps must be": [
+                {"name": "cosine", "warmup_steps": "5"},
+                {"name": "cosine", "warmup_steps": -1},
+            ],
+        }
+        for pattern, schedules in cases.items():
+            for schedule in schedules:
+                with self.subTest(schedule=schedule):
+                    with self.assertRaisesRegex(ValueError, pattern):
+                        build_learning_rate(1.0, 10, schedule)
+
+
+if __name__ == "__main__":
+    unittest.main()
