@@ -81,9 +81,13 @@ def print_dpo_run_header(
     kind = f"{args.fine_tune_type} · {layers} layers"
     if args.fine_tune_type != "full":
         kind += f" · rank {args.lora_parameters['rank']}"
-    schedule = ""
-    if args.lr_schedule:
-        schedule = f" · {args.lr_schedule['name']} schedule"
+    rate = f"lr {args.learning_rate:.1e}"
+    if isinstance(args.lr_schedule, dict):
+        # mlx-lm's own form brings its rates along.
+        own = "arguments" in args.lr_schedule
+        rate = args.lr_schedule["name"] if own else f"{rate} {args.lr_schedule['name']}"
+    elif args.lr_schedule:
+        rate = f"{rate} {args.lr_schedule}"
     print_header_panel(
         console,
         "mlx_lm.dpo",
@@ -91,7 +95,7 @@ def print_dpo_run_header(
             ("model", str(args.model)),
             ("type", kind),
             ("loss", f"{args.loss_type} · beta {args.beta:g}"),
-            ("optimizer", f"{args.optimizer} · lr {args.learning_rate:.1e}{schedule}"),
+            ("optimizer", f"{args.optimizer} · {rate}"),
             ("batch · iters", f"{args.batch_size} · {args.iters:,}"),
             ("max seq", f"{args.max_seq_length:,}"),
             *rows,
@@ -120,7 +124,7 @@ TEST_ROWS = (
 
 
 def print_test_table(
-    console: Console, metrics: Mapping[str, float], pairs: int, before: str
+    console: Console, metrics: Mapping[str, float], before: str
 ) -> None:
     """
     Print test metrics of the policy beside those of what it started from.
@@ -128,22 +132,19 @@ def print_test_table(
     Args:
         console (Console): Where to print.
         metrics (dict): What ``evaluate_dpo`` returned.
-        pairs (int): Number of pairs in the test set.
         before (str): What the reference is, ``"start"`` or ``"reference"``. It
             has no reward: rewards are measured from it.
 
     Example:
         >>> metrics = dict.fromkeys([r[1] or r[2] for r in TEST_ROWS], 0.5)
-        >>> metrics |= dict.fromkeys([r[2] for r in TEST_ROWS], 1.0)
+        >>> metrics |= dict.fromkeys([r[2] for r in TEST_ROWS], 1.0) | {"pairs": 20}
         >>> with make_console().capture() as screen:
-        ...     print_test_table(make_console(), metrics, 20, "start")
+        ...     print_test_table(make_console(), metrics, "start")
         >>> "100.0%" in screen.get()
         True
     """
-    console.print(
-        f"  [ui.heading]{f'test · {pairs:,} pairs':<31}{before:>9}{'policy':>10}"
-        "[/ui.heading]"
-    )
+    title = f"test · {metrics['pairs']:,.0f} pairs"
+    console.print(f"  [ui.heading]{title:<31}{before:>9}{'policy':>10}" "[/ui.heading]")
     for label, old, new, form in TEST_ROWS:
         start = form.format(metrics[old]) if old else "-"
         now = form.format(metrics[new])
@@ -162,6 +163,7 @@ class PreferenceTrainUI(TrainUI):
     def __init__(self, total_iters: int, rank: int = 0):
         super().__init__(total_iters, rank)
         self._total = total_iters
+        self._prev_train_loss: float | None = None
         self._seconds_per_iter: float | None = None
         self._last = (0, 0.0)
 
@@ -213,7 +215,9 @@ class PreferenceTrainUI(TrainUI):
             f"  {self._left(it):>7}[/ui.muted]"
         )
 
-    def report_val(self, it: int, metrics: Mapping[str, float], val_time: float):
+    def report_val(
+        self, it: int, metrics: Mapping[str, float], val_time: float
+    ) -> None:
         """
         Print one line of validation metrics.
 

@@ -39,6 +39,7 @@ from .tuner.policy import (
     load_model,
     load_weights,
     prepare_policy,
+    slow_dtype_notice,
 )
 from .tuner.reference import FrozenStart, check_same_tokens, check_same_vocabulary
 from .tuner.schedules import build_learning_rate
@@ -173,6 +174,8 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
         if not isinstance(config, dict):
             raise ValueError(f"{config_file} must hold keys and values.")
         check_keys(config, [*CONFIG_DEFAULTS, *UNUSED_KEYS])
+        if "iters" in given:
+            config.pop("epochs", None)  # Both say how long; the command line wins.
         given = {k: v for k, v in config.items() if v is not None} | given
     explicit = set(given) - {"config"}
     return SimpleNamespace(**{**CONFIG_DEFAULTS, **given}, explicit=explicit)
@@ -335,8 +338,7 @@ def evaluate_model(
         )
     if not quiet:
         before = "start" if isinstance(reference_model, FrozenStart) else "reference"
-        pairs = min(batches * args.batch_size, len(test_set))
-        print_test_table(make_console(), metrics, pairs, before)
+        print_test_table(make_console(), metrics, before)
     return metrics
 
 
@@ -382,6 +384,8 @@ def run(
     rprint("Loading pretrained model")
     model, tokenizer = load_model(args.model, args)
     fit_to_model(args, model)
+    if (notice := slow_dtype_notice(model)) is not None:
+        rprint(f"[WARNING] {notice}")
     reference_model = load_reference_model(args, tokenizer)
     if reference_model is not None:
         check_same_vocabulary(model, reference_model, len(tokenizer.get_vocab()))

@@ -72,12 +72,16 @@ class TestPreferenceUI(unittest.TestCase):
         )
         rows = [("pairs", "9 train")]
         text = self.show(lambda: print_dpo_run_header(make_console(), args, rows))
-        for part in ("all layers · rank 4", "beta 0.25", "cosine schedule", "9 train"):
+        for part in (
+            "all layers · rank 4",
+            "beta 0.25",
+            "lr 1.0e-05 cosine",
+            "9 train",
+        ):
             self.assertIn(part, text)
         metrics = {key: 0.25 for row in TEST_ROWS for key in row[1:3] if key}
-        text = self.show(
-            lambda: print_test_table(make_console(), metrics, 60, "start")
-        )
+        metrics["pairs"] = 60.0
+        text = self.show(lambda: print_test_table(make_console(), metrics, "start"))
         self.assertIn("test · 60 pairs", text)
         # A policy that is its own reference has no reward accuracy.
         self.assertRegex(text, r"reward accuracy\s+-\s+25.0%")

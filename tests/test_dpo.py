@@ -7,8 +7,14 @@ from types import SimpleNamespace
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from tiny import ROWS, bos_tokenizer, float64_logps, random_pairs, tiny_model, weights_of
-
+from tiny import (
+    ROWS,
+    bos_tokenizer,
+    float64_logps,
+    random_pairs,
+    tiny_model,
+    weights_of,
+)
 
 from mlx_lm.tuner import DPOTrainingArgs, evaluate_dpo, train_dpo
 from mlx_lm.tuner.datasets import PreferenceDataset
@@ -24,9 +30,8 @@ class TestDPO(unittest.TestCase):
         B, V, beta = 3, 50, 0.3
         shapes = {"chosen": (B, 7, V), "rejected": (B, 4, V)}
         logits, kwargs, logps = [], {}, {}
-        for who in ("policy", "reference"):
-            for name, shape in shapes.items():
-                logits.append(rng.normal(size=shape).astype(np.float32) * 3)
+        for shape in [*shapes.values()] * 2:
+            logits.append(rng.normal(size=shape).astype(np.float32) * 3)
         for name, shape in shapes.items():
             kwargs[f"{name}_targets"] = rng.integers(0, V, shape[:2])
             kwargs[f"{name}_mask"] = rng.random(shape[:2]) < 0.7

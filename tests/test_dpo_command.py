@@ -16,12 +16,17 @@ from unittest import mock
 
 import mlx.core as mx
 import yaml
+from mlx.utils import tree_flatten
 from test_gpt2 import save_gpt2
 from tiny import save_rows, save_tiny_model
 
 from mlx_lm import cli, dpo
 from mlx_lm.tuner import _upstream_callbacks
 from mlx_lm.tuner.callbacks import TrainingCallback
+from mlx_lm.tuner.datasets import load_preference_dataset
+from mlx_lm.tuner.dpo_config import check_args
+from mlx_lm.tuner.policy import load_model
+from mlx_lm.tuner.reference import FrozenStart
 
 TEXT_ROWS = [
     {"prompt": f"Say {word}: ", "chosen": word, "rejected": f"never {word}"}
@@ -255,6 +260,30 @@ class TestReports(CommandCase):
             dpo.run(args, recorder)
         self.assertEqual([info["iteration"] for info in recorder.train], [1])
         self.assertEqual([info["iteration"] for info in recorder.val], [0, 1])
+
+    def test_parts_of_a_run(self):
+        args = dpo.resolve_args([str(flag) for flag in self.flags("--test")])
+        check_args(args)
+        quiet = io.StringIO()
+        with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+            model, tokenizer = load_model(args.model, args)
+            train, valid, test = load_preference_dataset(args, tokenizer)
+            reference = dpo.train_model(args, model, train, valid)
+            metrics = dpo.evaluate_model(args, model, test, reference)
+        self.assertIsInstance(reference, FrozenStart)
+        # Validation and test set hold the same rows.
+        last = metrics_of(self.adapters)[-1]
+        self.assertEqual({k: last[f"val_{k}"] for k in metrics}, metrics)
+        args.batch_size = 12
+        with self.assertRaisesRegex(ValueError, "fewer than batch_size=12"):
+            dpo.train_model(args, model, train, valid)
+
+    def test_loading_the_reference_model(self):
+        args = dpo.resolve_args(["--reference-model", str(self.model)])
+        with contextlib.redirect_stdout(io.StringIO()):
+            model = dpo.load_reference_model(args)
+        self.assertFalse(model.training)
+        self.assertEqual(tree_flatten(model.trainable_parameters()), [])
 
     def test_epochs_take_the_place_of_iters(self):
         self.succeed(*self.flags("--epochs", 2, "--grad-accumulation-steps", 2))

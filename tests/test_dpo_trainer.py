@@ -6,8 +6,10 @@ import json
 import tempfile
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
@@ -16,6 +18,7 @@ from tiny import Pairs, pair, random_pairs, tiny_model, weights_of
 from mlx_lm.tuner.callbacks import CallbackList, MetricsFile, TrainingCallback
 from mlx_lm.tuner.checkpoints import save_adapter
 from mlx_lm.tuner.logps import completion_mask, paired_sequence_logps, sequence_logps
+from mlx_lm.tuner.policy import prepare_policy, slow_dtype_notice
 from mlx_lm.tuner.preference_batches import collate_pairs
 from mlx_lm.tuner.reference import (
     FrozenStart,
@@ -322,6 +325,7 @@ class TestTrainer(unittest.TestCase):
         parts = evaluate_dpo(model, other, pairs, batch_size=3)
         single = [evaluate_dpo(model, other, Pairs([p]))["loss"] for p in pairs]
         self.assertAlmostEqual(np.mean(single), whole["loss"], places=5)
+        self.assertEqual(whole["pairs"], 7)
         for k, v in whole.items():
             self.assertAlmostEqual(parts[k], v, delta=2e-4 * max(1, abs(v)), msg=k)
         sample = evaluate_dpo(model, other, pairs, batch_size=2, num_batches=2)
@@ -348,6 +352,22 @@ class TestTrainer(unittest.TestCase):
                 np.testing.assert_array_equal(np.array(v), weights_of(model)[k])
             with self.assertRaises(RuntimeError):
                 save_adapter(model, f"{folder}/missing/adapters.safetensors")
+
+    def test_full_training_of_quantized_layers_is_refused(self):
+        model = tiny_model(None)
+        nn.quantize(model, group_size=32, bits=4)
+        args = SimpleNamespace(
+            fine_tune_type="full", num_layers=1, seed=0, resume_adapter_file=None
+        )
+        with self.assertRaisesRegex(ValueError, "can't train quantized layers"):
+            prepare_policy(args, model)
+
+    def test_16_bit_models_on_the_cpu_are_noticed(self):
+        model = tiny_model()
+        with mx.stream(mx.cpu):
+            self.assertIsNone(slow_dtype_notice(model))
+            model.set_dtype(mx.bfloat16)
+            self.assertIn("--dtype float32", slow_dtype_notice(model))
 
     def test_too_few_pairs_is_an_error_not_a_hang(self):
         with self.assertRaisesRegex(ValueError, "fewer than batch_size=4"):

@@ -42,7 +42,9 @@ class TestMasterWeights(unittest.TestCase):
         optimizer = optim.Adam(1e-6)
         for _ in range(100):
             optimizer.update(layer, {"weight": mx.full((4, 4), 0.5, mx.bfloat16)})
-        self.assertEqual(layer.weight[0, 0].item(), self.layer(mx.bfloat16).weight[0, 0])
+        self.assertEqual(
+            layer.weight[0, 0].item(), self.layer(mx.bfloat16).weight[0, 0]
+        )
 
     def test_float32_needs_none(self):
         layer, optimizer = self.layer(mx.float32), optim.Adam(1e-6)

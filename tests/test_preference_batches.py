@@ -43,7 +43,9 @@ class TestPreferenceBatches(unittest.TestCase):
         padded = [padded_length(n) for n in range(1, 4097)]
         self.assertTrue(all(p >= n for n, p in enumerate(padded, 1)))
         self.assertLessEqual(len(set(padded[:2048])), 24)
-        self.assertLessEqual(max(p / n for n, p in enumerate(padded, 1) if n > 63), 1.25)
+        self.assertLessEqual(
+            max(p / n for n, p in enumerate(padded, 1) if n > 63), 1.25
+        )
         self.assertEqual(padded_length(700, max_length=720), 720)
         self.assertEqual(padded_length(800, max_length=720), 800)
 

@@ -24,6 +24,7 @@ TOKENS = SPECIAL + sorted(ByteLevel.alphabet()) + ["Ġt", "he", "Ġthe", "23"]
 TOKEN_TYPES = [3] * len(SPECIAL) + [1] * (len(TOKENS) - len(SPECIAL))
 TEMPLATE = "{% for m in messages %}{{ '<|im_start|>' + m['content'] }}{% endfor %}"
 
+GGUF: Path | None
 try:
     GGUF = smollm2.find_gguf()
 except FileNotFoundError:

@@ -116,7 +116,7 @@ def build_tokenizer(
     tokenizer = Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ")) for merge in merges],
+            merges=[(left, right) for left, right in (m.split(" ") for m in merges)],
         )
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -37,8 +37,8 @@ def load_preference_dataset(args: Any, tokenizer: Any) -> tuple:
             ``data`` (a folder, a file or a Hugging Face dataset) or ``hf_dataset``
             (a dict, or a list of dicts, with ``path``). Optional: ``data_dir``,
             ``seed``, ``max_seq_length``, ``valid_fraction``, ``max_bad_rows``,
-            ``wrap_text``, ``transcripts`` and ``*_feature``, the last four also
-            in ``hf_dataset``.
+            ``wrap_text``, ``transcripts`` and ``*_feature``. All but ``seed``,
+            ``max_seq_length`` and ``valid_fraction`` also in ``hf_dataset``.
         tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
 
     Returns:

@@ -189,6 +189,30 @@ folder of a run, or '' to test the model as it is.
             setattr(args, key, config[key])
 
 
+def slow_dtype_notice(model: nn.Module) -> str | None:
+    """
+    Say in one line that 16-bit weights do badly on MLX's CPU backend.
+
+    Args:
+        model (nn.Module): The policy.
+
+    Returns:
+        str: The line, or None if the device or the weights are others.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> slow_dtype_notice(model) is None
+        True
+    """
+    dtypes = {p.dtype for _, p in tree_flatten(model.parameters())}
+    if mx.default_device() != mx.cpu or not dtypes & {mx.bfloat16, mx.float16}:
+        return None
+    return (
+        "The CPU computes 16-bit models slowly and inexactly: use "
+        "mlx_lm.convert --dtype float32 first."
+    )
+
+
 def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     Load trained weights into a prepared model, and drop none of them.
@@ -257,7 +281,13 @@ def prepare_policy(args: SimpleNamespace, model: nn.Module) -> None:
     mx.random.seed(args.seed)
     model.freeze()
     if args.fine_tune_type == "full":
-        for layer in model.layers[-max(args.num_layers, 0) :]:
+        layers = model.layers[-max(args.num_layers, 0) :]
+        if any("scales" in m for layer in layers for m in layer.modules()):
+            raise ValueError(
+                "fine_tune_type full can't train quantized layers. Use lora or dora, "
+                "or a model that is not quantized."
+            )
+        for layer in layers:
             layer.unfreeze()
         args.lora_parameters = None
     else:

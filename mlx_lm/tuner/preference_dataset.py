@@ -270,7 +270,7 @@ class PreferenceDataset:
             kind if len(kinds) == 1 else f"{n:,} of {kind}"
             for kind, n in kinds.most_common()
         )
-        counts = f"{len(self):,} pairs of {_count(self.num_rows, 'row')}"
+        counts = f"{_count(len(self))} of {_count(self.num_rows, 'row')}"
         lines = [f"{self.source}: {counts} ({kinds_text})."]
         for reason, count in self.skipped.most_common():
             level = "" if reason in _NOT_BAD else "[WARNING] "

@@ -179,7 +179,7 @@ class MetricsWindow:
         self.trained_pairs = self.trained_tokens = 0.0
         self._clear()
 
-    def _clear(self):
+    def _clear(self) -> None:
         self.sums: dict[str, mx.array] | None = None
         self.padded, self.seconds = 0, 0.0
 

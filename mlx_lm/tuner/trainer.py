@@ -267,7 +267,8 @@ def evaluate_dpo(
         progress_callback (Callable, optional): Called after every batch.
 
     Returns:
-        dict: The averages by name, see ``mean_metrics``.
+        dict: The averages by name, see ``mean_metrics``, and ``pairs``, how many
+        there were.
 
     Raises:
         ValueError: If the data set is empty or an option is out of range.
@@ -299,16 +300,16 @@ def evaluate_dpo(
         reference_state = getattr(reference_model, "state", {})
         score = mx.compile(score, inputs=[policy_model.state, reference_state])
 
-    sample = range(total_batches)
+    sample = np.arange(total_batches)
     if 0 <= num_batches < total_batches:
         # The same sample at every evaluation, of all lengths.
-        sample = np.linspace(0, total_batches - 1, num_batches).round().astype(int)
-    sample, totals = set(sample), None
+        sample = np.linspace(0, total_batches - 1, num_batches).round()
+    chosen_batches, totals = set(sample.tolist()), None
     batches = iterate_preference_batches(
         dataset, batch_size, max_seq_length, comm_group=group
     )
     for i, batch in enumerate(batches):
-        if i not in sample:
+        if i not in chosen_batches:
             continue
         totals = add_metrics(totals, score(batch))
         mx.eval(totals)
@@ -317,8 +318,9 @@ def evaluate_dpo(
             progress_callback()
     if totals is None:
         raise ValueError("num_batches must be -1 or at least 1.")
-    means = mean_metrics(all_sum_metrics(totals, group))
-    return {k: v.item() for k, v in means.items()}
+    totals = all_sum_metrics(totals, group)
+    means = {k: v.item() for k, v in mean_metrics(totals).items()}
+    return means | {"pairs": totals["pairs"].item()}
 
 
 def _step_seed(seed, it, rank):
