@@ -87,6 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
         0.2
     """
     parser = lora.build_parser()
+    # --resume-adapter-file must not answer to a shorter name.
+    parser.allow_abbrev = False
     parser.description = "Preference fine-tuning with DPO, for LoRA, DoRA or full."
     parser.set_defaults(**{a.dest: None for a in parser._actions if a.dest != "help"})
     for action in parser._actions:
@@ -367,6 +369,7 @@ def run(
     if "explicit" not in given:
         given["explicit"] = {k for k in given if given[k] != CONFIG_DEFAULTS.get(k)}
     args = SimpleNamespace(**{**CONFIG_DEFAULTS, **given})
+    check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
     check_types(vars(args), CONFIG_DEFAULTS)
     if args.train:
         adopt_adapter_config(args)
@@ -388,13 +391,14 @@ def run(
         rprint(f"[WARNING] {notice}")
     reference_model = load_reference_model(args, tokenizer)
     if reference_model is not None:
-        check_same_vocabulary(model, reference_model, len(tokenizer.get_vocab()))
+        check_same_vocabulary(model, reference_model, tokenizer.get_vocab())
 
     rprint("Loading datasets")
     train_set, valid_set, test_set = load_preference_dataset(args, tokenizer)
-    for dataset in filter(None, (train_set, valid_set, test_set)):
-        for line in dataset.summary():
-            rprint(line)
+    sets = [dataset for dataset in (train_set, valid_set, test_set) if dataset]
+    # A warning that holds for every set is said once.
+    for line in dict.fromkeys(line for dataset in sets for line in dataset.summary()):
+        rprint(line)
     if train_set:
         rprint(train_set.preview())
 

@@ -232,7 +232,8 @@ class TestReports(CommandCase):
         in_validation = {k for k in METRICS if "/" in k} | {"loss", "kl"}
         self.assertEqual(
             set(lines[0]),
-            {f"val_{k}" for k in in_validation} | {"iteration", "val_time"},
+            {f"val_{k}" for k in in_validation}
+            | {"iteration", "val_time", "val_pairs"},
         )
         self.assertEqual(lines[0]["val_rewards/accuracies"], 0)
         self.assertAlmostEqual(lines[0]["val_loss"], 0.693147, places=5)

@@ -7,6 +7,7 @@ import tempfile
 import unittest
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -18,6 +19,7 @@ from tiny import Pairs, pair, random_pairs, tiny_model, weights_of
 from mlx_lm.tuner.callbacks import CallbackList, MetricsFile, TrainingCallback
 from mlx_lm.tuner.checkpoints import save_adapter
 from mlx_lm.tuner.logps import completion_mask, paired_sequence_logps, sequence_logps
+from mlx_lm.tuner.master_weights import with_master_weights
 from mlx_lm.tuner.policy import prepare_policy, slow_dtype_notice
 from mlx_lm.tuner.preference_batches import collate_pairs
 from mlx_lm.tuner.reference import (
@@ -93,6 +95,12 @@ class TestLogps(unittest.TestCase):
         policy, reference, kl = paired_sequence_logps(model, wider, tokens, lengths)
         np.testing.assert_allclose(policy, reference, rtol=1e-6)
         np.testing.assert_allclose(kl, 0, atol=1e-5)
+        # Each model's log-probs are those of its own, whole vocabulary.
+        expected = sequence_logps(model, tokens, lengths)
+        for cut in (logits[..., :60], wider):
+            policy, *_ = paired_sequence_logps(model, cut, tokens % 60, lengths)
+            expected = sequence_logps(model, tokens % 60, lengths)
+            np.testing.assert_allclose(policy, expected, rtol=1e-6)
 
 
 class TestReference(unittest.TestCase):
@@ -171,6 +179,18 @@ class TestReference(unittest.TestCase):
         self.assertTrue(model.training)
         self.assertFalse(np.array_equal(np.array(model(tokens)), expected))
 
+    def test_another_reference_in_training_mode_has_no_dropout_either(self):
+        pairs, losses = Pairs(random_pairs(4)), []
+        for training in (False, True):
+            reference = tiny_model("lora", seed=3, dropout=0.5)
+            for _, module in reference.named_modules():
+                if "lora_b" in module:
+                    module.lora_b = mx.ones(module.lora_b.shape)
+            reference.train(training)
+            losses.append(evaluate_dpo(tiny_model(), reference, pairs)["loss"])
+            self.assertEqual(reference.training, training)
+        self.assertEqual(*losses)
+
     def test_tokens_and_vocabulary_are_compared(self):
         class Vocabulary:
             def __init__(self, **ids):
@@ -181,9 +201,9 @@ class TestReference(unittest.TestCase):
             with self.assertRaisesRegex(ValueError, "differs from the policy's"):
                 check_same_tokens(Vocabulary(a=0), other)
         model = tiny_model()
-        check_same_vocabulary(model, model, 64)
+        check_same_vocabulary(model, model, {"a": 0, "b": 63})
         with self.assertRaisesRegex(ValueError, "vocabulary of 64 tokens"):
-            check_same_vocabulary(model, model, 65)
+            check_same_vocabulary(model, model, {"a": 64})
 
 
 class TestTrainer(unittest.TestCase):
@@ -236,6 +256,51 @@ class TestTrainer(unittest.TestCase):
         self.assertEqual(accumulator["pairs"].item(), 0)
         for k, v in weights_of(big).items():
             np.testing.assert_allclose(weights_of(small)[k], v, atol=1e-6)
+
+    def test_gradients_of_16_bit_layers_are_summed_in_float32(self):
+        pairs, runs = random_pairs(6), []
+        for split in (6, 3):
+            model = tiny_model("full")
+            model.set_dtype(mx.bfloat16)
+            reference = FrozenStart(model)
+            optimizer = with_master_weights(optim.SGD(0.5), model)
+            accumulator = gradient_accumulator(model)
+            for i in range(0, 6, split):
+                batch = collate_pairs(pairs[i : i + split])
+                last = i + split == 6
+                _, metrics = dpo_step(
+                    model,
+                    reference,
+                    batch,
+                    optimizer,
+                    accumulator=accumulator,
+                    do_update=last,
+                )
+            self.assertEqual(metrics["grad_norm"].dtype, mx.float32)
+            runs.append(metrics["grad_norm"].item())
+        # What remains is the 16-bit backward pass itself.
+        self.assertAlmostEqual(runs[0] / runs[1], 1, delta=5e-3)
+
+    def test_a_plain_optimizer_keeps_16_bits(self):
+        model = tiny_model("full")
+        model.set_dtype(mx.bfloat16)
+        batch = collate_pairs(random_pairs(2))
+        dpo_step(model, FrozenStart(model), batch, optim.SGD(0.1))
+        dtypes = {v.dtype for _, v in tree_flatten(model.parameters())}
+        self.assertEqual(dtypes, {mx.bfloat16})
+
+    def test_each_shape_is_compiled_once(self):
+        from mlx_lm.tuner import trainer
+
+        calls, original = [], trainer.dpo_step
+
+        def counted(*args, **kwargs):
+            calls.append(args[2]["tokens"].shape)
+            return original(*args, **kwargs)
+
+        with mock.patch.object(trainer, "dpo_step", counted):
+            train(tiny_model("lora", dropout=0.2), random_pairs(8), iters=12)
+        self.assertEqual(len(calls), len(set(calls)))
 
     def test_accumulation_in_the_loop_updates_at_the_end_too(self):
         optimizer = optim.Adam(1e-3)

@@ -81,6 +81,19 @@ class TestGradCheckpoint(unittest.TestCase):
             self.assertIsInstance(model.layers[0], llama.TransformerBlock)
         self.assertIs(type(model.layers[0]), llama.TransformerBlock)
 
+    def test_a_second_run_has_the_dropout_of_the_first(self):
+        model = tiny_model("lora", dropout=0.3)
+        plain = [m for _, m in model.named_modules() if type(m) is nn.Dropout]
+        for _ in range(2):
+            with keyed_layers(model, True):
+                self.assertIsInstance(
+                    model.layers[-1].self_attn.q_proj.dropout, KeyedDropout
+                )
+            again = [m for _, m in model.named_modules() if type(m) is nn.Dropout]
+            self.assertEqual(len(again), len(plain))
+        model.train()
+        mx.eval(model(mx.array([[1, 2, 3]])))
+
     def test_the_model_has_no_tracers_left(self):
         model = tiny_model("lora")
         with keyed_layers(model, True):

@@ -169,7 +169,7 @@ def check_args(args: SimpleNamespace) -> None:
         value = getattr(args, key)
         if value is not None and value < 1:
             raise ValueError(f"{key} must be at least 1, got {value}.")
-    for key in ("val_batches", "test_batches"):
+    for key in ("num_layers", "val_batches", "test_batches"):
         value = getattr(args, key)
         if value < 1 and value != -1:
             raise ValueError(f"{key} must be -1 (all) or at least 1, got {value}.")
@@ -269,7 +269,8 @@ def fit_to_model(args: SimpleNamespace, model: nn.Module) -> None:
     """
     limits = {"num_layers": len(model.layers), "max_seq_length": None}
     config = vars(getattr(model, "args", SimpleNamespace()))
-    config = {**(config.get("text_config") or {}), **config}
+    text = config.get("text_config") or {}
+    config = {**(text if isinstance(text, dict) else vars(text)), **config}
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
         if isinstance(positions := config.get(name), int):
             limits["max_seq_length"] = positions

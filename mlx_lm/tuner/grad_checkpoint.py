@@ -36,7 +36,7 @@ class KeyedDropout(nn.Module):
     def __init__(self, p: float):
         super().__init__()
         self._keep = 1 - p
-        self._key = None
+        self._key = mx.random.key(0)
 
     def set_key(self, key: mx.array) -> None:
         """
@@ -58,14 +58,12 @@ class KeyedDropout(nn.Module):
         return (mask * x) * (1 / self._keep)
 
 
-def _use_keyed_dropout(layer):
-    dropouts = []
-    for name, module in layer.named_modules():
-        if isinstance(module, nn.Dropout) and module._p_1 < 1:
-            dropouts.append((name, KeyedDropout(1 - module._p_1)))
-    if dropouts:
-        layer.update_modules(tree_unflatten(dropouts))
-    return [module for _, module in dropouts]
+def _dropouts(layer):
+    return [
+        (name, module)
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Dropout) and module._p_1 < 1
+    ]
 
 
 def _recomputed_class(cls, dropouts, checkpoint):
@@ -130,11 +128,16 @@ def keyed_layers(model: nn.Module, checkpoint: bool) -> Iterator[None]:
     changed = []
     try:
         for layer in model.layers:
-            dropouts = _use_keyed_dropout(layer)
-            if dropouts or checkpoint:
-                changed.append((layer, type(layer)))
-                layer.__class__ = _recomputed_class(type(layer), dropouts, checkpoint)
+            plain = _dropouts(layer)
+            if not plain and not checkpoint:
+                continue
+            changed.append((layer, type(layer), plain))
+            keyed = [(name, KeyedDropout(1 - module._p_1)) for name, module in plain]
+            layer.update_modules(tree_unflatten(keyed))
+            dropouts = [module for _, module in keyed]
+            layer.__class__ = _recomputed_class(type(layer), dropouts, checkpoint)
         yield
     finally:
-        for layer, cls in changed:
+        for layer, cls, plain in changed:
             layer.__class__ = cls
+            layer.update_modules(tree_unflatten(plain))

@@ -87,10 +87,6 @@ def paired_sequence_logps(
     """
     mask = completion_mask(lengths, tokens.shape[1] - 1)
     logits = model(tokens[:, :-1])
-    # Checkpoints of one family may pad the same vocabulary to other widths.
-    width = min(logits.shape[-1], reference_logits.shape[-1])
-    scores = score_tokens(
-        logits[..., :width], reference_logits[..., :width], tokens[:, 1:], mask
-    )
+    scores = score_tokens(logits, reference_logits, tokens[:, 1:], mask)
     policy_logps, reference_logps, kl = (x.sum(axis=-1) for x in scores)
     return policy_logps, reference_logps, kl

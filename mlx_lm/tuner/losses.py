@@ -226,8 +226,10 @@ def score_tokens(
     """
     policy_logps = token_logps(policy_logits, targets, mask)
     reference_logps = mx.stop_gradient(token_logps(reference_logits, targets, mask))
-    x = mx.stop_gradient(policy_logits).astype(mx.float32)
-    y = mx.stop_gradient(reference_logits).astype(mx.float32)
+    # Checkpoints of one family may pad the same vocabulary to other widths.
+    width = min(policy_logits.shape[-1], reference_logits.shape[-1])
+    x = mx.stop_gradient(policy_logits[..., :width]).astype(mx.float32)
+    y = mx.stop_gradient(reference_logits[..., :width]).astype(mx.float32)
     # With both log-probs at hand no further sum over exponentials is needed:
     # log p(v) - log q(v) is the target's, plus how much x - y differs from there.
     difference = x - y

@@ -251,6 +251,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
                 f"{path} does not fit: tensor {name!r} has shape {w.shape}, the "
                 f"model's is {trainable[name].shape}. Check lora_parameters.rank."
             )
+    if missing := sorted(trainable.keys() - weights.keys()):
+        raise ValueError(
+            f"{path} does not fit: it has no tensor {missing[0]!r}, which is trained "
+            "here. Check fine_tune_type, num_layers and lora_parameters.keys."
+        )
     model.load_weights(list(weights.items()), strict=False)
 
 

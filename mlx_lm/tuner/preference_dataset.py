@@ -303,14 +303,17 @@ class PreferenceDataset:
         Show the first pair as the model sees it.
 
         Returns:
-            str: Three lines: the end of the prompt, the starts of the answers.
+            str: Three lines: the end of the prompt, both ends of the answers.
         """
         prompt, chosen, rejected, _ = self[0]
-        parts = ("prompt", prompt[-24:]), ("chosen", chosen), ("rejected", rejected)
-        return "\n".join(
-            f"{name:<8} {self.tokenizer.decode(ids[:24].tolist())!r}"
-            for name, ids in parts
-        )
+        decode = lambda ids: repr(self.tokenizer.decode(ids.tolist()))
+        lines = [f"prompt   {decode(prompt[-24:])}"]
+        for name, ids in (("chosen", chosen), ("rejected", rejected)):
+            text = decode(ids)
+            if len(ids) > 24:
+                text = f"{decode(ids[:16])} … {decode(ids[-8:])}"
+            lines.append(f"{name:<8} {text}")
+        return "\n".join(lines)
 
     def _add(self, place: str | int, pair: TokenPair | RowFault) -> None:
         if isinstance(pair, TokenPair) and len(pair.prompt) >= self.max_length:

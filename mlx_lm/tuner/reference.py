@@ -92,22 +92,25 @@ token 'y' has id 2 instead of 1. Use a reference_model with the same tokenizer.
     )
 
 
-def check_same_vocabulary(policy: Any, reference: Any, tokens: int) -> None:
+def check_same_vocabulary(
+    policy: Any, reference: Any, vocabulary: dict[str, int]
+) -> None:
     """
     Check that the reference scores every token id of the policy's tokenizer.
 
     Args:
         policy (nn.Module): The policy.
         reference (nn.Module): The reference model.
-        tokens (int): Number of token ids in use.
+        vocabulary (dict): The tokenizer's ids by token.
 
     Raises:
         ValueError: If the reference's logits are narrower than that.
 
     Example:
         >>> model = lambda tokens: mx.zeros((*tokens.shape, 8))
-        >>> check_same_vocabulary(model, model, 8)
+        >>> check_same_vocabulary(model, model, {"a": 7})
     """
+    tokens = max(vocabulary.values()) + 1
     probe = mx.zeros((1, 1), dtype=mx.int32)
     for name, model in (("policy", policy), ("reference model", reference)):
         width = model(probe).shape[-1]

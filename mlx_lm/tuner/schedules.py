@@ -50,7 +50,11 @@ def build_learning_rate(
         raise ValueError(f"lr_schedule must have a name, got {schedule!r}.")
     schedule = dict(schedule or {"name": "constant"})
     if "arguments" in schedule:
-        return _upstream_schedule(schedule, warmup_steps), []
+        rate = _upstream_schedule(schedule, warmup_steps)
+        warmup = warmup_steps or schedule.get("warmup") or 0
+        if warmup < updates:
+            return rate, []
+        return rate, [f"The warmup of {warmup} updates is the whole run ({updates})."]
     name = schedule.pop("name", None)
     warmup = schedule.pop("warmup_steps", None) or schedule.pop("warmup", None) or 0
     warmup = warmup_steps if warmup_steps is not None else warmup

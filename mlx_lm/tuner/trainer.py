@@ -32,7 +32,7 @@ from .checkpoints import save_adapter
 from .grad_checkpoint import keyed_layers
 from .logps import paired_sequence_logps, sequence_logps
 from .losses import check_loss_options, preference_loss
-from .master_weights import with_master_weights
+from .master_weights import MasterWeights, with_master_weights
 from .preference_batches import iterate_preference_batches
 from .preference_metrics import (
     MetricsWindow,
@@ -82,8 +82,14 @@ def _reference_scores(reference_model, batch):
                 "reference's summed log-probs of its 2B rows."
             )
         return None
+    training = getattr(reference_model, "training", False)
+    if training:
+        reference_model.eval()
     # Outside value_and_grad: inside, attention takes its slower training path.
-    return mx.stop_gradient(reference_model(batch["tokens"][:, :-1]))
+    logits = mx.stop_gradient(reference_model(batch["tokens"][:, :-1]))
+    if training:
+        reference_model.train()
+    return logits
 
 
 def _loss_and_sums(
@@ -112,12 +118,18 @@ def _loss_and_sums(
 
 
 def _update(policy_model, optimizer, gradients, pairs, max_grad_norm):
-    """Average the summed gradients over all ranks' pairs, clip, apply."""
+    """Average the summed float32 gradients over all ranks' pairs, clip, apply."""
     gradients = average_gradients(gradients)
     pairs = average_gradients({"pairs": pairs})["pairs"]
     scale = 1 / mx.maximum(pairs, 1)
-    gradients = tree_map(lambda g: g * scale.astype(g.dtype), gradients)
+    gradients = tree_map(lambda g: g * scale, gradients)
     gradients, norm = optim.clip_grad_norm(gradients, max_grad_norm or float("inf"))
+    if not isinstance(optimizer, MasterWeights):
+        gradients = tree_map(
+            lambda g, p: g.astype(p.dtype),
+            gradients,
+            policy_model.trainable_parameters(),
+        )
     optimizer.update(policy_model, gradients)
     return norm
 
@@ -196,16 +208,15 @@ def dpo_step(
     (loss, sums), gradients = nn.value_and_grad(policy_model, loss_fn)(batch)
     # Differentiation leaves its tracers in the model.
     policy_model.update(parameters)
+    gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
 
     pairs = sums["pairs"]
     if accumulator is not None:
-        gradients = tree_map(
-            lambda a, g: a + g.astype(a.dtype), accumulator["gradients"], gradients
-        )
+        gradients = tree_map(mx.add, accumulator["gradients"], gradients)
         pairs = pairs + accumulator["pairs"]
-        keep = 0 if do_update else 1
-        accumulator["gradients"] = tree_map(lambda g: g * keep, gradients)
-        accumulator["pairs"] = pairs * keep
+        keep = mx.zeros_like if do_update else lambda x: x
+        accumulator["gradients"] = tree_map(keep, gradients)
+        accumulator["pairs"] = keep(pairs)
     metrics = mean_metrics(sums) if reduce else sums
     if do_update:
         metrics["grad_norm"] = _update(
@@ -282,29 +293,61 @@ def evaluate_dpo(
         >>> round(metrics["loss"], 4), metrics["rewards/accuracies"]
         (0.6931, 0.0)
     """
-    check_loss_options(beta, label_smoothing, loss_type)
-    if len(dataset) == 0:
-        raise ValueError("There are no pairs to evaluate.")
-    policy_model.eval()
-    group = mx.distributed.init()
-    total_batches = -(-len(dataset) // batch_size)
+    score = _compile_score(
+        policy_model,
+        reference_model,
+        beta=beta,
+        label_smoothing=label_smoothing,
+        loss_type=loss_type,
+    )
+    return _evaluate(
+        score,
+        policy_model,
+        dataset,
+        batch_size,
+        num_batches,
+        max_seq_length,
+        clear_cache_threshold,
+        progress_callback,
+    )
+
+
+def _compile_score(policy_model, reference_model, **objective):
+    """A function of a batch that returns its summed metrics."""
+    check_loss_options(**objective)
 
     def score(batch):
         reference_logits = _reference_scores(reference_model, batch)
-        return _loss_and_sums(
-            policy_model, reference_logits, batch, beta, label_smoothing, loss_type
-        )[1]
+        return _loss_and_sums(policy_model, reference_logits, batch, **objective)[1]
 
     # The compiler fails on a graph that computes everything twice.
-    if reference_model is not policy_model:
-        reference_state = getattr(reference_model, "state", {})
-        score = mx.compile(score, inputs=[policy_model.state, reference_state])
+    if reference_model is policy_model:
+        return score
+    reference_state = getattr(reference_model, "state", {})
+    return mx.compile(score, inputs=[policy_model.state, reference_state])
 
+
+def _evaluate(
+    score,
+    policy_model,
+    dataset,
+    batch_size,
+    num_batches,
+    max_seq_length,
+    clear_cache_threshold,
+    progress_callback,
+):
+    """Score a data set, or a sample of its batches, and average over all ranks."""
+    total_batches = -(-len(dataset) // batch_size)
+    if total_batches == 0 or num_batches == 0:
+        raise ValueError("There are no pairs to evaluate.")
     sample = np.arange(total_batches)
-    if 0 <= num_batches < total_batches:
+    if 0 < num_batches < total_batches:
         # The same sample at every evaluation, of all lengths.
         sample = np.linspace(0, total_batches - 1, num_batches).round()
     chosen_batches, totals = set(sample.tolist()), None
+    policy_model.eval()
+    group = mx.distributed.init()
     batches = iterate_preference_batches(
         dataset, batch_size, max_seq_length, comm_group=group
     )
@@ -316,8 +359,6 @@ def evaluate_dpo(
         _clear_cache(clear_cache_threshold)
         if progress_callback is not None:
             progress_callback()
-    if totals is None:
-        raise ValueError("num_batches must be -1 or at least 1.")
     totals = all_sum_metrics(totals, group)
     means = {k: v.item() for k, v in mean_metrics(totals).items()}
     return means | {"pairs": totals["pairs"].item()}
@@ -341,6 +382,9 @@ def _compile_step(policy_model, reference_model, optimizer, args):
     accumulator = None
     if args.grad_accumulation_steps > 1:
         accumulator = gradient_accumulator(policy_model)
+    if not isinstance(optimizer, MasterWeights):
+        # A state that grows during the first step would compile it twice.
+        optimizer.init(policy_model.trainable_parameters())
     state = [
         policy_model.state,
         optimizer.state,
@@ -367,23 +411,22 @@ def _compile_step(policy_model, reference_model, optimizer, args):
     return step, state
 
 
-def _validate(it, ui, policy_model, reference_model, dataset, args, callback):
+def _validate(it, ui, score, policy_model, dataset, args, callback):
     """Evaluate, show and report, and go back to training mode."""
     tic = time.perf_counter()
     batches = -(-len(dataset) // args.batch_size)
     if args.val_batches != -1:
         batches = min(batches, args.val_batches)
     with ui.val_task(batches) as advance:
-        metrics = evaluate_dpo(
+        metrics = _evaluate(
+            score,
             policy_model,
-            reference_model,
             dataset,
             args.batch_size,
             args.val_batches,
-            max_seq_length=args.max_seq_length,
-            clear_cache_threshold=args.clear_cache_threshold,
-            progress_callback=advance,
-            **_objective(args),
+            args.max_seq_length,
+            args.clear_cache_threshold,
+            advance,
         )
     policy_model.train()
     seconds = time.perf_counter() - tic
@@ -391,6 +434,27 @@ def _validate(it, ui, policy_model, reference_model, dataset, args, callback):
     if callback is not None:
         info = {f"val_{k}": v for k, v in metrics.items()}
         callback.on_val_loss_report({"iteration": it, **info, "val_time": seconds})
+
+
+def _report(it, ui, window, optimizer, grad_norm, world, callback):
+    """Average what happened since the last report, show and report it."""
+    metrics = window.report(world)
+    metrics["learning_rate"] = optimizer.learning_rate.item()
+    metrics["grad_norm"] = grad_norm.item()
+    ui.report_train(it, metrics)
+    if callback is not None:
+        info = {"iteration": it, "train_loss": metrics["loss"], **metrics}
+        callback.on_train_loss_report(info)
+    return metrics
+
+
+def _save(it, ui, policy_model, args):
+    """Write the adapter and a numbered copy of it."""
+    file = Path(args.adapter_file)
+    checkpoint = file.with_name(f"{it:07d}_{file.name}")
+    save_adapter(policy_model, file)
+    save_adapter(policy_model, checkpoint)
+    ui.report_save(checkpoint)
 
 
 def train_dpo(
@@ -414,7 +478,7 @@ def train_dpo(
         args (DPOTrainingArgs, optional): The settings of the run.
         reference_model (Callable, optional): Default: the policy as it is now.
         training_callback (TrainingCallback, optional): Gets flat dicts of
-            metrics, the names of validation with ``val_`` before them.
+            metrics, the names of validation with ``val_`` before them; on rank 0.
 
     Returns:
         dict: The last report's metrics.
@@ -443,16 +507,21 @@ def train_dpo(
         2.0
     """
     args = args or DPOTrainingArgs()
-    check_loss_options(args.beta, args.label_smoothing, args.loss_type)
     if args.grad_accumulation_steps < 1:
         raise ValueError("grad_accumulation_steps must be at least 1")
     maybe_set_recommended_wired_limit()
     world = mx.distributed.init()
     rank = world.rank()
+    if rank == 0:
+        Path(args.adapter_file).parent.mkdir(parents=True, exist_ok=True)
+    else:
+        training_callback = None
     if reference_model is None:
         reference_model = FrozenStart(policy_model)
+    score = _compile_score(policy_model, reference_model, **_objective(args))
     optimizer = with_master_weights(optimizer, policy_model)
-    step, state = _compile_step(policy_model, reference_model, optimizer, args)
+    window, metrics, grad_norm = MetricsWindow(), {}, mx.array(0.0)
+    ui = PreferenceTrainUI(args.iters, rank=rank)
     batches = iterate_preference_batches(
         train_dataset,
         args.batch_size,
@@ -461,21 +530,12 @@ def train_dpo(
         seed=args.seed,
         comm_group=world,
     )
-    window, metrics, grad_norm = MetricsWindow(), {}, mx.array(0.0)
-    ui = PreferenceTrainUI(args.iters, rank=rank)
 
     def validate(it):
-        _validate(
-            it,
-            ui,
-            policy_model,
-            reference_model,
-            val_dataset,
-            args,
-            training_callback,
-        )
+        _validate(it, ui, score, policy_model, val_dataset, args, training_callback)
 
     with ui, keyed_layers(policy_model, args.grad_checkpoint):
+        step, state = _compile_step(policy_model, reference_model, optimizer, args)
         if val_dataset:
             validate(0)
         policy_model.train()
@@ -490,24 +550,15 @@ def train_dpo(
             _clear_cache(args.clear_cache_threshold)
             window.seconds += time.perf_counter() - tic
             ui.advance()
-
             if it % args.steps_per_report == 0 or last:
-                metrics = window.report(world)
-                metrics["learning_rate"] = optimizer.learning_rate.item()
-                metrics["grad_norm"] = grad_norm.item()
-                ui.report_train(it, metrics)
-                if training_callback is not None:
-                    training_callback.on_train_loss_report(
-                        {"iteration": it, "train_loss": metrics["loss"], **metrics}
-                    )
+                metrics = _report(
+                    it, ui, window, optimizer, grad_norm, world, training_callback
+                )
             if val_dataset and (it % args.steps_per_eval == 0 or last):
                 validate(it)
             if it % args.steps_per_save == 0 and rank == 0:
-                file = Path(args.adapter_file)
-                checkpoint = file.with_name(f"{it:07d}_{file.name}")
-                save_adapter(policy_model, file)
-                save_adapter(policy_model, checkpoint)
-                ui.report_save(checkpoint)
+                _save(it, ui, policy_model, args)
     if rank == 0:
         save_adapter(policy_model, args.adapter_file)
+    policy_model.eval()
     return metrics
