@@ -1,6 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
-"""Find the BLAS that makes MLX's CPU backend on Linux 35 times faster."""
+"""Find a BLAS with which MLX's CPU products on Linux are 35 times faster."""
 
 import platform
 from pathlib import Path

@@ -24,9 +24,9 @@ from mlx_lm.openblas import find_openblas, slow_blas_notice
 
 HERE = Path(__file__).parent
 PROMPTS = (
-    "How do bees make honey?",
     "What is the best way to store coffee beans?",
-    "Why do stars twinkle at night?",
+    "How do I clean the lens of a camera?",
+    "How do I check the oil in my car?",
 )
 
 
@@ -111,10 +111,8 @@ def main() -> None:
         print(f"\n{prompt}\n  before: {' '.join(old.split())}")
         print(f"  after:  {' '.join(new.split())}")
     print(f"\nThe adapter is in {adapter_path}. Ask it something:")
-    print(
-        f"  mlx_lm.generate --model {model_path} --adapter-path {adapter_path} "
-        '--prompt "How do I boil an egg?"'
-    )
+    print(f"  mlx_lm.generate --model {model_path} \\")
+    print(f'    --adapter-path {adapter_path} --prompt "How do I boil an egg?"')
     print(f"Done in {format_duration(time.perf_counter() - tic)}.")
 
 
