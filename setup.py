@@ -322,9 +322,7 @@ def main() -> None:
     setup(
         **arguments,
         author="MLX Contributors",
-        long_description=(
-            (ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else ""
-        ),
+        long_description=(ROOT / "README.md").read_text(),
         long_description_content_type="text/markdown",
         license_files=["LICENSE", f"{PACKAGE}/{LICENSE_TWIN}"],
         packages=packages,
