@@ -12,7 +12,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 # What makes a formatter report instead of write.
-REPORT = {"black": ["--check", "--diff"], "isort": ["--check-only", "--diff"]}
+REPORT = {
+    "black": ["--check", "--diff"],
+    "isort": ["--check-only", "--diff"],
+    "clang-format": ["--dry-run", "-Werror"],
+}
 
 
 def main() -> None:

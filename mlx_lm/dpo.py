@@ -41,7 +41,7 @@ from .tuner.policy import (
     prepare_policy,
     slow_dtype_notice,
 )
-from .tuner.reference import FrozenStart, check_same_tokens, check_same_vocabulary
+from .tuner.reference import FrozenStart, check_same_tokens, check_token_ids
 from .tuner.schedules import build_learning_rate
 from .tuner.trainer import evaluate_dpo, train_dpo
 from .tuner.utils import print_trainable_parameters
@@ -391,11 +391,12 @@ def run(
         rprint(f"[WARNING] {notice}")
     reference_model = load_reference_model(args, tokenizer)
     if reference_model is not None:
-        check_same_vocabulary(model, reference_model, tokenizer.get_vocab())
+        check_token_ids(reference_model, max(tokenizer.get_vocab().values()))
 
     rprint("Loading datasets")
     train_set, valid_set, test_set = load_preference_dataset(args, tokenizer)
     sets = [dataset for dataset in (train_set, valid_set, test_set) if dataset]
+    check_token_ids(model, max(dataset.largest_token() for dataset in sets))
     # A warning that holds for every set is said once.
     for line in dict.fromkeys(line for dataset in sets for line in dataset.summary()):
         rprint(line)

@@ -72,7 +72,7 @@ class TestDPO(unittest.TestCase):
                 batch = collate_pairs(random_pairs(4))
                 optimizer = optim.Adam(1e-2)
                 losses = []
-                for _ in range(10):
+                for _ in range(15):
                     loss, metrics = dpo_step(
                         policy, reference, batch, optimizer, beta=0.1
                     )

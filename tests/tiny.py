@@ -2,16 +2,21 @@
 
 """Tiny models, tokenizers and pairs that several tests share."""
 
+import contextlib
+import io
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_lm.models import llama
+from mlx_lm.tuner.trainer import DPOTrainingArgs, train_dpo
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
@@ -67,6 +72,24 @@ def tiny_model(kind="full", seed=0, dropout=0.0, layers=2, **config):
 
 def weights_of(model):
     return {k: np.array(v) for k, v in tree_flatten(model.trainable_parameters())}
+
+
+def train(model, pairs, val=None, optimizer=None, callback=None, **args):
+    """A run without a screen; returns its metrics."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"batch_size": 2, "iters": 20, "steps_per_save": 1000, **args}
+        reference = settings.pop("reference_model", None)
+        settings.setdefault("adapter_file", f"{folder}/adapters.safetensors")
+        with contextlib.redirect_stdout(io.StringIO()):
+            return train_dpo(
+                model,
+                optimizer or optim.Adam(1e-2),
+                pairs,
+                val,
+                DPOTrainingArgs(**settings),
+                reference,
+                callback,
+            )
 
 
 def float64_logps(logits, targets, mask):

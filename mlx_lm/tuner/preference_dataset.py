@@ -172,6 +172,15 @@ class PreferenceDataset:
         """
         return self._pairs[index].place
 
+    def largest_token(self) -> int:
+        """
+        Find the largest token id, which the model's vocabulary must hold.
+
+        Returns:
+            int: The id.
+        """
+        return max(int(pair.ids.max()) for pair in self._pairs)
+
     @property
     def shape(self) -> str:
         """The commonest shape, as :mod:`.preference_rows` names it."""

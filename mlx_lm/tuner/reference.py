@@ -92,30 +92,28 @@ token 'y' has id 2 instead of 1. Use a reference_model with the same tokenizer.
     )
 
 
-def check_same_vocabulary(
-    policy: Any, reference: Any, vocabulary: dict[str, int]
-) -> None:
+def check_token_ids(model: Any, largest: int) -> None:
     """
-    Check that the reference scores every token id of the policy's tokenizer.
+    Check that a model has a logit for every token id in use.
 
     Args:
-        policy (nn.Module): The policy.
-        reference (nn.Module): The reference model.
-        vocabulary (dict): The tokenizer's ids by token.
+        model (nn.Module): The policy or the reference model.
+        largest (int): The largest token id.
 
     Raises:
-        ValueError: If the reference's logits are narrower than that.
+        ValueError: If the model's vocabulary ends before it.
 
     Example:
         >>> model = lambda tokens: mx.zeros((*tokens.shape, 8))
-        >>> check_same_vocabulary(model, model, {"a": 7})
+        >>> check_token_ids(model, 8)
+        Traceback (most recent call last):
+        ...
+        ValueError: Token id 8 is outside of the model's vocabulary of 8 tokens: \
+its tokenizer belongs to another model.
     """
-    tokens = max(vocabulary.values()) + 1
-    probe = mx.zeros((1, 1), dtype=mx.int32)
-    for name, model in (("policy", policy), ("reference model", reference)):
-        width = model(probe).shape[-1]
-        if width < tokens:
-            raise ValueError(
-                f"The {name} has a vocabulary of {width} tokens, the tokenizer "
-                f"uses {tokens}. Use models of one family."
-            )
+    width = model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]
+    if largest >= width:
+        raise ValueError(
+            f"Token id {largest} is outside of the model's vocabulary of {width} "
+            "tokens: its tokenizer belongs to another model."
+        )

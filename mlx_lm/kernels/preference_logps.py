@@ -1,0 +1,190 @@
+# Copyright © 2026 MLX Contributors
+
+"""Log-probs of tokens under two models and their exact KL, in one pass.
+
+The bodies, ``preference_logps_forward.h`` and ``_backward.h``, are written once
+in Metal's words. Metal takes them as they are, CUDA behind a prelude.
+"""
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Callable
+
+import mlx.core as mx
+
+DTYPES = (mx.float32, mx.bfloat16, mx.float16)
+INPUTS = ["policy_logits", "reference_logits", "targets", "mask"]
+# Threads of a threadgroup, and logits that a thread reads at once. Any Metal
+# pipeline takes 256 threads; how many more it takes depends on its registers.
+LAYOUTS = {"metal": (256, 4), "cuda": (256, 8)}
+
+
+def kernel_text(part: str) -> str:
+    """
+    Read a part of the kernels' text.
+
+    Args:
+        part (str): ``"forward"``, ``"backward"``, ``"metal"`` or ``"cuda"``.
+
+    Returns:
+        str: The text, without its comments.
+
+    Example:
+        >>> "simd_max(x_max)" in kernel_text("forward")
+        True
+    """
+    path = Path(__file__).with_name(f"preference_logps_{part}.h")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(line.partition("//")[0].rstrip() for line in lines) + "\n"
+
+
+def preference_backend() -> str | None:
+    """
+    The backend that runs the kernels on the default device, at this moment.
+
+    Returns:
+        str: ``"metal"``, ``"cuda"``, or None where plain operations are left.
+
+    Example:
+        >>> with mx.stream(mx.cpu):
+        ...     print(preference_backend())
+        None
+    """
+    if mx.default_device() != mx.gpu:
+        return None
+    if mx.metal.is_available():
+        return "metal"
+    return "cuda" if mx.cuda.is_available() else None
+
+
+@lru_cache
+def _build(backend: str, part: str) -> Callable[..., list[mx.array]]:
+    header, source = kernel_text(backend), kernel_text(part)
+    # CUDA keeps compiled kernels on disk under their name alone.
+    digest = hashlib.sha256((header + source).encode()).hexdigest()[:12]
+    backward = part == "backward"
+    # CUDA's factory raises where there is no CUDA, so none is called at import.
+    return getattr(mx.fast, f"{backend}_kernel")(
+        name=f"preference_logps_{part}_{digest}",
+        input_names=INPUTS + (["statistics", "cotangents"] if backward else []),
+        output_names=["gradient"] if backward else ["scores", "statistics"],
+        header=header,
+        source=source,
+    )
+
+
+def _run(backend, part, arrays, shapes, dtypes, layout):
+    policy_logits, reference_logits, targets, mask, *rest = arrays
+    dual = reference_logits is not None
+    other = reference_logits if dual else policy_logits  # else never read
+    threads, block = layout or LAYOUTS[backend]
+    return _build(backend, part)(
+        inputs=[policy_logits, other, targets, mask, *rest],
+        template=[
+            ("T", policy_logits.dtype),
+            ("R", other.dtype),
+            ("DUAL", dual),
+            ("THREADS", threads),
+            ("BLOCK", block),
+        ],
+        grid=(policy_logits.shape[0] * threads, 1, 1),
+        threadgroup=(threads, 1, 1),
+        output_shapes=shapes,
+        output_dtypes=dtypes,
+    )
+
+
+def preference_logps(
+    policy_logits: mx.array,
+    reference_logits: mx.array | None,
+    targets: mx.array,
+    mask: mx.array,
+    *,
+    backend: str,
+    layout: tuple[int, int] | None = None,
+) -> tuple[mx.array, mx.array]:
+    """
+    Score every token in one read of each logit.
+
+    Rows that are masked are not read; a target outside the vocabulary gives NaN
+    and is not read either.
+
+    Args:
+        policy_logits (mx.array): float32, bfloat16 or float16. Shape: ``(N, V)``.
+        reference_logits (mx.array, optional): As above; None leaves out what
+            needs the reference. Shape: ``(N, V)``.
+        targets (mx.array): int32 token ids. Shape: ``(N,)``.
+        mask (mx.array): bool, True where a token counts. Shape: ``(N,)``.
+        backend (str): ``"metal"`` or ``"cuda"``.
+        layout (tuple, optional): Threads of a threadgroup and logits that a
+            thread reads at once. Default: the backend's in ``LAYOUTS``.
+
+    Returns:
+        tuple: scores ``(3, N)`` (policy log-prob, reference log-prob and
+        KL(policy || reference), in nats) or ``(1, N)`` without reference, and
+        statistics ``(4, N)`` or ``(2, N)`` for the backward pass, all float32.
+
+    Example:
+        >>> sorted(LAYOUTS)
+        ['cuda', 'metal']
+    """
+    dual = reference_logits is not None
+    N = policy_logits.shape[0]
+    scores, statistics = _run(
+        backend,
+        "forward",
+        [policy_logits, reference_logits, targets, mask],
+        [(3 if dual else 1, N), (4 if dual else 2, N)],
+        [mx.float32, mx.float32],
+        layout,
+    )
+    return scores, statistics
+
+
+def preference_logps_vjp(
+    policy_logits: mx.array,
+    reference_logits: mx.array | None,
+    targets: mx.array,
+    mask: mx.array,
+    statistics: mx.array,
+    cotangents: mx.array,
+    *,
+    backend: str,
+    layout: tuple[int, int] | None = None,
+) -> mx.array:
+    """
+    The gradient of ``preference_logps`` with respect to the policy's logits.
+
+    The reference's logits are read only in rows whose KL has a cotangent other
+    than 0. The reference's log-prob has no gradient here.
+
+    Args:
+        policy_logits (mx.array): As in ``preference_logps``, like the next
+            three and the last two.
+        reference_logits (mx.array, optional): Shape: ``(N, V)``.
+        targets (mx.array): Shape: ``(N,)``.
+        mask (mx.array): Shape: ``(N,)``.
+        statistics (mx.array): What ``preference_logps`` returned.
+        cotangents (mx.array): Cotangents of the scores, float32, ``(3, N)`` or
+            ``(1, N)`` without reference.
+        backend (str): ``"metal"`` or ``"cuda"``.
+        layout (tuple, optional): See ``preference_logps``.
+
+    Returns:
+        mx.array: In the dtype of the policy's logits, exactly 0 where masked.
+        Shape: ``(N, V)``.
+
+    Example:
+        >>> "cotangents" in kernel_text("backward")
+        True
+    """
+    (gradient,) = _run(
+        backend,
+        "backward",
+        [policy_logits, reference_logits, targets, mask, statistics, cotangents],
+        [policy_logits.shape],
+        [policy_logits.dtype],
+        layout,
+    )
+    return gradient
