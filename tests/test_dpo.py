@@ -58,6 +58,9 @@ class TestDPO(unittest.TestCase):
         self.assertEqual(lengths[0], len(prompt))
         self.assertEqual(lengths[1], len(prompt) + len(chosen))
         self.assertEqual(lengths[2], len(prompt) + len(rejected))
+        ids = [dataset[i][:3] for i in range(len(dataset))]
+        largest = max(int(x.max()) for pair in ids for x in pair)
+        self.assertEqual(dataset.largest_token(), largest)
         self.assertEqual(
             bos_tokenizer().decode([*prompt, *chosen]),
             "<s>[user] Say tea.</s>\n[assistant] tea</s>\n",

@@ -18,11 +18,10 @@ import mlx.core as mx
 import yaml
 from mlx.utils import tree_flatten
 from test_gpt2 import save_gpt2
-from tiny import save_rows, save_tiny_model
+from tiny import Recorder, save_rows, save_tiny_model
 
 from mlx_lm import cli, dpo
 from mlx_lm.tuner import _upstream_callbacks
-from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.datasets import load_preference_dataset
 from mlx_lm.tuner.dpo_config import check_args
 from mlx_lm.tuner.policy import load_model
@@ -80,17 +79,6 @@ class FakeService(ModuleType):
 
     def log(self, data, step):
         self.logged.append((step, data))
-
-
-class Recorder(TrainingCallback):
-    def __init__(self):
-        self.train, self.val = [], []
-
-    def on_train_loss_report(self, train_info):
-        self.train.append(train_info)
-
-    def on_val_loss_report(self, val_info):
-        self.val.append(val_info)
 
 
 class CommandCase(unittest.TestCase):

@@ -12,9 +12,9 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
-from tiny import Pairs, pair, random_pairs, tiny_model, train, weights_of
+from tiny import Pairs, Recorder, pair, random_pairs, tiny_model, train, weights_of
 
-from mlx_lm.tuner.callbacks import CallbackList, MetricsFile, TrainingCallback
+from mlx_lm.tuner.callbacks import CallbackList, MetricsFile
 from mlx_lm.tuner.checkpoints import save_adapter
 from mlx_lm.tuner.logps import completion_mask, paired_sequence_logps, sequence_logps
 from mlx_lm.tuner.master_weights import with_master_weights
@@ -30,17 +30,6 @@ from mlx_lm.tuner.trainer import (
     evaluate_dpo,
     gradient_accumulator,
 )
-
-
-class Recorder(TrainingCallback):
-    def __init__(self):
-        self.train, self.val = [], []
-
-    def on_train_loss_report(self, train_info):
-        self.train.append(train_info)
-
-    def on_val_loss_report(self, val_info):
-        self.val.append(val_info)
 
 
 class TestLogps(unittest.TestCase):

@@ -16,6 +16,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_lm.models import llama
+from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.trainer import DPOTrainingArgs, train_dpo
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
@@ -36,6 +37,17 @@ CONFIG = {
     "tie_word_embeddings": True,
 }
 LORA = {"rank": 4, "dropout": 0.0, "scale": 10.0}
+
+
+class Recorder(TrainingCallback):
+    def __init__(self):
+        self.train, self.val = [], []
+
+    def on_train_loss_report(self, train_info):
+        self.train.append(train_info)
+
+    def on_val_loss_report(self, val_info):
+        self.val.append(val_info)
 
 
 class Pairs(list):

@@ -87,8 +87,10 @@ class PreferenceDataset:
         >>> prompt, chosen, rejected, lengths = dataset[0]
         >>> prompt.tolist(), chosen.tolist(), rejected.tolist(), lengths
         ([0, 1], [2], [3], (2, 3, 3))
-        >>> dataset.itemlen(0), dataset.source_row(1), dataset.shape, dataset.format
-        (3, 1, 'text', 'text')
+        >>> dataset.itemlen(0), dataset.source_row(1), dataset.largest_token()
+        (3, 1, 3)
+        >>> dataset.shape, dataset.format
+        ('text', 'text')
         >>> train, valid = dataset.hold_out(0.5)
         >>> len(train), len(valid), len(dataset.select([1]))
         (1, 1, 1)
