@@ -386,6 +386,8 @@ class TestRefusals(CommandCase):
             },
             "hf_dataset must be a mapping or a list": {"hf_dataset": "org/name"},
             "Unknown report_to 'wandbe'": {"report_to": "wandbe"},
+            "report_to needs swanlab: pip install swanlab": {"report_to": "swanlab"},
+            "keys must be a list": {"lora_parameters": {"keys": "self_attn.q_proj"}},
             "Unknown key 'betta' in the config, did you mean 'beta'": {"betta": 0.1},
             "lora_parameters must be a mapping": {"lora_parameters": 8},
             "valid_fraction": {"valid_fraction": 1.5},
@@ -401,8 +403,9 @@ class TestRefusals(CommandCase):
         with mock.patch.object(_upstream_callbacks, "wandb", None):
             code, _, err = command(*self.flags("--report-to", "wandb"))
         self.assertEqual((code, err.count("\n")), (2, 1))
-        self.assertIn("wandb is not installed", err)
-        self.assertEqual(list(self.adapters.iterdir()), [])
+        self.assertIn("report_to needs wandb: pip install wandb", err)
+        # Found before anything is loaded or written.
+        self.assertFalse(self.adapters.exists())
 
     def test_models(self):
         binary = self.folder / "binary"
@@ -411,10 +414,13 @@ class TestRefusals(CommandCase):
         broken = self.folder / "broken"
         shutil.copytree(self.model, broken)
         (broken / "model.safetensors").write_bytes(b"\x00" * 64)
+        empty = self.folder / "empty"
+        empty.mkdir()
         cases = {
             "does not exist": self.folder / "nowhere",
             "no .safetensors weights .* only .bin files": binary,
             "Can't read the weights": broken,
+            "Can't load the model '.*empty'": empty,
         }
         for pattern, path in cases.items():
             for flag in ("--model", "--reference-model"):

@@ -13,6 +13,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from ..cli_ui import rprint
+from . import _upstream_callbacks
 from .callbacks import SUPPORT_CALLBACK
 from .losses import check_loss_options
 from .policy import TRAINED_WITH
@@ -205,6 +206,8 @@ def _check_nested(args):
             "lora_parameters.dropout": 0.0,
         },
     )
+    if not isinstance(lora.get("keys") or [], list):
+        raise ValueError(f"lora_parameters.keys must be a list, got {lora['keys']!r}.")
     if lora["rank"] < 1 or not 0 <= lora["dropout"] < 1:
         raise ValueError(
             "lora_parameters needs a rank of at least 1 and a dropout of at least 0 "
@@ -217,6 +220,8 @@ def _check_nested(args):
                 f"Unknown report_to {name!r}, choose from "
                 f"{', '.join(SUPPORT_CALLBACK)}."
             )
+        if getattr(_upstream_callbacks, name) is None:
+            raise ValueError(f"report_to needs {name}: pip install {name}")
 
 
 def build_optimizer(

@@ -65,13 +65,15 @@ def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
         )
     except FileNotFoundError as e:
         if "safetensors" not in str(e):
-            raise
+            raise ValueError(f"Can't load the model {path!r}: {e}") from e
         raise ValueError(
             f"{path} has no .safetensors weights (a repo with only .bin files must be "
             "saved again with transformers: model.save_pretrained(folder))."
         ) from e
     except RuntimeError as e:
         raise ValueError(f"Can't read the weights of {path}: {e}") from e
+    except OSError as e:
+        raise ValueError(f"Can't load the model {path!r}: {e}") from e
 
 
 def adapter_config(path: str | Path) -> dict | None:
