@@ -356,6 +356,7 @@ class TestFromAdapters(CommandCase):
                 "model.layers.9.x": mx.zeros((1,)),
             },
             f"tensor '{name}' has shape": {**weights, name: mx.zeros((2, 2))},
+            f"has no tensor '{name}'": {k: weights[k] for k in weights if k != name},
         }
         shutil.copy(self.sft["lora"] / "adapter_config.json", self.folder)
         for pattern, tensors in cases.items():
@@ -376,6 +377,10 @@ class TestFromAdapters(CommandCase):
         more = ["--resume-adapter-file", file]
         self.fail_in_one_line("has shape", *self.flags(*more))
         self.assertIsNone(adapter_config(file))
+        parameters = {"rank": 4, "scale": 10.0, "dropout": 0.0, "keys": self.KEYS}
+        config = write_yaml(self.folder / "dpo.yaml", lora_parameters=parameters)
+        out = self.succeed(*self.flags(*more, "-c", config, "--num-layers", 1))
+        self.assertIn("bare.safetensors has no adapter_config.json", out)
 
     def test_start_is_not_overwritten(self):
         folder = self.folder / "sft"

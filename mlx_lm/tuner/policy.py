@@ -129,6 +129,10 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
     args.resume_adapter_file = str(path)
     config = adapter_config(path)
     if config is None:
+        rprint(
+            f"[WARNING] {path} has no adapter_config.json beside it: its rank, scale "
+            "and layers are taken to be this run's."
+        )
         return
     if config.get("trained_with") == TRAINED_WITH and not args.new_reference:
         raise ValueError(
