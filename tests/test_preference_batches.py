@@ -96,6 +96,26 @@ class TestPreferenceBatches(unittest.TestCase):
             waste += sum(longest - lengths[i] for i in batch)
         self.assertLess(waste / sum(lengths), 0.2)
 
+    def test_a_sample_is_fixed_and_spread_over_all_lengths(self):
+        pairs = Pairs(pair([1], [2] * n, [3]) for n in range(1, 21))
+        for wanted in (1, 3, 9, 10, 50):
+            runs = [
+                [
+                    row
+                    for batch in iterate_preference_batches(
+                        pairs, 2, num_batches=wanted
+                    )
+                    for row in rows_of(batch)
+                ]
+                for _ in range(2)
+            ]
+            self.assertEqual(*runs)
+            lengths = [len(chosen) for _, chosen, _ in runs[0]]
+            # Distinct pairs, the shortest among them and, from two on, the longest.
+            self.assertEqual(len(set(lengths)), 2 * min(wanted, 10))
+            self.assertEqual(min(lengths), 1)
+            self.assertEqual(max(lengths), 20 if wanted > 1 else 2)
+
     def test_loop_goes_on_with_the_next_epoch(self):
         pairs = Pairs(random_pairs(4))
         batches = iterate_preference_batches(pairs, 2, loop=True, seed=0)

@@ -4,6 +4,7 @@
 
 import difflib
 from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -328,21 +329,10 @@ def training_args(args: SimpleNamespace) -> DPOTrainingArgs:
         >>> training_args(resolve_args(["--iters", "7"])).iters
         7
     """
+    # Settings and fields have the same names, but for these two.
+    names = {field.name for field in fields(DPOTrainingArgs)} & vars(args).keys()
     return DPOTrainingArgs(
-        batch_size=args.batch_size,
-        iters=args.iters,
-        val_batches=args.val_batches,
-        steps_per_report=args.steps_per_report,
-        steps_per_eval=args.steps_per_eval,
+        **{name: getattr(args, name) for name in names},
         steps_per_save=args.save_every,
         adapter_file=str(Path(args.adapter_path) / "adapters.safetensors"),
-        max_seq_length=args.max_seq_length,
-        grad_checkpoint=args.grad_checkpoint,
-        grad_accumulation_steps=args.grad_accumulation_steps,
-        clear_cache_threshold=args.clear_cache_threshold,
-        beta=args.beta,
-        loss_type=args.loss_type,
-        label_smoothing=args.label_smoothing,
-        max_grad_norm=args.max_grad_norm,
-        seed=args.seed,
     )

@@ -6,7 +6,7 @@ from typing import Callable
 
 import mlx.core as mx
 
-from .losses import score_tokens, token_logps
+from .token_scores import score_tokens, token_logps
 
 
 def completion_mask(lengths: mx.array, width: int) -> mx.array:

@@ -122,6 +122,7 @@ def iterate_preference_batches(
     loop: bool = False,
     seed: int | None = None,
     comm_group: mx.distributed.Group | None = None,
+    num_batches: int = -1,
 ) -> Iterator[dict[str, mx.array]]:
     """
     Yield this rank's share of every batch.
@@ -134,6 +135,8 @@ def iterate_preference_batches(
         seed (int, optional): Shuffle; sorted by length if it is not given.
         comm_group (mx.distributed.Group, optional): The ranks that share the
             batches; they take disjoint pairs.
+        num_batches (int): Only so many batches an epoch, spread over all
+            lengths and always the same ones, or all with ``-1``. Default: ``-1``.
 
     Yields:
         dict: A batch as ``collate_pairs`` makes it.
@@ -163,7 +166,11 @@ def iterate_preference_batches(
     lengths = [dataset.itemlen(i) for i in range(len(dataset))]
     epoch = 0
     while True:
-        for indices in batch_indices(lengths, batch_size, seed, epoch):
+        batches = batch_indices(lengths, batch_size, seed, epoch)
+        if 0 < num_batches < len(batches):
+            sample = np.linspace(0, len(batches) - 1, num_batches).round()
+            batches = [batches[int(i)] for i in sample]
+        for indices in batches:
             mine = indices[rank::size]
             # A short last batch may leave this rank nothing: fill with weight 0.
             pairs = [dataset[i] for i in mine or indices[:1]]

@@ -170,22 +170,17 @@ def _evaluate(
     progress_callback,
 ):
     """Score a data set, or a sample of its batches, and average over all ranks."""
-    total_batches = -(-len(dataset) // batch_size)
-    if total_batches == 0 or num_batches == 0:
+    if len(dataset) == 0 or num_batches == 0:
         raise ValueError("There are no pairs to evaluate.")
-    sample = np.arange(total_batches)
-    if 0 < num_batches < total_batches:
-        # The same sample at every evaluation, of all lengths.
-        sample = np.linspace(0, total_batches - 1, num_batches).round()
-    chosen_batches, totals = set(sample.tolist()), None
     policy_model.eval()
-    group = mx.distributed.init()
-    batches = iterate_preference_batches(
-        dataset, batch_size, max_seq_length, comm_group=group
-    )
-    for i, batch in enumerate(batches):
-        if i not in chosen_batches:
-            continue
+    totals, group = None, mx.distributed.init()
+    for batch in iterate_preference_batches(
+        dataset,
+        batch_size,
+        max_seq_length,
+        comm_group=group,
+        num_batches=num_batches,
+    ):
         totals = add_metrics(totals, score(batch))
         mx.eval(totals)
         _clear_cache(clear_cache_threshold)
