@@ -177,6 +177,20 @@ class PreferenceTrainUI(TrainUI):
         self._last = (0, time.perf_counter())
         return self
 
+    def start_at(self, it: int) -> None:
+        """
+        Show that some steps were done before.
+
+        Args:
+            it (int): How many.
+
+        Example:
+            >>> PreferenceTrainUI(10, rank=1).start_at(5)
+        """
+        self._last = (it, time.perf_counter())
+        for _ in range(it):
+            self.advance()
+
     def _left(self, it):
         """Time left, from the time that passed since the last line."""
         done, then = self._last

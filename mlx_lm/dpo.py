@@ -16,6 +16,7 @@ from tqdm import tqdm
 from . import lora
 from .cli_ui import make_console, print_dpo_run_header, print_test_table, rprint
 from .openblas import slow_blas_notice
+from .tuner.atomic_files import remove_leftovers, replace_file, user_cache_folder
 from .tuner.callbacks import (
     CallbackList,
     MetricsFile,
@@ -32,18 +33,41 @@ from .tuner.dpo_config import (
     saved_settings,
     training_args,
 )
+from .tuner.fingerprint import model_fingerprint
+from .tuner.length_buckets import (
+    batches_per_epoch,
+    needed_tokens,
+    padded_tokens,
+    pair_lengths,
+    plan_batches,
+)
 from .tuner.losses import LOSSES
+from .tuner.master_weights import with_master_weights
 from .tuner.policy import (
+    adapter_config,
     adopt_adapter_config,
     adopt_finished_run,
     load_model,
     load_weights,
     prepare_policy,
+    read_weights,
     slow_dtype_notice,
 )
+from .tuner.preference_run import BEST, TrainingStopped
 from .tuner.reference import FrozenStart, check_same_tokens, check_token_ids
+from .tuner.reference_cache import ReferenceCache
+from .tuner.remembered_reference import RememberedReference
+from .tuner.resume import adopt_resumed_run, check_identity, data_fingerprint
+from .tuner.run_plan import (
+    check_memory,
+    describe_memory,
+    describe_plan,
+    training_plan,
+)
 from .tuner.schedules import build_learning_rate
+from .tuner.sharing import Sharing, check_packing, check_sharing
 from .tuner.trainer import evaluate_dpo, train_dpo
+from .tuner.training_state import newest_state
 from .tuner.utils import print_trainable_parameters
 from .utils import save_config
 
@@ -68,6 +92,17 @@ CONFIG_DEFAULTS = {
     "transcripts": "turns",
     "valid_fraction": 0.02,
     "max_bad_rows": 0.1,
+    "share_prompt": True,
+    "pack": False,
+    "train_head": False,
+    "reference_cache": None,
+    "token_cache": None,
+    "dry_run": False,
+    "resume": None,
+    "resume_anyway": False,
+    "keep_checkpoints": None,
+    "save_best": None,
+    "max_skipped_steps": 10,
 }
 
 # Keys of mlx_lm.lora for data without preferences: accepted, without effect.
@@ -138,6 +173,72 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         default=None,
         help="Put text rows into the chat template, as mlx_lm.lora does.",
+    )
+    parser.add_argument(
+        "--train-head",
+        action="store_true",
+        default=None,
+        help="Train the output head too, and tied embeddings with it.",
+    )
+    parser.add_argument(
+        "--no-share-prompt",
+        dest="share_prompt",
+        action="store_false",
+        default=None,
+        help="Compute each prompt twice, once for each answer.",
+    )
+    parser.add_argument(
+        "--pack",
+        action="store_true",
+        default=None,
+        help="Put several sequences in a row, instead of sharing prompts.",
+    )
+    for name, what in (
+        ("reference", "the reference's log-probs"),
+        ("token", "the token ids of large data sets"),
+    ):
+        parser.add_argument(
+            f"--{name}-cache",
+            type=str,
+            metavar="DIR",
+            help=f"Folder that keeps {what}. Default: in the user's cache folder.",
+        )
+        parser.add_argument(
+            f"--no-{name}-cache",
+            dest=f"{name}_cache",
+            action="store_false",
+            default=None,
+            help=f"Don't keep {what} on disk.",
+        )
+    parser.add_argument(
+        "--resume",
+        type=str,
+        metavar="DIR",
+        help="Go on with the run in this adapter folder; needs no other flag.",
+    )
+    parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        default=None,
+        help="Resume although data, model or settings are not those of the start.",
+    )
+    parser.add_argument(
+        "--keep-checkpoints",
+        type=int,
+        metavar="N",
+        help="Keep the newest N checkpoints. Default: every adapter.",
+    )
+    parser.add_argument(
+        "--save-best",
+        type=str,
+        choices=list(BEST),
+        help="Keep the adapter that validates best in the folder best/.",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=None,
+        help="Print plan, batches and predicted memory, and stop.",
     )
     parser.add_argument(
         "--new-reference",
@@ -215,19 +316,105 @@ def load_reference_model(
     return model
 
 
-def _header_rows(args, train_set, valid_set, reference_model):
-    per_epoch = -(-len(train_set) // args.batch_size)
-    reference = args.reference_model or "the frozen start"
-    if reference_model is None and args.resume_adapter_file:
-        reference = f"{args.resume_adapter_file}, frozen"
+def remember_reference(
+    args: SimpleNamespace,
+    policy: nn.Module,
+    reference_model: nn.Module | None,
+    *datasets: Any,
+) -> RememberedReference:
+    """
+    The run's reference, with what earlier runs found out about the same one.
+
+    Args:
+        args (SimpleNamespace): For ``reference_cache`` and ``test``.
+        policy (nn.Module): The model to train, as it starts.
+        reference_model (nn.Module, optional): Default: the policy's start.
+        datasets (PreferenceDataset): The pairs that it will be asked about.
+
+    Returns:
+        RememberedReference: Without its model where everything is known.
+
+    Example:
+        >>> args = resolve_args(["--no-reference-cache"])
+        >>> pairs = [([1], [2], [3], (1, 2, 2))]
+        >>> remember_reference(args, nn.Linear(1, 1), None, pairs).model is not None
+        True
+    """
+    folder, fingerprint = args.reference_cache, ""
+    if folder is not False:
+        folder = Path(folder) if folder else user_cache_folder("references")
+        fingerprint = model_fingerprint(reference_model or policy)
+    reference = RememberedReference(
+        reference_model or FrozenStart(policy),
+        ReferenceCache(folder or None, fingerprint),
+        # The test compares both models' whole distributions.
+        keep=args.test,
+    )
+    reference.release(*datasets)
+    return reference
+
+
+def _header_rows(args, train_set, valid_set, reference, plan, estimate):
+    per_epoch = batches_per_epoch(plan, args.batch_size)
+    name = args.reference_model or "the frozen start"
+    if args.reference_model is None and args.resume_adapter_file:
+        name = f"{args.resume_adapter_file}, frozen"
+    known = len(train_set) - reference.unknown(train_set)
+    name += f" · {known:,} of {len(train_set):,} pairs known" if known else ""
+    lengths = pair_lengths(train_set)
+    needed = needed_tokens(plan, lengths)
+    padding = 1 - needed / padded_tokens(plan, args.batch_size, lengths)
+    shared = "shared" if any(b.shape.prompt for b in plan) else "not shared"
+    shared += ", rows packed" if args.pack else ""
     rows = [
         ("data", str(args.hf_dataset or args.data)),
         ("pairs", f"{len(train_set):,} train · {len(valid_set):,} valid"),
         ("an epoch", f"{per_epoch:,} iters · {args.iters / per_epoch:.3g} epochs"),
         ("rows are", f"{train_set.shape} · {train_set.format}"),
-        ("reference", reference),
+        ("prompts", f"{shared} · {len(plan)} batch shapes · {padding:.0%} padding"),
+        ("reference", name),
+        ("peak memory", describe_memory(estimate)),
     ]
     return [(label, text.replace("[", r"\[")) for label, text in rows]
+
+
+def _optimizer(args, settings, plan):
+    """The optimizer, its schedule as long as the run; and what to say about it."""
+    if args.epochs is not None:
+        args.iters = args.epochs * batches_per_epoch(plan, args.batch_size)
+        settings.iters = args.iters
+    updates = -(-args.iters // args.grad_accumulation_steps)
+    rate, notices = build_learning_rate(
+        args.learning_rate, updates, args.lr_schedule, args.warmup_steps
+    )
+    return build_optimizer(args.optimizer, rate, args.optimizer_config), notices
+
+
+def _find_sharing(args, model, reference_model):
+    """What the settings ask for, as far as the model can."""
+    if args.pack:
+        # The reference runs on the same batches.
+        if isinstance(reference_model, nn.Module):
+            check_packing(reference_model, args.max_seq_length)
+        return check_packing(model, args.max_seq_length)
+    return check_sharing(model) if args.share_prompt else Sharing("plain", "")
+
+
+def _checkpoint(args, identity):
+    """The state to go on with, None if the run has not got that far."""
+    state = newest_state(args.adapter_path)
+    if state is None:
+        rprint(f"{args.adapter_path} has no checkpoint yet: the run starts again.")
+        return None
+    check_identity(state, identity, args)
+    rprint(f"Going on after step {state.iteration:,} of {args.iters:,}.")
+    before = adapter_config(args.adapter_path) or {}
+    if before.get("iters") not in (None, args.iters):
+        rprint(
+            f"The run has {args.iters:,} steps now instead of {before['iters']:,}: a "
+            f"learning rate schedule ends at step {args.iters:,}."
+        )
+    return state
 
 
 def train_model(
@@ -237,7 +424,7 @@ def train_model(
     valid_set: Any,
     training_callback: TrainingCallback | None = None,
     reference_model: nn.Module | None = None,
-) -> FrozenStart | nn.Module:
+) -> RememberedReference:
     """
     Train the policy and write the adapter, its settings and its metrics.
 
@@ -266,25 +453,63 @@ def train_model(
             f"batch_size={args.batch_size}. Lower batch_size or add pairs."
         )
     prepare_policy(args, model)
-    reference = reference_model or FrozenStart(model)
-    if args.epochs is not None:
-        args.iters = args.epochs * -(-len(train_set) // args.batch_size)
-    updates = -(-args.iters // args.grad_accumulation_steps)
-    rate, notices = build_learning_rate(
-        args.learning_rate, updates, args.lr_schedule, args.warmup_steps
+    settings = training_args(args)
+    # Every family but one in a hundred can, and asking would allocate the model.
+    settings.sharing = "equal" if args.share_prompt else "plain"
+    if args.pack:
+        settings.sharing = "packed"
+    optimizer, notices = _optimizer(args, settings, training_plan(train_set, settings))
+    estimate = check_memory(
+        model,
+        reference_model or FrozenStart(model),
+        with_master_weights(optimizer, model),
+        train_set,
+        settings,
     )
-    optimizer = build_optimizer(args.optimizer, rate, args.optimizer_config)
+    read_weights(model, args.model)
+    if reference_model is not None:
+        read_weights(reference_model, args.reference_model)
+    sharing = _find_sharing(args, model, reference_model)
+    settings.sharing = sharing.grade
+    # Before a checkpoint is loaded: both are what the run started with.
+    start = model_fingerprint(model)
+    reference = remember_reference(
+        args, model, reference_model, train_set, valid_set or []
+    )
+    del reference_model
+    plan = training_plan(train_set, settings)
+    optimizer, notices = _optimizer(args, settings, plan)
+    identity = {
+        "model": start,
+        "train": data_fingerprint(train_set),
+        "valid": data_fingerprint(valid_set),
+    }
+    state = None
+    if args.resume and not args.dry_run:
+        state = _checkpoint(args, identity)
     if mx.distributed.init().rank() == 0:
-        rows = _header_rows(args, train_set, valid_set, reference_model)
+        rows = _header_rows(args, train_set, valid_set, reference, plan, estimate)
         print_dpo_run_header(make_console(), args, rows)
+    if sharing.notice:
+        rprint(sharing.notice)
+    if args.dry_run:
+        for line in describe_plan(plan, args.batch_size):
+            rprint(line)
+        return reference
+    if mx.distributed.init().rank() == 0:
         adapter_path = Path(args.adapter_path)
         adapter_path.mkdir(parents=True, exist_ok=True)
-        settings = saved_settings(args)
+        config = saved_settings(args)
         reporting = get_reporting_callbacks(
-            args.report_to, args.project_name, args.adapter_path, settings
+            args.report_to, args.project_name, args.adapter_path, config
         )
-        save_config(settings, adapter_path / "adapter_config.json")
-        metrics_file = MetricsFile(adapter_path / "metrics.jsonl")
+        remove_leftovers(adapter_path)
+        replace_file(
+            adapter_path / "adapter_config.json",
+            lambda name: save_config(config, name),
+        )
+        written = state.info["metrics_bytes"] if state else 0
+        metrics_file = MetricsFile(adapter_path / "metrics.jsonl", written)
         training_callback = CallbackList([metrics_file, reporting, training_callback])
     for notice in notices:
         rprint(notice)
@@ -294,9 +519,11 @@ def train_model(
         optimizer,
         train_set,
         valid_set or None,
-        training_args(args),
+        settings,
         reference,
         training_callback,
+        state,
+        identity,
     )
     return reference
 
@@ -320,7 +547,16 @@ def evaluate_model(
         >>> evaluate_model.__name__  # DPO.md shows it from Python
         'evaluate_model'
     """
-    batches = -(-len(test_set) // args.batch_size)
+    grade = _find_sharing(args, model, reference_model).grade
+    buckets = plan_batches(
+        test_set,
+        args.batch_size,
+        grade,
+        max_length=args.max_seq_length,
+        min_batches=1,
+        ranks=mx.distributed.init().size(),
+    )
+    batches = batches_per_epoch(buckets, args.batch_size)
     if args.test_batches != -1:
         batches = min(batches, args.test_batches)
     quiet = mx.distributed.init().rank() != 0
@@ -332,7 +568,7 @@ def evaluate_model(
             args.batch_size,
             args.test_batches,
             args.beta,
-            max_seq_length=args.max_seq_length,
+            buckets=buckets,
             label_smoothing=args.label_smoothing,
             loss_type=args.loss_type,
             clear_cache_threshold=args.clear_cache_threshold,
@@ -371,6 +607,8 @@ def run(
     args = SimpleNamespace(**{**CONFIG_DEFAULTS, **given})
     check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
     check_types(vars(args), CONFIG_DEFAULTS)
+    if args.resume:
+        adopt_resumed_run(args, CONFIG_DEFAULTS)
     if args.train:
         adopt_adapter_config(args)
     elif args.test and args.adapter_path:
@@ -404,14 +642,16 @@ def run(
         rprint(train_set.preview())
 
     if args.train:
-        reference = train_model(
-            args,
-            model,
-            train_set,
-            valid_set,
-            training_callback,
-            reference_model,
+        # Handed over, not kept: it is freed as soon as its numbers are known.
+        handed = [reference_model]
+        del reference_model
+        remembered = train_model(
+            args, model, train_set, valid_set, training_callback, handed.pop()
         )
+        reference = remembered.model
+        if args.dry_run:
+            rprint("Dry run: nothing was trained.")
+            return
         rprint(f"Saved the adapter to {args.adapter_path}")
     elif args.adapter_path:
         prepare_policy(args, model)
@@ -420,6 +660,7 @@ def run(
     else:
         reference = reference_model or model
     if args.test:
+        read_weights(model, args.model)
         evaluate_model(args, model, test_set, reference)
 
 
@@ -441,8 +682,16 @@ def main() -> None:
     except (ValueError, ImportError, OSError, yaml.YAMLError) as e:
         if os.environ.get("MLX_LM_DEBUG"):
             raise
-        print(f"Error: {' '.join(str(e).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(_one_line(e, 2))
+    except TrainingStopped as e:
+        if os.environ.get("MLX_LM_DEBUG"):
+            raise
+        sys.exit(_one_line(e, 1))
+
+
+def _one_line(error, code):
+    print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

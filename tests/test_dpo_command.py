@@ -32,7 +32,7 @@ TEXT_ROWS = [
     for word in "tea hat pen cup sun ink map oak".split()
 ]
 METRICS = {
-    *("iteration", "loss", "train_loss", "learning_rate", "grad_norm", "kl"),
+    *("iteration", "loss", "train_loss", "learning_rate", "grad_norm", "kl_estimate"),
     *("rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"),
     *("logps/chosen", "logps/rejected", "logps/accuracies"),
     *("logps/accuracies_per_token", "reference_logps/accuracies"),
@@ -217,7 +217,7 @@ class TestReports(CommandCase):
         )
         self.assertEqual(lines, [data for _, data in services["wandb"].logged])
         self.assertLessEqual(METRICS, set(lines[1]))
-        in_validation = {k for k in METRICS if "/" in k} | {"loss", "kl"}
+        in_validation = {k for k in METRICS if "/" in k} | {"loss", "kl_estimate"}
         self.assertEqual(
             set(lines[0]),
             {f"val_{k}" for k in in_validation}
@@ -232,6 +232,9 @@ class TestReports(CommandCase):
             {
                 "adapters.safetensors",
                 "0000002_adapters.safetensors",
+                "0000002_state.safetensors",
+                "0000003_adapters.safetensors",
+                "0000003_state.safetensors",
                 "adapter_config.json",
                 "metrics.jsonl",
             },
@@ -257,12 +260,19 @@ class TestReports(CommandCase):
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             model, tokenizer = load_model(args.model, args)
             train, valid, test = load_preference_dataset(args, tokenizer)
-            reference = dpo.train_model(args, model, train, valid)
-            metrics = dpo.evaluate_model(args, model, test, reference)
-        self.assertIsInstance(reference, FrozenStart)
-        # Validation and test set hold the same rows.
+            remembered = dpo.train_model(args, model, train, valid)
+            metrics = dpo.evaluate_model(args, model, test, remembered.model)
+        self.assertIsInstance(remembered.model, FrozenStart)
+        self.assertEqual(remembered.unknown(train, valid), 0)
+        # Validation and test set hold the same rows; the test has the exact KL.
         last = metrics_of(self.adapters)[-1]
-        self.assertEqual({k: last[f"val_{k}"] for k in metrics}, metrics)
+        self.assertGreaterEqual(metrics.pop("kl"), 0)
+        others = {"iteration", "val_time", "val_kl_estimate"}
+        self.assertEqual({f"val_{k}" for k in metrics}, set(last) - others)
+        for k, v in metrics.items():
+            self.assertAlmostEqual(
+                v, last[f"val_{k}"], delta=1e-5 * max(1, abs(v)), msg=k
+            )
         args.batch_size = 12
         with self.assertRaisesRegex(ValueError, "fewer than batch_size=12"):
             dpo.train_model(args, model, train, valid)

@@ -25,7 +25,12 @@ from mlx_lm.tuner.dpo_config import (
 
 # Another value than the default for each flag.
 VALUES = {bool: True, int: 7, float: 0.25, str: "other"}
-CHOICES = {"loss_type": "sigmoid", "fine_tune_type": "dora", "optimizer": "sgd"}
+CHOICES = {
+    "loss_type": "sigmoid",
+    "fine_tune_type": "dora",
+    "optimizer": "sgd",
+    "save_best": "loss",
+}
 
 
 def quiet_resolve(*argv):
@@ -40,7 +45,7 @@ def flag_values():
         if key in ("help", "config"):
             continue
         if action.nargs == 0:
-            yield action.option_strings[-1], key, [], True
+            yield action.option_strings[-1], key, [], action.const
             continue
         kind = action.type if isinstance(action.type, type) else int
         value = CHOICES.get(key, VALUES[kind])
@@ -149,10 +154,10 @@ class TestDocuments(unittest.TestCase):
         text = (Path(dpo.__file__).parent / "DPO.md").read_text()
         table = text.partition("\n## Settings\n")[2].partition("\n## ")[0]
         rows = re.findall(r"^\| `(\w+)` \|(.*?)\| `(.*?)` \|", table, re.M)
-        flags = {
-            a.dest: {f"`{o}`" for o in a.option_strings}
-            for a in dpo.build_parser()._actions
-        }
+        flags = {}
+        for action in dpo.build_parser()._actions:
+            options = {f"`{option}`" for option in action.option_strings}
+            flags.setdefault(action.dest, set()).update(options)
         self.assertEqual({row[0] for row in rows}, set(dpo.CONFIG_DEFAULTS))
         for key, flag, default in rows:
             with self.subTest(key=key):

@@ -14,12 +14,20 @@ import numpy as np
 from mlx.utils import tree_flatten
 from tiny import Pairs, Recorder, pair, random_pairs, tiny_model, train, weights_of
 
+from mlx_lm.tuner import training_step
 from mlx_lm.tuner.callbacks import CallbackList, MetricsFile
 from mlx_lm.tuner.checkpoints import save_adapter
-from mlx_lm.tuner.logps import completion_mask, paired_sequence_logps, sequence_logps
+from mlx_lm.tuner.length_buckets import BatchShape
+from mlx_lm.tuner.logps import (
+    completion_states,
+    paired_sequence_logps,
+    sequence_logps,
+    sum_by_row,
+)
 from mlx_lm.tuner.master_weights import with_master_weights
 from mlx_lm.tuner.policy import prepare_policy, slow_dtype_notice
 from mlx_lm.tuner.preference_batches import collate_pairs
+from mlx_lm.tuner.preference_metrics import sum_values
 from mlx_lm.tuner.reference import (
     FrozenStart,
     check_same_tokens,
@@ -33,41 +41,52 @@ from mlx_lm.tuner.trainer import (
 
 
 class TestLogps(unittest.TestCase):
-    def test_completion_mask_counts_every_answer_token_once(self):
-        mask = completion_mask(mx.array([[2, 5], [0, 3], [4, 4]]), 6)
-        self.assertEqual(mask.sum(axis=-1).tolist(), [3, 2, 0])
-        self.assertEqual(mask[0].tolist(), [False, True, True, True, False, False])
-
     def test_a_pair_scores_the_same_in_any_batch(self):
         model = tiny_model()
         pairs = random_pairs(5)
-        alone = []
-        for p in pairs:
-            batch = collate_pairs([p])
-            alone.append(sequence_logps(model, batch["tokens"], batch["lengths"]))
-        alone = mx.stack(alone, axis=1).reshape(-1)
         long = pair(list(range(1, 40)), [1], [2])
-        together = collate_pairs([*pairs, long])
-        self.assertGreater(together["tokens"].shape[1], 32)
-        logps = sequence_logps(model, together["tokens"], together["lengths"])
-        logps = mx.concatenate([logps[:5], logps[6:11]])
-        np.testing.assert_allclose(logps, alone, rtol=1e-5)
+        alone = [sequence_logps(model, collate_pairs([p])) for p in pairs]
+        alone = mx.stack(alone, axis=1).reshape(-1)
+        for shape in (None, BatchShape(0, 64), BatchShape(40, 12, True)):
+            together = collate_pairs([*pairs, long], 8, shape)
+            logps = sequence_logps(model, together)
+            self.assertEqual(logps.shape, (16,))
+            # Filling has no scored token at all.
+            self.assertEqual(logps[6:8].tolist() + logps[14:].tolist(), [0.0] * 4)
+            logps = mx.concatenate([logps[:5], logps[8:13]])
+            np.testing.assert_allclose(logps, alone, rtol=1e-5)
+
+    def test_states_are_those_before_the_scored_tokens(self):
+        model = tiny_model()
+        batch = collate_pairs(random_pairs(3))
+        inputs = np.array(batch["inputs"])
+        states = np.array(model.model(batch["inputs"])).reshape(inputs.size, -1)
+        ours = completion_states(model, batch)
+        np.testing.assert_allclose(ours, states[np.array(batch["positions"])])
 
     def test_reference_with_a_wider_head(self):
         # Checkpoints of one family may pad the same vocabulary differently.
-        model, batch = tiny_model(), collate_pairs(random_pairs(2))
-        tokens, lengths = batch["tokens"], batch["lengths"]
-        logits = model(tokens[:, :-1])
-        wider = mx.concatenate([logits, logits[..., :8] - 1e9], axis=-1)
-        policy, reference, kl = paired_sequence_logps(model, wider, tokens, lengths)
+        model = tiny_model()
+        pairs = random_pairs(2, vocab=60)
+        batch = collate_pairs(pairs)
+        logits = model(batch["inputs"])
+
+        def padded(tokens):
+            return mx.concatenate([model(tokens), logits[..., :8] - 1e9], axis=-1)
+
+        policy, reference, kl = paired_sequence_logps(model, padded, batch)
         np.testing.assert_allclose(policy, reference, rtol=1e-6)
         np.testing.assert_allclose(kl, 0, atol=1e-5)
         # Each model's log-probs are those of its own, whole vocabulary.
-        expected = sequence_logps(model, tokens, lengths)
-        for cut in (logits[..., :60], wider):
-            policy, *_ = paired_sequence_logps(model, cut, tokens % 60, lengths)
-            expected = sequence_logps(model, tokens % 60, lengths)
+        expected = sequence_logps(model, batch)
+        for cut in (lambda tokens: model(tokens)[..., :60], padded):
+            policy, *_ = paired_sequence_logps(model, cut, batch)
             np.testing.assert_allclose(policy, expected, rtol=1e-6)
+
+    def test_summing_by_row_leaves_filling_out(self):
+        batch = {"rows": mx.array([0, 1, 1, 4, 4]), "lengths": mx.zeros((4, 2))}
+        values = mx.array([1.0, 2.0, 4.0, 8.0, mx.nan])
+        self.assertEqual(sum_by_row(values, batch).tolist(), [1.0, 6.0, 0.0, 0.0])
 
 
 class TestReference(unittest.TestCase):
@@ -257,17 +276,18 @@ class TestTrainer(unittest.TestCase):
         self.assertEqual(dtypes, {mx.bfloat16})
 
     def test_each_shape_is_compiled_once(self):
-        from mlx_lm.tuner import trainer
-
-        calls, original = [], trainer.dpo_step
+        calls, original = [], training_step.dpo_step
 
         def counted(*args, **kwargs):
-            calls.append(args[2]["tokens"].shape)
+            # With a reference and, from the second epoch on, with its numbers.
+            calls.append((args[1] is None, args[2]["inputs"].shape))
             return original(*args, **kwargs)
 
-        with mock.patch.object(trainer, "dpo_step", counted):
-            train(tiny_model("lora", dropout=0.2), random_pairs(8), iters=12)
+        with mock.patch.object(training_step, "dpo_step", counted):
+            model = tiny_model("lora", dropout=0.2)
+            train(model, random_pairs(8), iters=12, compile=True)
         self.assertEqual(len(calls), len(set(calls)))
+        self.assertEqual({known for known, _ in calls}, {False, True})
 
     def test_accumulation_in_the_loop_updates_at_the_end_too(self):
         optimizer = optim.Adam(1e-3)
@@ -286,9 +306,13 @@ class TestTrainer(unittest.TestCase):
         for batch_size in (None, 8):
             model = tiny_model("lora")
             batch = collate_pairs(pairs, batch_size)
-            loss, metrics = dpo_step(
+            loss, values = dpo_step(
                 model, FrozenStart(model), batch, optim.SGD(0.5), reduce=False
             )
+            norm = values.pop("grad_norm")
+            for name in ("policy_logps", "reference_logps"):
+                self.assertFalse(values[name].reshape(2, -1)[:, 3:].any().item())
+            metrics = {**sum_values(values, batch), "grad_norm": norm}
             results.append((weights_of(model), loss.item(), metrics))
         for k, v in results[0][0].items():
             np.testing.assert_allclose(results[1][0][k], v, atol=1e-6)
@@ -340,7 +364,7 @@ class TestTrainer(unittest.TestCase):
         self.assertAlmostEqual(start["val_loss"], np.log(2), places=5)
         self.assertEqual(start["val_rewards/accuracies"], 0.0)
         self.assertEqual(start["val_rewards/margins"], 0.0)
-        for key in ("loss", "kl", "perplexity/policy", "rewards/chosen"):
+        for key in ("loss", "kl_estimate", "perplexity/policy", "rewards/chosen"):
             self.assertIn(key, recorder.train[0])
             self.assertIn(f"val_{key}", start)
         for key in ("grad_norm", "learning_rate", "pairs_per_second", "padding"):
@@ -376,7 +400,9 @@ class TestTrainer(unittest.TestCase):
                 names,
                 [
                     "0000002_adapters.safetensors",
+                    "0000002_state.safetensors",
                     "0000004_adapters.safetensors",
+                    "0000004_state.safetensors",
                     "adapters.safetensors",
                 ],
             )
@@ -389,7 +415,8 @@ class TestTrainer(unittest.TestCase):
         model = tiny_model(None)
         nn.quantize(model, group_size=32, bits=4)
         args = SimpleNamespace(
-            fine_tune_type="full", num_layers=1, seed=0, resume_adapter_file=None
+            **{"fine_tune_type": "full", "num_layers": 1, "train_head": False},
+            **{"seed": 0, "resume_adapter_file": None},
         )
         with self.assertRaisesRegex(ValueError, "can't train quantized layers"):
             prepare_policy(args, model)

@@ -1,12 +1,22 @@
 # Copyright © 2026 MLX Contributors
 
+import itertools
 import json
 import random
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
 from transformers import PreTrainedTokenizerFast
 
 from mlx_lm.tokenizer_utils import NewlineTokenizer, TokenizerWrapper
@@ -32,6 +42,30 @@ THINKING = CHATML.replace(
 )
 STRICT = "{{ raise_exception('roles must alternate') if messages[0].role != 'user' }}"
 DEMO = Path(__file__).parents[2] / "shared" / "data" / "dpo_en_demo.json"
+
+
+def make_backends():
+    """Tokenizers whose ids may depend on where a piece of text stands."""
+    chars = sorted({*map(chr, range(32, 127)), *"\n▁éü"})
+    merges = [("▁", "t"), ("▁t", "w"), ("h", "i"), ("\n", "\n"), ("▁", "▁")]
+    vocab = {c: i for i, c in enumerate([*chars, *("".join(m) for m in merges), "?"])}
+    for scheme in ("first", "always", "never"):
+        bpe = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="?"))
+        bpe.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        yield bpe.to_str()
+    bpe.pre_tokenizer = None
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    yield bpe.to_str()
+    unigram = Tokenizer(
+        models.Unigram([(t, -len(vocab) + i) for t, i in vocab.items()], 0)
+    )
+    unigram.normalizer = normalizers.Lowercase()
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    yield unigram.to_str()
+    yield make_tokenizer().backend_tokenizer.to_str()
+
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -59,6 +93,9 @@ def make_tokenizer(template=None, bos=False, kind=PreTrainedTokenizerFast):
 
 def text_of(tokenizer, ids):
     return tokenizer.decode(list(map(int, ids)))
+
+
+BACKENDS = list(make_backends())
 
 
 def pair(prompt="Q:", chosen=" yes", rejected=" no"):
@@ -171,6 +208,52 @@ class TestTokens(unittest.TestCase):
         self.assertEqual(common_prefix_length([1, 2], [1, 2, 3]), 2)
         self.assertEqual(common_prefix_length([1, 2, 3], [1, 2]), 2)
         self.assertEqual(common_prefix_length([], [1]), 0)
+
+    def test_shared_start_is_encoded_once(self):
+        """Ids are those of each text alone, whatever tokens do to neighbours."""
+        texts = ["Hi", " two  words ", "<a>", "x<", "é ü", "a\n\n", "im_start|>", "▁"]
+        templates = (
+            CHATML,
+            CHATML.replace("<|im_start|>", " <|im_start|> "),
+            "{% for m in messages %}{{ m.content }}<|im_start|>{{ m.role }}"
+            "{% endfor %}{% if add_generation_prompt %}<|im_start|>go{% endif %}",
+        )
+        start = "<|im_start|>"
+        added = [
+            [AddedToken(start, special=True)],
+            [AddedToken(start, special=True, lstrip=True)],
+            [AddedToken(start, special=True, rstrip=True)],
+            [AddedToken(start, special=True, normalized=True)],
+            [AddedToken(start, special=True, single_word=True)],
+            [AddedToken(start, special=True), AddedToken("\n<|im", special=True)],
+            [AddedToken(start, special=True), AddedToken(start + "a", special=True)],
+            [AddedToken(start, special=True), AddedToken(" ", normalized=False)],
+        ]
+        for number, (backend, tokens, template) in enumerate(
+            itertools.product(BACKENDS, added, templates)
+        ):
+            backend = Tokenizer.from_str(backend)
+            tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+            tokenizer.add_tokens([*tokens, AddedToken("<|im_end|>", special=True)])
+            tokenizer.chat_template = template
+            tokenizer.split_special_tokens = number % 5 == 4
+            rng = random.Random(number)
+            say = lambda role: {"role": role, "content": rng.choice(texts)}
+            rows = [
+                PreferenceRow(
+                    [say("user")], [say("assistant")], [say("assistant")], "messages"
+                )
+                for _ in range(20)
+            ]
+            whole = mock.patch.object(PairTokenizer, "_find_borders", lambda *_: [])
+            with self.subTest(number=number):
+                split = PairTokenizer(tokenizer)(rows)
+                with whole:
+                    expected = PairTokenizer(tokenizer)(rows)
+                self.assertEqual(list(map(str, split)), list(map(str, expected)))
+                slow = PairTokenizer(tokenizer)
+                slow._backend = None
+                self.assertEqual(list(map(str, slow(rows))), list(map(str, split)))
 
     def test_wrap_text_needs_a_template(self):
         for tokenizer, options in (

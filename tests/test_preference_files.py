@@ -19,12 +19,11 @@ from transformers import PreTrainedTokenizerFast
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 from mlx_lm.tuner.preference_files import (
     LocatedRows,
-    find_hub_name,
-    open_hub_splits,
     open_local_splits,
     pick_splits,
     read_files,
 )
+from mlx_lm.tuner.preference_hub import find_hub_name, open_hub_splits
 
 
 def make_tokenizer(words=200):

@@ -6,11 +6,14 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 from kernel_emulator import COMPILER, emulated_logps
-from tiny import random_pairs, tiny_model, train
+from tiny import pair, random_pairs, tiny_model, train
 
 from mlx_lm.tuner import token_scores
+from mlx_lm.tuner.length_buckets import BatchShape
 from mlx_lm.tuner.logps import paired_sequence_logps, sequence_logps
 from mlx_lm.tuner.losses import dpo_loss
+from mlx_lm.tuner.preference_batches import collate_pairs
+from mlx_lm.tuner.trainer import evaluate_dpo
 
 
 @unittest.skipUnless(COMPILER, "needs Linux and g++")
@@ -64,12 +67,12 @@ class TestScoreTokens(unittest.TestCase):
         self.assertEqual(self.calls, [("forward", True), ("backward", False)])
 
     def test_every_way_to_a_log_prob_takes_the_kernel(self):
-        model = lambda tokens: self.x[:, : tokens.shape[1]]
-        tokens, lengths = mx.array([[1, 2, 3, 4]] * 2), mx.array([[2, 4], [1, 3]])
+        model, other = (lambda tokens, x=x: x for x in (self.x, self.y))
+        batch = collate_pairs([pair([1, 2], [3, 4], [5])], shape=BatchShape(0, 3))
         targets = {"chosen_targets": self.targets, "rejected_targets": self.targets}
         for run, forms in (
-            (lambda: sequence_logps(model, tokens, lengths), [False]),
-            (lambda: paired_sequence_logps(model, self.y, tokens, lengths), [True]),
+            (lambda: sequence_logps(model, batch), [False]),
+            (lambda: paired_sequence_logps(model, other, batch), [True]),
             (lambda: dpo_loss(self.x, self.x, self.y, self.y, **targets), [True] * 2),
         ):
             self.calls.clear()
@@ -116,12 +119,25 @@ class TestScoreTokens(unittest.TestCase):
         pairs = random_pairs(4)
         ours = train(tiny_model("lora"), pairs, pairs, iters=2)
         steps, validations = 2, 2 * 2  # before the first step and after the last
-        self.assertEqual(self.calls.count(("forward", True)), steps + validations)
+        # The first validation asks the reference about every pair.
+        forwards = steps + validations + 2
+        self.assertEqual(self.calls.count(("forward", False)), forwards)
         self.assertEqual(self.calls.count(("backward", False)), steps)
-        self.assertEqual(len(self.calls), 2 * steps + validations)
+        self.assertEqual(len(self.calls), forwards + steps)
         with mock.patch.object(token_scores, "preference_backend", lambda: None):
             plain = train(tiny_model("lora"), pairs, pairs, iters=2)
-        for key in ("loss", "kl", "grad_norm", "rewards/margins"):
+        for key in ("loss", "kl_estimate", "grad_norm", "rewards/margins"):
+            self.assertAlmostEqual(ours[key], plain[key], places=4, msg=key)
+
+    def test_an_evaluation_scores_both_models_in_one_kernel(self):
+        mx.disable_compile()
+        self.addCleanup(mx.enable_compile)
+        models = tiny_model(), tiny_model(seed=2)
+        ours = evaluate_dpo(*models, random_pairs(4), batch_size=2)
+        self.assertEqual(self.calls, [("forward", True)] * 2)
+        with mock.patch.object(token_scores, "preference_backend", lambda: None):
+            plain = evaluate_dpo(*models, random_pairs(4), batch_size=2)
+        for key in ("loss", "kl", "rewards/margins"):
             self.assertAlmostEqual(ours[key], plain[key], places=4, msg=key)
 
 

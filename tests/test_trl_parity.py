@@ -96,7 +96,7 @@ class TestSmolLM2Parity(unittest.TestCase):
     def test_log_probs_of_cut_and_whole_rows(self):
         dataset = self.dataset(self.max_length)
         batch = collate_pairs([dataset[i] for i in range(len(dataset))])
-        logps = sequence_logps(self.model, batch["tokens"], batch["lengths"])
+        logps = sequence_logps(self.model, batch)
         kept = [row for row in self.expected if not row["dropped"]]
         expected = [r["chosen_logps"] for r in kept] + [
             r["rejected_logps"] for r in kept

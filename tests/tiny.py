@@ -5,6 +5,7 @@
 import contextlib
 import io
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -19,6 +20,10 @@ from mlx_lm.models import llama
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.trainer import DPOTrainingArgs, train_dpo
 from mlx_lm.tuner.utils import linear_to_lora_layers
+
+# What commands keep for later runs stays out of the user's own cache folder.
+CACHE = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = CACHE.name
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 from tokenizers_for_tests import CASES, bos_tokenizer  # noqa: E402, F401
@@ -53,8 +58,8 @@ class Recorder(TrainingCallback):
 class Pairs(list):
     """Tokenized pairs with the part of PreferenceDataset that batches need."""
 
-    def itemlen(self, i):
-        return max(self[i][3])
+    def pair_lengths(self):
+        return np.array([lengths for *_, lengths in self]).reshape(-1, 3)
 
 
 def pair(prompt, chosen, rejected):

@@ -45,6 +45,8 @@ class MetricsFile(TrainingCallback):
 
     Args:
         path (str or Path): The file, made anew.
+        keep (int): Bytes of an earlier file that stay, when a run is resumed: what
+            was written behind its checkpoint is written again. Default: ``0``.
 
     Example:
         >>> import tempfile
@@ -55,9 +57,10 @@ class MetricsFile(TrainingCallback):
         '{"iteration": 1, "loss": 0.5}\\n'
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, keep: int = 0):
         self.path = Path(path)
-        self.path.write_text("")
+        with open(self.path, "ab") as fid:
+            fid.truncate(keep)
 
     def _append(self, info):
         with open(self.path, "a") as fid:

@@ -2,12 +2,13 @@
 
 """Writing what was trained, completely or not at all."""
 
-import os
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+
+from .atomic_files import replace_file
 
 
 def save_adapter(model: nn.Module, path: str | Path) -> None:
@@ -25,11 +26,5 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
         ...     sorted(mx.load(f"{folder}/adapters.safetensors"))
         ['bias', 'weight']
     """
-    path = Path(path)
     weights = dict(sorted(tree_flatten(model.trainable_parameters())))
-    temporary = path.with_name(f".{path.stem}.tmp.safetensors")
-    try:
-        mx.save_safetensors(str(temporary), weights)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_file(path, lambda name: mx.save_safetensors(name, weights))

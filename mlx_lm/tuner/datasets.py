@@ -22,8 +22,10 @@ from ._upstream_datasets import (
     load_local_dataset,
     types,
 )
+from .atomic_files import user_cache_folder
 from .preference_dataset import PreferenceDataset
-from .preference_files import Splits, open_hub_splits, open_local_splits
+from .preference_files import Splits, open_local_splits
+from .preference_hub import open_hub_splits
 
 _SPLIT_FILES = {"train": "train", "valid": "validation", "test": "test"}
 
@@ -37,8 +39,10 @@ def load_preference_dataset(args: Any, tokenizer: Any) -> tuple:
             ``data`` (a folder, a file or a Hugging Face dataset) or ``hf_dataset``
             (a dict, or a list of dicts, with ``path``). Optional: ``data_dir``,
             ``seed``, ``max_seq_length``, ``valid_fraction``, ``max_bad_rows``,
-            ``wrap_text``, ``transcripts`` and ``*_feature``. All but ``seed``,
-            ``max_seq_length`` and ``valid_fraction`` also in ``hf_dataset``.
+            ``wrap_text``, ``transcripts``, ``token_cache`` (a folder that keeps
+            token ids, the user's cache folder by default, or ``False``) and
+            ``*_feature``. All but ``seed``, ``max_seq_length``, ``token_cache`` and
+            ``valid_fraction`` also in ``hf_dataset``.
         tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
 
     Returns:
@@ -145,7 +149,12 @@ def _make_dataset(
     options = {k: _option(args, given, k, v) for k, v in defaults.items()}
     name = f"{given.get('path', _option(args, {}, 'data', ''))} ({_SPLIT_FILES[split]})"
     max_length = _option(args, {}, "max_seq_length", 2048)
-    return PreferenceDataset(rows, tokenizer, max_length, **options, source=name)
+    cache = _option(args, {}, "token_cache", True)
+    if cache is True:
+        cache = user_cache_folder("tokens")
+    return PreferenceDataset(
+        rows, tokenizer, max_length, **options, source=name, token_cache=cache
+    )
 
 
 def _hold_out(sets: dict, fraction: float, seed: int) -> None:

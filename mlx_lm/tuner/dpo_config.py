@@ -18,6 +18,7 @@ from . import _upstream_callbacks
 from .callbacks import SUPPORT_CALLBACK
 from .losses import check_loss_options
 from .policy import TRAINED_WITH
+from .preference_run import BEST
 from .schedules import build_learning_rate
 from .trainer import DPOTrainingArgs
 
@@ -31,6 +32,8 @@ POSITIVE_KEYS = (
     "steps_per_report",
     "steps_per_eval",
     "save_every",
+    "keep_checkpoints",
+    "max_skipped_steps",
 )
 OPTIMIZERS = {
     "adam": optim.Adam,
@@ -69,6 +72,9 @@ UNSET_TYPES: dict[str, type] = {
     "resume_adapter_file": str,
     "report_to": str,
     "project_name": str,
+    "resume": str,
+    "keep_checkpoints": int,
+    "save_best": str,
 }
 _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
@@ -162,6 +168,11 @@ def check_args(args: SimpleNamespace) -> None:
             f"Unknown fine_tune_type {args.fine_tune_type!r}, choose from "
             f"{', '.join(LEARNING_RATES)}."
         )
+    if args.train_head and args.fine_tune_type != "full":
+        raise ValueError(
+            "train_head needs fine_tune_type full: no loader takes a whole head beside "
+            f"{args.fine_tune_type}. Name it in lora_parameters.keys to adapt it."
+        )
     args.optimizer = args.optimizer.lower()
     if args.optimizer not in OPTIMIZERS:
         raise ValueError(
@@ -179,6 +190,14 @@ def check_args(args: SimpleNamespace) -> None:
         value = getattr(args, key)
         if value is not None and not value >= 0:
             raise ValueError(f"{key} must not be negative, got {value}.")
+    if args.save_best not in (None, *BEST):
+        raise ValueError(
+            f"Unknown save_best {args.save_best!r}, choose from {', '.join(BEST)}."
+        )
+    for key in ("reference_cache", "token_cache"):
+        value = getattr(args, key)
+        if value is not None and value is not False and not isinstance(value, str):
+            raise ValueError(f"{key} must be a folder or false, got {value!r}.")
     _check_nested(args)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.fine_tune_type]

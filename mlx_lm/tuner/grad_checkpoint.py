@@ -2,16 +2,19 @@
 
 """Gradient checkpointing and dropout that agree with each other."""
 
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
+
+from .model_parts import calls_replaced
+from .shared_prompt import leaves
 
 # Their layers read what another layer leaves behind: recomputing one layer
 # alone gives wrong gradients (measured against the plain backward).
-NOT_RECOMPUTABLE = ("afm7", "kimi_k3")
+NOT_RECOMPUTABLE = ("kimi_k3",)
 
 
 class KeyedDropout(nn.Module):
@@ -66,29 +69,86 @@ def _dropouts(layer):
     ]
 
 
-def _recomputed_class(cls, dropouts, checkpoint):
-    """A subclass of a layer's class that passes keys and may recompute."""
+class _Slot:
+    """The place of an array in a call's arguments."""
 
-    def call(self, *args, **kwargs):
-        if not self.training:
-            return cls.__call__(self, *args, **kwargs)
+    def __init__(self, index):
+        self.index = index
 
-        def inner(parameters, key, *args, **kwargs):
-            self.update(parameters)
+
+def _take_arrays(tree):
+    """The float arrays of a call's arguments, and how to put others in place."""
+    arrays = []
+
+    def take(x):
+        if not isinstance(x, mx.array) or not mx.issubdtype(x.dtype, mx.floating):
+            return x
+        arrays.append(x)
+        return _Slot(len(arrays) - 1)
+
+    template = tree_map(take, tree)
+    put = lambda new: tree_map(
+        lambda x: new[x.index] if isinstance(x, _Slot) else x, template
+    )
+    return arrays, put
+
+
+def _set_keys(dropouts, key):
+    for i, dropout in enumerate(dropouts):
+        dropout.set_key(mx.random.split(key, len(dropouts))[i])
+
+
+def _again(x):
+    return x if x is None else x * 1
+
+
+def _recomputed(layer, dropouts, key, original, args, kwargs):
+    """Call a layer so that the backward pass computes it again.
+
+    Gradients flow through explicit arguments and results alone, so the arrays of
+    the layer's caches are both; their other attributes have moved on by then.
+    """
+    caches = leaves([args, kwargs])
+    saved = [cache.saved() for cache in caches]
+    arrays, put = _take_arrays([args, kwargs])
+
+    def inner(parameters, key, before, arrays):
+        layer.update(parameters)
+        if key is not None:
             # The recompute asks for a gradient of every argument.
-            key = None if key is None else mx.stop_gradient(key)
-            for i, dropout in enumerate(dropouts):
-                dropout.set_key(mx.random.split(key, len(dropouts))[i])
-            return cls.__call__(self, *args, **kwargs)
+            _set_keys(dropouts, mx.stop_gradient(key))
+        for cache, state, old in zip(caches, saved, before):
+            cache.restore(state, old)
+        args, kwargs = put(arrays)
+        result = original(*args, **kwargs)
+        # An array that is returned twice would lose its second gradient.
+        after = [tree_map(_again, cache.arrays) for cache in caches]
+        return result, after
 
+    before = [cache.arrays for cache in caches]
+    run = mx.checkpoint(inner)
+    result, after = run(layer.trainable_parameters(), key, before, arrays)
+    for cache, new in zip(caches, after):
+        cache.arrays = new
+    return result
+
+
+def _keyed_call(layer, dropouts, checkpoint):
+    """A layer's call that passes keys to its dropouts, and may recompute."""
+
+    def call(original, *args, **kwargs):
+        if not layer.training:
+            return original(*args, **kwargs)
         key = None
         if dropouts:
             # Drawn here, so that forward and recompute get the same one.
             key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
-        run = mx.checkpoint(inner) if checkpoint else inner
-        return run(self.trainable_parameters(), key, *args, **kwargs)
+        if checkpoint:
+            return _recomputed(layer, dropouts, key, original, args, kwargs)
+        _set_keys(dropouts, key)
+        return original(*args, **kwargs)
 
-    return type(cls.__name__, (cls,), {"__call__": call})
+    return call
 
 
 @contextmanager
@@ -125,19 +185,19 @@ def keyed_layers(model: nn.Module, checkpoint: bool) -> Iterator[None]:
             f"grad_checkpoint gives wrong gradients for model_type {model_type!r}. "
             "Turn it off, and lower batch_size or max_seq_length to save memory."
         )
-    changed = []
+    changed, calls = [], []
     try:
         for layer in model.layers:
             plain = _dropouts(layer)
             if not plain and not checkpoint:
                 continue
-            changed.append((layer, type(layer), plain))
+            changed.append((layer, plain))
             keyed = [(name, KeyedDropout(1 - module._p_1)) for name, module in plain]
             layer.update_modules(tree_unflatten(keyed))
             dropouts = [module for _, module in keyed]
-            layer.__class__ = _recomputed_class(type(layer), dropouts, checkpoint)
-        yield
+            calls.append((layer, _keyed_call(layer, dropouts, checkpoint)))
+        with calls_replaced(calls):
+            yield
     finally:
-        for layer, cls, plain in changed:
-            layer.__class__ = cls
+        for layer, plain in changed:
             layer.update_modules(tree_unflatten(plain))

@@ -1,92 +1,136 @@
 # Copyright © 2026 MLX Contributors
 
-"""From a model and a batch of pairs to the log-prob of every answer."""
+"""From a model and a batch of pairs to the log-prob of every answer.
 
-from typing import Callable
+sequence_logps(model, batch)                    one model, with gradient
+paired_sequence_logps(policy, reference, ...)   both, and their exact KL
+  completion_states(model, batch)               trunk: shared, plain or packed
+  completion_logps(model, states, targets)      head: chunk by chunk
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 
-from .token_scores import score_tokens, token_logps
+from .completion_head import completion_logps, paired_completion_logps
+from .model_parts import head_logits
+from .packing import packed_states
+from .reference import running
+from .shared_prompt import plain_states, shared_states
 
 
-def completion_mask(lengths: mx.array, width: int) -> mx.array:
+def completion_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
     """
-    Mark the target positions that belong to a completion.
-
-    Target ``t`` is token ``t + 1``: it counts if ``prompt <= t + 1 < total``.
+    The hidden states that predict the answers' tokens.
 
     Args:
-        lengths (mx.array): Prompt length and whole length of each row, in
-            tokens. Shape: ``(N, 2)``.
-        width (int): Number of target positions, one less than of tokens.
+        model (Callable): A language model.
+        batch (dict): What ``collate_pairs`` made; it says whether prompts are
+            shared or rows packed.
 
     Returns:
-        mx.array: Boolean mask. Shape: ``(N, width)``.
+        mx.array: One for every scored position of the batch. Shape: ``(N, D)``.
 
     Example:
-        >>> completion_mask(mx.array([[2, 4]]), 4).tolist()
-        [[False, True, True, False]]
+        >>> batch = {"inputs": mx.array([[3, 4]]), "positions": mx.array([1])}
+        >>> one_hot = lambda tokens: mx.eye(8)[tokens]
+        >>> completion_states(one_hot, batch).argmax().item()
+        4
     """
-    steps = mx.arange(1, width + 1)
-    return mx.logical_and(steps >= lengths[:, 0:1], steps < lengths[:, 1:2])
+    if "segments" in batch:
+        states = packed_states(model, batch)
+    else:
+        states = (shared_states if "prompts" in batch else plain_states)(model, batch)
+    return states.reshape(-1, states.shape[-1])[batch["positions"]]
+
+
+def sum_by_row(values: mx.array, batch: dict[str, mx.array]) -> mx.array:
+    """
+    Sum what was computed for each token over the batch's rows.
+
+    Args:
+        values (mx.array): One number for each scored position. Shape: ``(N,)``.
+        batch (dict): For ``rows``, of shape ``(N,)``: the row of each position,
+            ``2B`` for filling; and for the number of rows.
+
+    Returns:
+        mx.array: Shape: ``(2B,)``.
+
+    Example:
+        >>> batch = {"rows": mx.array([0, 0, 2]), "lengths": mx.zeros((2, 2))}
+        >>> sum_by_row(mx.array([1.0, 2.0, 9.0]), batch).tolist()
+        [3.0, 0.0]
+    """
+    # Not a scatter: the GPU would add in another order each time.
+    rows = mx.arange(batch["lengths"].shape[0])[:, None]
+    return mx.where(batch["rows"] == rows, values, 0).sum(axis=-1)
 
 
 def sequence_logps(
-    model: Callable[[mx.array], mx.array], tokens: mx.array, lengths: mx.array
+    model: Any, batch: dict[str, mx.array], *, gradient: bool = False
 ) -> mx.array:
     """
-    The summed log-prob of every row's completion.
+    The summed log-prob of every row's answer.
 
     Args:
-        model (Callable): Maps tokens ``(N, L)`` to logits ``(N, L, V)``.
-        tokens (mx.array): Prompt and completion, padded on the right. Shape:
-            ``(N, L)``.
-        lengths (mx.array): Prompt length and whole length of each row, in
-            tokens. Shape: ``(N, 2)``.
+        model (Callable): A language model.
+        batch (dict): What ``collate_pairs`` made of ``B`` pairs.
+        gradient (bool): Whether the result will be differentiated. Default:
+            ``False``.
 
     Returns:
-        mx.array: float32 log-probs in nats. Shape: ``(N,)``.
+        mx.array: float32 log-probs in nats, chosen rows first. Shape: ``(2B,)``.
 
     Example:
+        >>> from mlx_lm.tuner.preference_batches import collate_pairs
         >>> uniform = lambda tokens: mx.zeros((*tokens.shape, 4))
-        >>> sequence_logps(uniform, mx.array([[1, 2, 3]]), mx.array([[1, 3]])).item()
-        -2.7725887298583984
+        >>> batch = collate_pairs([([1], [2, 3], [3], (1, 3, 2))])
+        >>> sequence_logps(uniform, batch).tolist()
+        [-2.7725887298583984, -1.3862943649291992]
     """
-    mask = completion_mask(lengths, tokens.shape[1] - 1)
-    return token_logps(model(tokens[:, :-1]), tokens[:, 1:], mask).sum(axis=-1)
+    states = completion_states(model, batch)
+    logps = completion_logps(model, states, batch["targets"], gradient=gradient)
+    return sum_by_row(logps, batch)
 
 
 def paired_sequence_logps(
-    model: Callable[[mx.array], mx.array],
-    reference_logits: mx.array,
-    tokens: mx.array,
-    lengths: mx.array,
+    policy_model: Any,
+    reference_model: Callable[[mx.array], mx.array],
+    batch: dict[str, mx.array],
 ) -> tuple[mx.array, mx.array, mx.array]:
     """
     Summed log-probs under the policy and the reference, and their exact KL.
 
     Args:
-        model (Callable): The policy, maps tokens ``(N, L)`` to logits.
-        reference_logits (mx.array): The reference's logits for ``tokens[:, :-1]``.
-            Shape: ``(N, L - 1, V)``.
-        tokens (mx.array): Prompt and completion, padded on the right. Shape:
-            ``(N, L)``.
-        lengths (mx.array): Prompt length and whole length of each row, in
-            tokens. Shape: ``(N, 2)``.
+        policy_model (Callable): A language model.
+        reference_model (Callable): A ``FrozenStart`` or another model.
+        batch (dict): What ``collate_pairs`` made of ``B`` pairs.
 
     Returns:
         tuple: policy log-probs, reference log-probs and KL(policy || reference)
-        summed over each completion, float32 in nats. Shape: ``(N,)`` each.
+        summed over each answer, float32 in nats. Shape: ``(2B,)`` each.
 
     Example:
+        >>> from mlx_lm.tuner.preference_batches import collate_pairs
         >>> model = lambda tokens: mx.zeros((*tokens.shape, 4))
-        >>> tokens, lengths = mx.array([[1, 2, 3]]), mx.array([[1, 3]])
-        >>> out = paired_sequence_logps(model, model(tokens[:, 1:]), tokens, lengths)
-        >>> [round(x.item(), 3) for x in out]
-        [-2.773, -2.773, 0.0]
+        >>> batch = collate_pairs([([1], [2, 3], [3], (1, 3, 2))])
+        >>> paired_sequence_logps(model, model, batch)[2].tolist()
+        [0.0, 0.0]
     """
-    mask = completion_mask(lengths, tokens.shape[1] - 1)
-    logits = model(tokens[:, :-1])
-    scores = score_tokens(logits, reference_logits, tokens[:, 1:], mask)
-    policy_logps, reference_logps, kl = (x.sum(axis=-1) for x in scores)
+    with running(reference_model) as reference:
+        reference_states = completion_states(reference, batch)
+
+    def reference_logits(states):
+        with running(reference_model) as reference:
+            return head_logits(reference, states)
+
+    scores = paired_completion_logps(
+        lambda states: head_logits(policy_model, states),
+        reference_logits,
+        completion_states(policy_model, batch),
+        reference_states,
+        batch["targets"],
+    )
+    policy_logps, reference_logps, kl = (sum_by_row(x, batch) for x in scores)
     return policy_logps, reference_logps, kl

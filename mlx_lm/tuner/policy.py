@@ -15,7 +15,7 @@ from ..cli_ui import rprint
 from ..utils import load
 from .utils import linear_to_lora_layers
 
-ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters")
+ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "train_head")
 # What else decides the numbers of a finished run's test.
 TEST_KEYS = (
     "model",
@@ -61,6 +61,8 @@ def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
         return load(
             path,
             tokenizer_config={"trust_remote_code": args.trust_remote_code},
+            # Memory is checked before the weights are read.
+            lazy=True,
             trust_remote_code=args.trust_remote_code,
         )
     except FileNotFoundError as e:
@@ -74,6 +76,26 @@ def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
         raise ValueError(f"Can't read the weights of {path}: {e}") from e
     except OSError as e:
         raise ValueError(f"Can't load the model {path!r}: {e}") from e
+
+
+def read_weights(model: nn.Module, path: str) -> None:
+    """
+    Read a model's weights into memory, which ``load_model`` leaves on the disk.
+
+    Args:
+        model (nn.Module): The model.
+        path (str): What it was loaded from, for the message.
+
+    Raises:
+        ValueError: If a file is damaged.
+
+    Example:
+        >>> read_weights(nn.Linear(1, 1), "models/tiny")
+    """
+    try:
+        mx.eval(model.parameters())
+    except RuntimeError as e:
+        raise ValueError(f"Can't read the weights of {path}: {e}") from e
 
 
 def adapter_config(path: str | Path) -> dict | None:
@@ -265,6 +287,40 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     model.load_weights(list(weights.items()), strict=False)
 
 
+def unfreeze_head(model: nn.Module) -> None:
+    """
+    Make the output head trainable: with tied embeddings, these.
+
+    Args:
+        model (nn.Module): The policy; changed in place.
+
+    Raises:
+        ValueError: If the head is quantized, or the model names it in its own way.
+
+    Example:
+        >>> from mlx_lm.models.gpt2 import Model, ModelArgs
+        >>> model = Model(ModelArgs("gpt2", 16, 8, 2, 2, 16, 1e-5, 32))
+        >>> _ = model.freeze()
+        >>> unfreeze_head(model)
+        >>> [name for name, _ in tree_flatten(model.trainable_parameters())]
+        ['model.wte.weight']
+    """
+    names = ("lm_head", "output", "embed_out", "embed_tokens", "wte", "embeddings")
+    modules = list(model.named_modules())
+    for wanted in names:
+        for path, module in modules:
+            if path.split(".")[-1] != wanted or "layers." in path:
+                continue
+            if "scales" in module:
+                raise ValueError(
+                    f"train_head can't train {path}, which is quantized. Use a model "
+                    "that is not quantized."
+                )
+            module.unfreeze()
+            return
+    raise ValueError(f"train_head finds no module named {', '.join(names)}.")
+
+
 def prepare_policy(args: SimpleNamespace, model: nn.Module) -> None:
     """
     Make the trained part of the model: adapters, or unfrozen layers.
@@ -308,6 +364,8 @@ def prepare_policy(args: SimpleNamespace, model: nn.Module) -> None:
             args.lora_parameters,
             use_dora=(args.fine_tune_type == "dora"),
         )
+    if args.train_head:
+        unfreeze_head(model)
     if not tree_flatten(model.trainable_parameters()):
         keys = (args.lora_parameters or {}).get("keys")
         raise ValueError(f"Nothing to train: the model has no layers named {keys}.")

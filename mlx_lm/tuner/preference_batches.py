@@ -1,154 +1,251 @@
 # Copyright © 2026 MLX Contributors
 
-"""Batches of preference pairs: which pairs, in what order, how padded."""
+"""Batches of preference pairs: which pairs, in what order, as which arrays."""
 
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
+from .length_buckets import BatchShape, Bucket, length_buckets, pair_lengths
+from .packing import pack_rows
 
-def padded_length(length: int, max_length: int | None = None) -> int:
+
+class PairBatch(NamedTuple):
     """
-    Round a length up so that few shapes are compiled and little is padded.
-
-    Multiples of 16 up to 128 tokens, then four steps an octave: at most a
-    quarter is padding and 2,048 tokens need 24 shapes.
+    A batch and where it came from.
 
     Args:
-        length (int): Tokens of the longest row.
-        max_length (int, optional): Never pad beyond it.
-
-    Returns:
-        int: The padded length in tokens, at least ``length``.
+        indices (list): The index of each of the ``B`` pairs in the data set.
+        arrays (dict): What ``collate_pairs`` made of them.
 
     Example:
-        >>> [padded_length(n) for n in (1, 33, 257, 700)]
-        [16, 48, 320, 768]
+        >>> PairBatch([3], {}).indices
+        [3]
     """
-    step = 16
-    while length > 8 * step:
+
+    indices: list[int]
+    arrays: dict[str, mx.array]
+
+
+def _shape_for(pairs):
+    # One of few shapes: 24 for up to 2,048 tokens.
+    longest, step = max(max(n[1:]) for *_, n in pairs) - 1, 16
+    while longest > 8 * step:
         step *= 2
-    padded = step * -(-max(length, 1) // step)
-    return padded if max_length is None else max(length, min(padded, max_length))
+    return BatchShape(0, max(step * -(-longest // step), 1))
+
+
+def _row(pair, answer, shape):
+    """A row's input tokens after the shared ones, its targets and its positions."""
+    prompt, tokens, total = pair[0], pair[1 + answer], pair[3][1 + answer]
+    sequence = np.concatenate([prompt, tokens]).astype(np.int32)
+    shared = max(len(prompt) - 1, 0) if shape.ragged else shape.start
+    # A first token that nothing precedes can't be scored.
+    start = max(len(prompt), 1)
+    return sequence[shared : total - 1], sequence[start:total], start - 1 - shared
 
 
 def collate_pairs(
-    pairs: list[tuple], batch_size: int | None = None, max_length: int | None = None
-) -> dict[str, mx.array]:
+    pairs: list[tuple],
+    batch_size: int | None = None,
+    shape: BatchShape | None = None,
+) -> dict[str, Any]:
     """
-    Put pairs into one array, all chosen rows first, padded on the right.
+    Put pairs into arrays, all chosen rows first, padded on the right.
 
     Args:
         pairs (list): Items of a ``PreferenceDataset``: prompt, chosen and
             rejected token ids and their lengths.
         batch_size (int, optional): Number of pairs ``B`` to fill up to, with
             copies that weigh nothing. Default: the number of pairs.
-        max_length (int, optional): Never pad beyond it, in tokens.
+        shape (BatchShape, optional): The shape of the batch's bucket. Default:
+            whole rows, nothing shared.
 
     Returns:
-        dict: ``tokens`` int32 of shape ``(2B, L)``; ``lengths`` of prompt and
-        of prompt + completion, int32 of shape ``(2B, 2)``; ``weights`` float32
-        of shape ``(B,)``, 0 for filling.
+        dict: ``inputs`` int32 of shape ``(2B, L)``, the rows' tokens without the
+        last; ``lengths`` of prompt and of prompt + answer, int32 of shape
+        ``(2B, 2)``; ``weights`` float32 of shape ``(B,)``, 0 for filling. For
+        each of ``N`` scored tokens, int32 of shape ``(N,)``: ``targets``;
+        ``positions`` of what predicts them in the flattened ``inputs``; ``rows``
+        they belong to, ``2B`` for filling. Where prompts are shared ``prompts``
+        int32 of shape ``(B, P)``, and where not all of it counts
+        ``prompt_lengths`` of shape ``(B,)``; ``shared``, a number, where that is
+        the same for all rows. Where rows are packed, ``inputs`` has as many as it
+        takes, and ``segments`` of its shape names each token's sequence, 0 for
+        padding.
 
     Example:
         >>> pair = ([5, 6], [7], [8, 9], (2, 3, 4))
-        >>> batch = collate_pairs([pair], max_length=5)
-        >>> batch["tokens"].tolist(), batch["lengths"].tolist()
-        ([[5, 6, 7, 0, 0], [5, 6, 8, 9, 0]], [[2, 3], [2, 4]])
+        >>> batch = collate_pairs([pair], shape=BatchShape(1, 2))
+        >>> batch["prompts"].tolist(), batch["inputs"].tolist()
+        ([[5]], [[6, 0], [6, 8]])
+        >>> [batch[k].tolist()[:3] for k in ("targets", "positions", "rows")]
+        [[7, 8, 9], [0, 2, 3], [0, 1, 1]]
     """
-    weights = [1.0] * len(pairs)
-    if batch_size is not None and len(pairs) < batch_size:
-        weights += [0.0] * (batch_size - len(pairs))
-        pairs = pairs + [pairs[0]] * (batch_size - len(pairs))
-    rows = [(p, c, n[0], n[1]) for p, c, _, n in pairs]
-    rows += [(p, r, n[0], n[2]) for p, _, r, n in pairs]
-    width = padded_length(max(total for *_, total in rows), max_length)
-    tokens = np.zeros((len(rows), width), dtype=np.int32)
-    for row, (prompt, completion, start, total) in zip(tokens, rows):
-        row[:start] = prompt
-        row[start:total] = completion
-    return {
-        "tokens": mx.array(tokens),
-        "lengths": mx.array([row[2:] for row in rows], dtype=mx.int32),
-        "weights": mx.array(weights, dtype=mx.float32),
+    shape = shape or _shape_for(pairs)
+    count = len(pairs)
+    filling = (batch_size or count) - count
+    pairs = pairs + [pairs[0]] * filling
+    size = len(pairs)
+    sequences = [_row(pairs[i % size], i // size, shape) for i in range(2 * size)]
+    places, size_of_rows = [(i, 0) for i in range(2 * size)], (2 * size, shape.width)
+    if shape.packed:
+        # Filling takes no room.
+        room = [len(x[0]) * (i % size < count) for i, x in enumerate(sequences)]
+        places, size_of_rows = pack_rows(room, shape.width, shape.packed)
+    inputs = np.zeros(size_of_rows, dtype=np.int32)
+    segments = np.zeros_like(inputs)
+    scored: list[tuple[np.ndarray, np.ndarray, int]] = []
+    for i, (tokens, targets, first) in enumerate(sequences):
+        (row, start), is_filling = places[i], i % size >= count
+        if not (shape.packed and is_filling):
+            inputs[row, start : start + len(tokens)] = tokens
+            segments[row, start : start + len(tokens)] = i + 1
+        if not is_filling:
+            at = row * inputs.shape[1] + start + first + np.arange(len(targets))
+            scored.append((targets, at, i))
+    batch = {
+        "inputs": inputs,
+        "lengths": np.array([n[:2] for *_, n in pairs] + [n[::2] for *_, n in pairs]),
+        "weights": np.array([1.0] * count + [0.0] * filling, dtype=np.float32),
+        **_scored_arrays(scored, shape.scored, 2 * size),
     }
+    if shape.packed:
+        batch["segments"] = segments
+    if shape.prompt:
+        batch |= _prompt_arrays(pairs, shape)
+    arrays: dict[str, Any] = {
+        k: mx.array(v if v.dtype == np.float32 else v.astype(np.int32))
+        for k, v in batch.items()
+    }
+    if shape.prompt and not shape.ragged and shape.start < shape.prompt:
+        # Part of the shape, so no array.
+        arrays["shared"] = shape.start
+    return arrays
 
 
-def batch_indices(
-    lengths: list[int], batch_size: int, seed: int | None = None, epoch: int = 0
-) -> list[list[int]]:
+def _scored_arrays(scored, total, nowhere):
+    count = sum(len(targets) for targets, _, _ in scored)
+    total = total or max(16 * -(-count // 16), 1)
+    targets, positions = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    rows = np.full(total, nowhere, np.int32)
+    targets[:count] = np.concatenate([targets for targets, _, _ in scored])
+    positions[:count] = np.concatenate([positions for _, positions, _ in scored])
+    rows[:count] = np.repeat([r for *_, r in scored], [len(t) for t, *_ in scored])
+    return {"targets": targets, "positions": positions, "rows": rows}
+
+
+def _prompt_arrays(pairs, shape):
+    prompts = np.zeros((len(pairs), shape.prompt), dtype=np.int32)
+    lengths = np.full(len(pairs), shape.start)
+    for i, (prompt, *_) in enumerate(pairs):
+        if shape.ragged:
+            lengths[i] = max(len(prompt) - 1, 0)
+        prompts[i, : lengths[i]] = prompt[: lengths[i]]
+    if not shape.ragged and shape.start == shape.prompt:
+        return {"prompts": prompts}
+    return {"prompts": prompts, "prompt_lengths": lengths}
+
+
+def count_tokens(batch: dict[str, mx.array]) -> tuple[int, int]:
     """
-    Split a data set into batches of similar length, without replacement.
-
-    A function of (seed, epoch) alone, so that a resumed run sees the same
-    batches. The last batch to be cut may hold fewer pairs.
+    Count the tokens that a batch needs, and those that it computes.
 
     Args:
-        lengths (list): Length of every item in tokens.
+        batch (dict): What ``collate_pairs`` made.
+
+    Returns:
+        tuple: Tokens without padding and filling, a shared prompt once; and all.
+
+    Example:
+        >>> pair = ([5, 6], [7], [8, 9], (2, 3, 4))
+        >>> count_tokens(collate_pairs([pair], 2, BatchShape(1, 2)))
+        (4, 10)
+    """
+    inputs = np.array(batch["lengths"])[:, 1].reshape(2, -1) - 1
+    shared, computed = np.zeros(inputs.shape[1]), batch["inputs"].size
+    if "prompts" in batch:
+        width = batch["prompts"].shape[1]
+        shared = np.array(batch.get("prompt_lengths", shared + width))
+        computed += batch["prompts"].size
+    real = (inputs.sum(axis=0) - shared) * np.array(batch["weights"])
+    return int(real.sum()), computed
+
+
+def epoch_batches(
+    buckets: list[Bucket], batch_size: int, seed: int | None = None, epoch: int = 0
+) -> list[tuple[BatchShape, list[int]]]:
+    """
+    The batches of one pass over the data, without replacement.
+
+    A function of its arguments alone, so that a resumed run sees the same
+    batches. The last batch of a bucket may hold fewer pairs.
+
+    Args:
+        buckets (list): What ``plan_batches`` returned.
         batch_size (int): Pairs a batch.
-        seed (int, optional): Shuffles ties and the order of the batches. Sorted
-            by length if it is not given.
+        seed (int, optional): Shuffles the pairs of each bucket, and the batches.
+            In order of length if it is not given.
         epoch (int): Which pass over the data. Default: ``0``.
 
     Returns:
-        list: Lists of indices; every index occurs once.
+        list: Shape and indices of each batch; every index occurs once.
 
     Example:
-        >>> batch_indices([5, 1, 9, 2, 7], 2)
-        [[1, 3], [0, 4], [2]]
+        >>> bucket = Bucket(BatchShape(0, 8), np.array([4, 5, 6]))
+        >>> [indices for _, indices in epoch_batches([bucket], 2)]
+        [[4, 5], [6]]
     """
-    order = np.arange(len(lengths))
-    keys = np.array(lengths)
     rng = None if seed is None else np.random.default_rng([seed, epoch])
+    batches = []
+    for shape, indices in buckets:
+        order = indices if rng is None else rng.permutation(indices)
+        for i in range(0, len(order), batch_size):
+            batches.append((shape, order[i : i + batch_size].tolist()))
     if rng is not None:
-        # Other neighbours each epoch, at no cost in padding.
-        rng.shuffle(order)
-        keys = np.array([padded_length(n) for n in lengths])
-    order = order[np.argsort(keys[order], kind="stable")]
-    batches = [
-        order[i : i + batch_size].tolist() for i in range(0, len(order), batch_size)
-    ]
-    if rng is not None:
-        rng.shuffle(batches)
+        batches = [batches[i] for i in rng.permutation(len(batches))]
     return batches
 
 
 def iterate_preference_batches(
     dataset: Any,
     batch_size: int,
-    max_length: int | None = None,
+    buckets: list[Bucket] | None = None,
     *,
     loop: bool = False,
     seed: int | None = None,
     comm_group: mx.distributed.Group | None = None,
     num_batches: int = -1,
-) -> Iterator[dict[str, mx.array]]:
+    first_batch: int = 0,
+) -> Iterator[PairBatch]:
     """
     Yield this rank's share of every batch.
 
     Args:
-        dataset (PreferenceDataset): The pairs, with ``itemlen(i)`` in tokens.
+        dataset (PreferenceDataset): The pairs.
         batch_size (int): Pairs a batch over all ranks.
-        max_length (int, optional): Never pad beyond it, in tokens.
+        buckets (list, optional): What ``plan_batches`` returned. Default: whole
+            rows in buckets of similar length.
         loop (bool): Go on with the next epoch, for ever. Default: ``False``.
-        seed (int, optional): Shuffle; sorted by length if it is not given.
+        seed (int, optional): Shuffle; in order of length if it is not given.
         comm_group (mx.distributed.Group, optional): The ranks that share the
             batches; they take disjoint pairs.
         num_batches (int): Only so many batches an epoch, spread over all
             lengths and always the same ones, or all with ``-1``. Default: ``-1``.
+        first_batch (int): Start behind so many batches, counted over all epochs.
+            Default: ``0``.
 
     Yields:
-        dict: A batch as ``collate_pairs`` makes it.
+        PairBatch: The indices of the pairs, and the arrays.
 
     Raises:
         ValueError: If the data set holds fewer pairs than a looping batch needs,
             or ``batch_size`` can't be divided among the ranks.
 
     Example:
-        >>> class Pairs(list):
-        ...     itemlen = lambda self, i: self[i][3][2]
-        >>> pairs = Pairs([([5], [7], [8, 9], (1, 2, 3))])
+        >>> pairs = [([5], [7], [8, 9], (1, 2, 3))]
         >>> len(list(iterate_preference_batches(pairs, 4)))
         1
     """
@@ -163,21 +260,28 @@ def iterate_preference_batches(
             f"The training set has {len(dataset)} usable pairs, fewer than "
             f"batch_size={batch_size}. Lower batch_size or add pairs."
         )
-    lengths = [dataset.itemlen(i) for i in range(len(dataset))]
-    epoch = 0
+    if buckets is None:
+        buckets = length_buckets(pair_lengths(dataset), batch_size)
+    per_epoch = sum(-(-len(b.indices) // batch_size) for b in buckets)
+    epoch, first = divmod(first_batch, per_epoch)
     while True:
-        batches = batch_indices(lengths, batch_size, seed, epoch)
+        batches = epoch_batches(buckets, batch_size, seed, epoch)
         if 0 < num_batches < len(batches):
             sample = np.linspace(0, len(batches) - 1, num_batches).round()
             batches = [batches[int(i)] for i in sample]
-        for indices in batches:
-            mine = indices[rank::size]
-            # A short last batch may leave this rank nothing: fill with weight 0.
-            pairs = [dataset[i] for i in mine or indices[:1]]
-            batch = collate_pairs(pairs, batch_size // size, max_length)
-            if not mine:
-                batch["weights"] = mx.zeros_like(batch["weights"])
-            yield batch
+        for shape, indices in batches[first:]:
+            yield _share_of_batch(dataset, indices, batch_size, shape, rank, size)
         if not loop:
             return
-        epoch += 1
+        epoch, first = epoch + 1, 0
+
+
+def _share_of_batch(dataset, indices, batch_size, shape, rank, size):
+    mine = indices[rank::size]
+    # A short last batch may leave this rank nothing: fill with weight 0.
+    taken = mine or indices[:1]
+    batch = collate_pairs([dataset[i] for i in taken], batch_size // size, shape)
+    if not mine:
+        batch["weights"] = mx.zeros_like(batch["weights"])
+    filling = [taken[0]] * (batch_size // size - len(taken))
+    return PairBatch(taken + filling, batch)

@@ -4,47 +4,20 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from .preference_messages import RowFault
-from .preference_rows import KNOWN_SHAPES, TIE, PreferenceRow, read_row
-from .preference_tokens import PairTokenizer, TokenPair
+from .preference_rows import KNOWN_SHAPES, TIE
+from .preference_tokens import PairTokenizer
+from .token_cache import TokenCache
+from .token_columns import CUT, EQUAL, PARTED, TOO_LONG, TokenColumns, tokenize_rows
 
-TOO_LONG = "prompt fills max_length"
 # Rows that are left out by rule, not because something is wrong with them.
 _NOT_BAD = {TIE, TOO_LONG}
 MAX_VALID_PAIRS = 500
-_CHUNK = 512
-
-
-class _PackedPair(NamedTuple):
-    ids: np.ndarray
-    lengths: tuple[int, int, int]
-    place: str | int
-    shape: str
-    format: str
-    is_cut: bool
-    is_parted: bool
-
-    @classmethod
-    def pack(cls, place: str | int, pair: TokenPair, limit: int) -> "_PackedPair":
-        """Cut both sequences to ``limit`` tokens, keeping their start."""
-        size = len(pair.prompt)
-        chosen, rejected = pair.chosen[: limit - size], pair.rejected[: limit - size]
-        lengths = (size, size + len(chosen), size + len(rejected))
-        is_cut = size + max(len(pair.chosen), len(pair.rejected)) > limit
-        ids = np.array(pair.prompt + chosen + rejected, dtype=np.int32)
-        return cls(
-            ids, lengths, place, pair.shape, pair.format, is_cut, bool(pair.dropped)
-        )
-
-    @property
-    def is_equal(self) -> bool:
-        prompt, chosen, _ = self.lengths
-        return np.array_equal(self.ids[prompt:chosen], self.ids[chosen:])
 
 
 class PreferenceDataset:
@@ -71,6 +44,8 @@ class PreferenceDataset:
             them as text. Default: ``"turns"``.
         max_bad_rows (float): The largest share of bad rows. Default: ``0.1``.
         source (str, optional): A name of the data, for messages.
+        token_cache (str or Path, optional): A folder that keeps the token ids of
+            more than 2,000 rows, see :mod:`.token_cache`. Default: none.
 
     Raises:
         ValueError: If an option is wrong, too many rows are bad, or none is usable.
@@ -89,6 +64,8 @@ class PreferenceDataset:
         ([0, 1], [2], [3], (2, 3, 3))
         >>> dataset.itemlen(0), dataset.source_row(1), dataset.largest_token()
         (3, 1, 3)
+        >>> dataset.pair_lengths().tolist()
+        [[2, 3, 3], [2, 3, 3]]
         >>> dataset.shape, dataset.format
         ('text', 'text')
         >>> train, valid = dataset.hold_out(0.5)
@@ -115,19 +92,14 @@ class PreferenceDataset:
         transcripts: str = "turns",
         max_bad_rows: float = 0.1,
         source: str | None = None,
+        token_cache: str | Path | None = None,
     ):
         encode = PairTokenizer(tokenizer)
         _check_options(encode, max_length, wrap_text, transcripts, max_bad_rows)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.source = source or "preference data"
-        self.num_rows = len(data)
-        self.skipped: Counter[str] = Counter()
-        self.first_skipped: dict[str, str | int] = {}
-        self._details: dict[str, str] = {}
-        self._dropped_tail: list[int] = []
         self._warn_raw = encode.has_chat_template
-        self._pairs: list[_PackedPair] = []
         options = {
             "prompt_feature": prompt_feature,
             "chosen_feature": chosen_feature,
@@ -135,20 +107,24 @@ class PreferenceDataset:
             "turns": transcripts == "turns" and encode.has_chat_template,
             "wrap_text": wrap_text,
         }
-        locate = getattr(data, "location", int)
-        for index, pair in _tokenize(data, encode, options):
-            self._add(locate(index), pair)
+        cache = None
+        if token_cache:
+            settings = {**options, "max_length": max_length}
+            cache = TokenCache(token_cache, tokenizer, settings)
+        found = cache.load(data) if cache else None
+        self._columns, notes = found or tokenize_rows(data, encode, max_length, options)
+        self._take_notes(**notes)
+        if cache and not found:
+            cache.save(data, self._columns, notes)
         self._check_skipped(max_bad_rows)
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self._columns)
 
     def __getitem__(
         self, index: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]:
-        ids, lengths = self._pairs[index][:2]
-        prompt, chosen, _ = lengths
-        return ids[:prompt], ids[prompt:chosen], ids[chosen:], lengths
+        return self._columns.pair(index)
 
     def itemlen(self, index: int) -> int:
         """
@@ -160,7 +136,17 @@ class PreferenceDataset:
         Returns:
             int: The number of tokens.
         """
-        return max(self._pairs[index].lengths)
+        return int(self._columns.lengths[index].max())
+
+    def pair_lengths(self) -> np.ndarray:
+        """
+        Give the lengths of all pairs.
+
+        Returns:
+            np.ndarray: Tokens of the prompt, of prompt and chosen answer, and of
+            prompt and rejected answer. Not to be changed. int32, shape: ``(n, 3)``.
+        """
+        return self._columns.lengths
 
     def source_row(self, index: int) -> str | int:
         """
@@ -172,7 +158,7 @@ class PreferenceDataset:
         Returns:
             str or int: File and line where they are known, else the row's index.
         """
-        return self._pairs[index].place
+        return self._columns.places[index]
 
     def largest_token(self) -> int:
         """
@@ -181,17 +167,17 @@ class PreferenceDataset:
         Returns:
             int: The id.
         """
-        return max(int(pair.ids.max()) for pair in self._pairs)
+        return int(self._columns.largest.max())
 
     @property
     def shape(self) -> str:
         """The commonest shape, as :mod:`.preference_rows` names it."""
-        return self._commonest("shape")
+        return self._commonest(0)
 
     @property
     def format(self) -> str:
         """The commonest format: "chat", "text" or "wrapped text"."""
-        return self._commonest("format")
+        return self._commonest(1)
 
     def select(
         self, indices: Iterable[int], source: str | None = None
@@ -207,8 +193,8 @@ class PreferenceDataset:
             PreferenceDataset: The pairs. Skipped rows stay with this dataset.
         """
         result = copy.copy(self)
-        result._pairs = [self._pairs[i] for i in indices]
-        result.num_rows = len(result._pairs)
+        result._columns = self._columns.select(indices)
+        result.num_rows = len(result)
         result.skipped, result.first_skipped = Counter(), {}
         result.source = source or self.source
         return result
@@ -258,7 +244,7 @@ class PreferenceDataset:
             PreferenceDataset: All pairs, with the skipped rows of all.
         """
         result = copy.copy(datasets[0])
-        result._pairs = [pair for d in datasets for pair in d._pairs]
+        result._columns = TokenColumns.concatenate([d._columns for d in datasets])
         result.num_rows = sum(d.num_rows for d in datasets)
         result.skipped = sum((d.skipped for d in datasets), Counter())
         result.source = ", ".join(dict.fromkeys(d.source for d in datasets))
@@ -276,33 +262,31 @@ class PreferenceDataset:
         Returns:
             list: Notices of one line each. What needs care starts with [WARNING].
         """
-        kinds = Counter(f"{pair.shape}, {pair.format}" for pair in self._pairs)
+        kinds = self._columns.count_kinds()
         kinds_text = "; ".join(
-            kind if len(kinds) == 1 else f"{n:,} of {kind}"
-            for kind, n in kinds.most_common()
+            f"{'' if len(kinds) == 1 else f'{n:,} of '}{shape}, {format}"
+            for (shape, format), n in kinds.most_common()
         )
         counts = f"{_count(len(self))} of {_count(self.num_rows, 'row')}"
         lines = [f"{self.source}: {counts} ({kinds_text})."]
         for reason, count in self.skipped.most_common():
             level = "" if reason in _NOT_BAD else "[WARNING] "
             lines.append(f"{level}Skipped {self._describe(reason, count)}.")
-        cut = [pair for pair in self._pairs if pair.is_cut]
+        cut, equal, parted = map(self._count_flag, (CUT, EQUAL, PARTED))
         if cut:
-            lines.append(f"Cut to {self.max_length:,} tokens: {_count(len(cut))}.")
-        equal = sum(pair.is_equal for pair in cut)
+            lines.append(f"Cut to {self.max_length:,} tokens: {_count(cut)}.")
         if equal:
             lines.append(
                 f"[WARNING] {_count(equal)} have equal answers after the cut and teach "
                 "nothing: raise max_seq_length."
             )
-        parted = sum(pair.is_parted for pair in self._pairs)
         if parted:
             tail = self.tokenizer.decode(self._dropped_tail)
             lines.append(
                 f"In {_count(parted)} the prompt alone ends in other tokens than "
                 f"before an answer, the answer starts where they part: {tail[-60:]!r}."
             )
-        if self._warn_raw and any(pair.format == "text" for pair in self._pairs):
+        if self._warn_raw and any(format == "text" for _, format in kinds):
             lines.append(
                 "[WARNING] Raw text for a model with a chat template: wrap_text: true "
                 "makes turns of it."
@@ -326,19 +310,27 @@ class PreferenceDataset:
             lines.append(f"{name:<8} {text}")
         return "\n".join(lines)
 
-    def _add(self, place: str | int, pair: TokenPair | RowFault) -> None:
-        if isinstance(pair, TokenPair) and len(pair.prompt) >= self.max_length:
-            pair = RowFault(TOO_LONG)
-        if isinstance(pair, RowFault):
-            self.skipped[pair.reason] += 1
-            self.first_skipped.setdefault(pair.reason, place)
-            self._details.setdefault(pair.reason, pair.detail)
-            return
-        self._dropped_tail = self._dropped_tail or pair.dropped
-        self._pairs.append(_PackedPair.pack(place, pair, self.max_length))
+    def _take_notes(
+        self,
+        num_rows: int,
+        skipped: dict[str, int],
+        first_skipped: dict[str, str | int],
+        details: dict[str, str],
+        dropped_tail: list[int],
+    ) -> None:
+        self.num_rows = num_rows
+        self.skipped: Counter[str] = Counter(skipped)
+        self.first_skipped = first_skipped
+        self._details, self._dropped_tail = details, dropped_tail
 
-    def _commonest(self, name: str) -> str:
-        return Counter(getattr(p, name) for p in self._pairs).most_common(1)[0][0]
+    def _commonest(self, part: int) -> str:
+        counts: Counter[str] = Counter()
+        for kind, count in self._columns.count_kinds().items():
+            counts[kind[part]] += count
+        return counts.most_common(1)[0][0]
+
+    def _count_flag(self, flag: int) -> int:
+        return int(np.count_nonzero(self._columns.flags & flag))
 
     def _describe(self, reason: str, count: int) -> str:
         place, detail = self.first_skipped[reason], self._details[reason]
@@ -349,7 +341,7 @@ class PreferenceDataset:
     def _check_skipped(self, max_bad_rows: float) -> None:
         if not self.num_rows:
             raise ValueError(f"{self.source} has no rows.")
-        if not self._pairs:
+        if not len(self):
             worst = self._describe(*self.skipped.most_common(1)[0])
             raise ValueError(
                 f"{self.source}: no row of {self.num_rows:,} can be used. Skipped "
@@ -362,22 +354,6 @@ class PreferenceDataset:
                 f"{self.source}: {bad.total():,} of {self.num_rows:,} rows are bad, "
                 f"more than max_bad_rows ({max_bad_rows:g}) allows. Most often {worst}."
             )
-
-
-def _tokenize(
-    data: Sequence[Any], encode: PairTokenizer, options: dict[str, Any]
-) -> Iterator[tuple[int, TokenPair | RowFault]]:
-    """Each row's index with its ids or its fault, tokenized a chunk at a time."""
-    for start in range(0, len(data), _CHUNK):
-        rows: list[PreferenceRow | RowFault] = []
-        for index in range(start, min(start + _CHUNK, len(data))):
-            try:
-                rows.append(read_row(data[index], **options))
-            except RowFault as fault:
-                rows.append(fault)
-        pairs = iter(encode([row for row in rows if isinstance(row, PreferenceRow)]))
-        for index, row in enumerate(rows, start):
-            yield index, row if isinstance(row, RowFault) else next(pairs)
 
 
 def _check_options(

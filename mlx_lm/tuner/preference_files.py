@@ -1,18 +1,20 @@
 # Copyright © 2026 MLX Contributors
 
-"""Raw preference rows out of local files and folders, and from the Hugging Face Hub."""
+"""Raw preference rows out of local files and folders."""
 
 import gzip
 import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
 from ..cli_ui import rprint
 from .preference_messages import RowFault
+from .token_cache import rows_fingerprint
 
 _BASES = {
     "train": ("train", "training"),
@@ -39,8 +41,9 @@ class LocatedRows(Sequence):
             ``"train.jsonl:12"``, or one name that is put before row numbers.
 
     Example:
-        >>> LocatedRows([{"chosen": "yes"}], "prefs[train]").location(0)
-        'prefs[train]:1'
+        >>> rows = LocatedRows([{"chosen": "yes"}], "prefs[train]")
+        >>> rows.location(0), len(rows.fingerprint())
+        ('prefs[train]:1', 32)
     """
 
     def __init__(self, rows: Any, places: Sequence[str] | str):
@@ -67,8 +70,87 @@ class LocatedRows(Sequence):
             return f"{self._places}:{index + 1}"
         return self._places[index]
 
+    def fingerprint(self) -> str | None:
+        """
+        Hash the rows' content and places.
 
-Splits = dict[str, Callable[[], LocatedRows]]
+        Returns:
+            str or None: As :func:`.token_cache.rows_fingerprint` gives it.
+        """
+        if not isinstance(self._places, str):
+            return rows_fingerprint(list(zip(self._places, self._rows)))
+        rows = rows_fingerprint(self._rows)
+        return rows and rows_fingerprint([self._places, rows])
+
+
+class FileRows(Sequence):
+    """
+    The rows of some files, which are read when the first row is asked for.
+
+    Args:
+        paths (Sequence): The files, as :func:`read_files` takes them.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "train.jsonl"
+        >>> _ = path.write_text('{"chosen": "yes", "rejected": "no"}')
+        >>> rows = FileRows([path])
+        >>> unread = rows.fingerprint()
+        >>> len(rows), rows.location(0), rows.fingerprint() == unread
+        (1, 'train.jsonl:1', True)
+    """
+
+    def __init__(self, paths: Sequence[str | Path]):
+        self._paths = list(map(Path, paths))
+
+    @cached_property
+    def _content(self) -> tuple[LocatedRows, str | None]:
+        return _read(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._content[0])
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._content[0][index]
+
+    def location(self, index: int) -> str:
+        """
+        Name the place of a row.
+
+        Args:
+            index (int): The row's index.
+
+        Returns:
+            str: File and line, counted from 1.
+        """
+        return self._content[0].location(index)
+
+    def fingerprint(self) -> str | None:
+        """
+        Hash the files' names and bytes, without reading rows.
+
+        Returns:
+            str or None: 32 hexadecimal digits. Once the rows are read, those of
+            the bytes that they came from; None if a file can't be opened.
+        """
+        if "_content" in vars(self):
+            return self._content[1]
+        digests = []
+        for path in self._paths:
+            try:
+                with open(path, "rb") as file:
+                    digests.append(file_digest(file, blake2b).hexdigest())
+            except OSError:
+                return None
+        return _files_fingerprint(self._paths, digests)
+
+
+def _files_fingerprint(paths: Sequence[Path], digests: Sequence[str]) -> str | None:
+    # The names show up in places, and tell how to read the bytes.
+    return rows_fingerprint([(p.name, d) for p, d in zip(paths, digests)])
+
+
+Splits = dict[str, Callable[[], LocatedRows | FileRows]]
 
 
 def pick_splits(names: Iterable[str]) -> dict[str, str]:
@@ -121,11 +203,11 @@ def open_local_splits(path: str | Path, data_dir: str | None = None) -> Splits:
     if not path.exists():
         raise ValueError(f"Found no data at {path}.")
     if path.is_file():
-        return {"train": partial(read_files, [path])}
+        return {"train": partial(FileRows, [path])}
     for folder in (path, path / "data"):
         files = _split_files(folder)
         if files:
-            return {split: partial(read_files, f) for split, f in files.items()}
+            return {split: partial(FileRows, f) for split, f in files.items()}
     raise ValueError(
         f"Found no split in {path}: it needs train.jsonl (or .json, .jsonl.gz, "
         ".parquet), and may have valid and test files beside it."
@@ -179,13 +261,20 @@ def read_files(paths: Sequence[str | Path]) -> LocatedRows:
         >>> read_files([path])[0]
         {'chosen': 'yes', 'rejected': 'no'}
     """
+    return _read(list(map(Path, paths)))[0]
+
+
+def _read(paths: Sequence[Path]) -> tuple[LocatedRows, str | None]:
+    """The rows, and the fingerprint of the very bytes that they came from."""
     rows: list = []
     places: list[str] = []
-    for path in map(Path, paths):
+    digests = []
+    for path in paths:
+        parse = _parse_parquet if _suffix(path) == ".parquet" else _parse_json
         try:
-            new = (
-                _read_parquet(path) if _suffix(path) == ".parquet" else _read_json(path)
-            )
+            raw = path.read_bytes()
+            digests.append(blake2b(raw).hexdigest())
+            new = parse(raw, path)
         except (OSError, EOFError, zlib.error) as e:
             raise ValueError(f"Can't read {path}: {' '.join(str(e).split())}") from e
         if not any(isinstance(row, Mapping) for row, _ in new):
@@ -193,23 +282,22 @@ def read_files(paths: Sequence[str | Path]) -> LocatedRows:
             raise ValueError(f"{path} {what}: it should have one a line, or a list.")
         rows.extend(row for row, _ in new)
         places.extend(place for _, place in new)
-    return LocatedRows(rows, places)
+    return LocatedRows(rows, places), _files_fingerprint(paths, digests)
 
 
-def _read_parquet(path: Path) -> list[tuple[Any, str]]:
+def _parse_parquet(raw: bytes, path: Path) -> list[tuple[Any, str]]:
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException, BufferReader, parquet
     except ImportError as e:
         raise ValueError(f"{path} needs pyarrow: pip install 'mlx-lm[train]'") from e
     try:
-        rows = parquet.read_table(path).to_pylist()
+        rows = parquet.read_table(BufferReader(raw)).to_pylist()
     except ArrowException as e:
         raise ValueError(f"Can't read {path}: {' '.join(str(e).split())}") from e
     return [(row, f"{path.name}:{i}") for i, row in enumerate(rows, 1)]
 
 
-def _read_json(path: Path) -> list[tuple[Any, str]]:
-    raw = path.read_bytes()
+def _parse_json(raw: bytes, path: Path) -> list[tuple[Any, str]]:
     # Some tools name compressed files .jsonl.
     raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
     raw = raw.removeprefix(b"\xef\xbb\xbf")
@@ -240,113 +328,3 @@ def _as_row(row: Any) -> Any:
     if isinstance(row, (Mapping, RowFault)):
         return row
     return RowFault("not a JSON object", type(row).__name__)
-
-
-def open_hub_splits(
-    name: str,
-    config: Mapping[str, Any] | None = None,
-    splits: Mapping[str, str | None] | None = None,
-) -> Splits:
-    """
-    Find the splits of a dataset on the Hugging Face Hub.
-
-    Args:
-        name (str): The dataset, in any letter case.
-        config (Mapping, optional): Arguments for ``datasets.load_dataset``, such
-            as ``name`` and ``data_dir``.
-        splits (Mapping, optional): Splits to take as they are named, for example
-            ``{"train": "train[:80%]"}``. If train is not among them, those that
-            are missing are found by their names.
-
-    Returns:
-        dict: For each split a function that gives its rows.
-
-    Raises:
-        ValueError: If the dataset can't be loaded, in one line.
-
-    Example:
-        >>> open_hub_splits("prefs", splits={"valid": "train[-10%:]"})
-        Traceback (most recent call last):
-        ...
-        ValueError: prefs: give train_split beside valid_split, they may overlap.
-    """
-    specs = {k: v for k, v in (splits or {}).items() if v}
-    config = dict(config or {})
-    named: Splits = {
-        split: partial(_load_split, name, spec, config) for split, spec in specs.items()
-    }
-    if "train" in specs:
-        return named
-    for split, spec in specs.items():
-        if re.split(r"[\[+]", spec)[0] in SPLIT_ALIASES["train"]:
-            raise ValueError(
-                f"{name}: give train_split beside {split}_split, they may overlap."
-            )
-    loaded = _load_hub(name, config)
-    picked = pick_splits(loaded.keys())
-    if not picked and len(loaded) == 1:
-        picked = {"train": next(iter(loaded))}
-    if not picked:
-        raise ValueError(
-            f"{name} has no split that is known by its name, only "
-            f"{', '.join(loaded)}: name them by train_split in hf_dataset."
-        )
-    found = {
-        split: partial(LocatedRows, loaded[its_name], f"{name}[{its_name}]")
-        for split, its_name in picked.items()
-    }
-    return {**found, **named}
-
-
-def _load_split(name: str, split: str, config: Mapping[str, Any]) -> LocatedRows:
-    rows = _load_hub(name, {**config, "split": split})
-    return LocatedRows(rows, f"{name}[{split}]")
-
-
-def _load_hub(name: str, kwargs: Mapping[str, Any]) -> Any:
-    try:
-        from datasets import exceptions, load_dataset
-    except ImportError as e:
-        raise ValueError(
-            f"{name} needs Hugging Face datasets: pip install 'mlx-lm[train]'"
-        ) from e
-    try:
-        try:
-            return load_dataset(name, **kwargs)
-        except exceptions.DatasetNotFoundError:
-            found = find_hub_name(name)
-            if found is None:
-                raise
-            rprint(f"Loading {found}, the dataset's name on the Hugging Face Hub.")
-            return load_dataset(found, **kwargs)
-    except exceptions.DatasetNotFoundError as e:
-        raise ValueError(
-            f"Found no data at {name}: no such file or folder, and no dataset of "
-            "that name on the Hugging Face Hub (or it is private)."
-        ) from e
-    except (exceptions.DatasetsError, OSError, ValueError) as e:
-        raise ValueError(f"Can't load {name}: {' '.join(str(e).split())}") from e
-
-
-def find_hub_name(name: str) -> str | None:
-    """
-    Look for a dataset on the Hugging Face Hub in any letter case.
-
-    Args:
-        name (str): The name, such as "anthropic/hh-rlhf".
-
-    Returns:
-        str or None: The name as the Hub spells it, where it differs, else None.
-
-    Example:
-        >>> find_hub_name("")
-    """
-    if not name:
-        return None
-    from huggingface_hub import HfApi
-
-    for query in dict.fromkeys((name, name.split("/")[-1])):
-        for info in HfApi().list_datasets(search=query, limit=500):
-            if info.id.lower() == name.lower() and info.id != name:
-                return info.id
-    return None

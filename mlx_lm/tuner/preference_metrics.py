@@ -18,6 +18,17 @@ PER_PAIR = (
     "reference_logps/accuracies_per_token",
 )
 
+SUMS = (
+    *PER_PAIR,
+    "kl_estimate",
+    "nll/policy",
+    "nll/reference",
+    "tokens/chosen",
+    "tokens/completion",
+    "tokens/all",
+    "pairs",
+)
+
 
 def preference_sums(
     losses: mx.array,
@@ -89,6 +100,36 @@ def preference_sums(
     sums["tokens/all"] = (lengths[:, 1] * rows).sum()
     sums["pairs"] = weights.sum()
     return sums
+
+
+def sum_values(
+    values: dict[str, mx.array], batch: dict[str, mx.array]
+) -> dict[str, mx.array]:
+    """
+    Sum a batch's metrics on the CPU, away from the step.
+
+    They are many small operations, and a GPU would build a kernel for each.
+
+    Args:
+        values (dict): What ``dpo_step`` returns beside the loss, not reduced.
+        batch (dict): For ``lengths`` and ``weights``.
+
+    Returns:
+        dict: What ``preference_sums`` returns.
+
+    Example:
+        >>> one, two = mx.ones((1,)), mx.array([-1.0, -2.0])
+        >>> values = dict.fromkeys(("losses", "chosen_rewards"), one)
+        >>> values |= {"rejected_rewards": one, "policy_logps": two}
+        >>> batch = {"lengths": mx.array([[1, 2], [1, 3]]), "weights": one}
+        >>> sum_values(values | {"reference_logps": two}, batch)["loss"].item()
+        1.0
+    """
+    arrays = {k: v for k, v in values.items() if k not in ("skipped", "grad_norm")}
+    arrays |= {k: batch[k] for k in ("lengths", "weights")}
+    mx.eval(arrays)
+    with mx.stream(mx.cpu):
+        return preference_sums(**arrays)
 
 
 def mean_metrics(sums: dict[str, mx.array], prefix: str = "") -> dict[str, mx.array]:
@@ -181,23 +222,60 @@ class MetricsWindow:
 
     def _clear(self) -> None:
         self.sums: dict[str, mx.array] | None = None
-        self.padded, self.seconds = 0, 0.0
+        self.real, self.padded, self.seconds = 0, 0, 0.0
 
-    def add(self, sums: dict[str, mx.array], padded: int) -> None:
+    def counts(self) -> dict[str, float]:
+        """
+        The numbers that ``restore`` takes, beside the sums.
+
+        Returns:
+            dict: Counts by name.
+
+        Example:
+            >>> MetricsWindow().counts()["padded"]
+            0
+        """
+        return {
+            "real": self.real,
+            "padded": self.padded,
+            "trained_pairs": self.trained_pairs,
+            "trained_tokens": self.trained_tokens,
+        }
+
+    def restore(self, counts: dict[str, float], sums: dict[str, mx.array]) -> None:
+        """
+        Go on where another window was.
+
+        Args:
+            counts (dict): What ``counts`` returned.
+            sums (dict): Its sums.
+
+        Example:
+            >>> window = MetricsWindow()
+            >>> window.restore(MetricsWindow().counts() | {"real": 5}, {})
+            >>> window.real
+            5
+        """
+        vars(self).update(counts)
+        self.sums = dict(sums) or None
+
+    def add(self, sums: dict[str, mx.array], real: int, padded: int) -> None:
         """
         Add a batch, without waiting for the device.
 
         Args:
             sums (dict): What ``preference_sums`` returned.
-            padded (int): Tokens of the batch, padding included.
+            real (int): Tokens that the batch needs, a shared prompt once.
+            padded (int): Tokens that it computes, padding included.
 
         Example:
             >>> window = MetricsWindow()
-            >>> window.add({"pairs": mx.array(1.0)}, 64)
+            >>> window.add({"pairs": mx.array(1.0)}, 48, 64)
             >>> window.padded
             64
         """
         self.sums = add_metrics(self.sums, sums)
+        self.real += real
         self.padded += padded
 
     def report(self, group: mx.distributed.Group | None = None) -> dict[str, float]:
@@ -216,18 +294,21 @@ class MetricsWindow:
         Example:
             >>> window, one, lengths = MetricsWindow(), mx.ones((1,)), mx.ones((2, 2))
             >>> batch = (one, one, one, mx.ones((2,)), mx.ones((2,)), lengths, one)
-            >>> window.add(preference_sums(*batch), 4)
+            >>> window.add(preference_sums(*batch), 2, 4)
             >>> window.report()["padding"]
             0.5
         """
-        sums = dict(self.sums or {}, padded=mx.array(float(self.padded)))
-        sums = all_sum_metrics(sums, group)
+        computed = {"real": self.real, "padded": self.padded}
+        computed = {k: mx.array(float(v)) for k, v in computed.items()}
+        # A window whose every step was skipped has nothing but names.
+        sums = self.sums or dict.fromkeys(SUMS, mx.array(0.0))
+        sums = all_sum_metrics({**sums, **computed}, group)
         means = {k: v.item() for k, v in mean_metrics(sums).items()}
         pairs, tokens = sums["pairs"].item(), sums["tokens/all"].item()
         self.trained_pairs += pairs
         self.trained_tokens += tokens
         seconds = max(self.seconds, 1e-9)
-        padding = 1 - tokens / max(sums["padded"].item(), 1.0)
+        padding = 1 - sums["real"].item() / max(sums["padded"].item(), 1.0)
         self._clear()
         return means | {
             "pairs_per_second": pairs / seconds,

@@ -8,73 +8,129 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.nn.utils import average_gradients
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 
-from .logps import paired_sequence_logps, sequence_logps
+from .frozen_layers import FrozenLayers
+from .logps import sequence_logps
 from .losses import check_loss_options, preference_loss
 from .master_weights import MasterWeights
 from .preference_metrics import mean_metrics, preference_sums
+from .reference import FrozenStart, running
 
 
-def _reference_scores(reference_model, batch):
-    """The reference's logits, or None where the batch brings its log-probs."""
+def reference_pass(
+    policy_model: Any,
+    reference_model: Callable[[mx.array], mx.array] | None,
+    batch: dict[str, mx.array],
+) -> tuple[mx.array, FrozenLayers]:
+    """
+    The reference's log-probs, and what the policy need not compute again.
+
+    Args:
+        policy_model (nn.Module): The policy.
+        reference_model (Callable, optional): A ``FrozenStart`` or another model.
+            None: the batch brings ``reference_logps``.
+        batch (dict): What ``collate_pairs`` made of ``B`` pairs.
+
+    Returns:
+        tuple: Summed log-probs in nats, shape ``(2B,)``, and the outputs of the
+        layers that policy and reference have in common.
+
+    Raises:
+        ValueError: If there are neither a reference nor known log-probs.
+
+    Example:
+        >>> batch = {"reference_logps": mx.array([-1.0, -2.0])}
+        >>> reference_pass(None, None, batch)[0].tolist()
+        [-1.0, -2.0]
+    """
     if reference_model is None:
         if "reference_logps" not in batch:
             raise ValueError(
                 "Without a reference_model the batch needs 'reference_logps', the "
                 "reference's summed log-probs of its 2B rows."
             )
-        return None
-    training = getattr(reference_model, "training", False)
-    if training:
-        reference_model.eval()
+        return batch["reference_logps"], FrozenLayers(None)
     # Outside value_and_grad: inside, attention takes its slower training path.
-    logits = mx.stop_gradient(reference_model(batch["tokens"][:, :-1]))
-    if training:
-        reference_model.train()
-    return logits
+    own = isinstance(reference_model, FrozenStart)
+    frozen = FrozenLayers(policy_model if own else None)
+    with running(reference_model) as model, frozen.recording():
+        return mx.stop_gradient(sequence_logps(model, batch)), frozen
 
 
-def _loss_and_sums(
-    policy_model, reference_logits, batch, beta, label_smoothing, loss_type
-):
-    """The loss summed over the batch's pairs, and the summed metrics."""
-    tokens, lengths, weights = batch["tokens"], batch["lengths"], batch["weights"]
-    if reference_logits is None:
-        policy_logps = sequence_logps(policy_model, tokens, lengths)
-        reference_logps, kl = batch["reference_logps"], None
-    else:
-        policy_logps, reference_logps, kl = paired_sequence_logps(
-            policy_model, reference_logits, tokens, lengths
-        )
-    losses, *rewards = preference_loss(
-        *mx.split(policy_logps, 2),
-        *mx.split(reference_logps, 2),
-        beta,
-        label_smoothing,
-        loss_type,
+def loss_and_values(
+    policy_logps: mx.array,
+    reference_logps: mx.array,
+    batch: dict[str, mx.array],
+    **objective: Any,
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """
+    The loss summed over a batch's pairs, and what metrics are made of.
+
+    Args:
+        policy_logps (mx.array): Summed log-probs in nats. Shape: ``(2B,)``.
+        reference_logps (mx.array): The same under the reference.
+        batch (dict): For ``weights``.
+        objective: ``beta``, ``label_smoothing`` and ``loss_type``.
+
+    Returns:
+        tuple: a float32 scalar, and arguments of ``preference_sums`` by name.
+
+    Example:
+        >>> batch = {"weights": mx.ones((1,))}
+        >>> logps = mx.array([-1.0, -2.0])
+        >>> round(loss_and_values(logps, logps, batch)[0].item(), 6)
+        0.693147
+    """
+    losses, chosen_rewards, rejected_rewards = preference_loss(
+        *mx.split(policy_logps, 2), *mx.split(reference_logps, 2), **objective
     )
-    sums = preference_sums(
-        losses, *rewards, policy_logps, reference_logps, lengths, weights, kl
-    )
-    return (losses * weights).sum(), sums
+    values = {
+        "losses": losses,
+        "chosen_rewards": chosen_rewards,
+        "rejected_rewards": rejected_rewards,
+        "policy_logps": policy_logps,
+        "reference_logps": reference_logps,
+    }
+    return (losses * batch["weights"]).sum(), values
+
+
+def _all_finite(tree):
+    sums = [mx.isfinite(x).all() for _, x in tree_flatten(tree)]
+    return mx.stack(sums).all()
+
+
+def _put(tree, other):
+    """Put other arrays into a tree, in place: compiled steps hold on to it."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        if isinstance(tree[key], (dict, list)):
+            _put(tree[key], other[key])
+        else:
+            tree[key] = other[key]
 
 
 def _update(policy_model, optimizer, gradients, pairs, max_grad_norm):
-    """Average the summed float32 gradients over all ranks' pairs, clip, apply."""
+    """Average the summed float32 gradients over all ranks' pairs, clip, apply.
+
+    A gradient that is not finite, on any rank, changes nothing.
+    """
     gradients = average_gradients(gradients)
     pairs = average_gradients({"pairs": pairs})["pairs"]
     scale = 1 / mx.maximum(pairs, 1)
     gradients = tree_map(lambda g: g * scale, gradients)
     gradients, norm = optim.clip_grad_norm(gradients, max_grad_norm or float("inf"))
+    applies = mx.logical_and(mx.isfinite(norm), pairs > 0)
+    parameters = policy_model.trainable_parameters()
     if not isinstance(optimizer, MasterWeights):
-        gradients = tree_map(
-            lambda g, p: g.astype(p.dtype),
-            gradients,
-            policy_model.trainable_parameters(),
-        )
+        gradients = tree_map(lambda g, p: g.astype(p.dtype), gradients, parameters)
+        optimizer.init(parameters)
+    before = tree_map(lambda x: x, optimizer.state)
     optimizer.update(policy_model, gradients)
-    return norm
+    choose = lambda new, old: mx.where(applies, new, old)
+    updated = policy_model.trainable_parameters()
+    policy_model.update(tree_map(choose, updated, parameters))
+    _put(optimizer.state, tree_map(choose, optimizer.state, before))
+    return norm, applies
 
 
 def dpo_step(
@@ -112,12 +168,15 @@ def dpo_step(
             ``gradient_accumulator``. The update uses the mean over all pairs
             since the last one, as one big batch would.
         do_update (bool): ``False`` only adds to the accumulator.
-        reduce (bool): Average the metrics. ``False`` returns sums, to be added
-            over batches and given to ``mean_metrics``. Default: ``True``.
+        reduce (bool): Average the metrics. ``False`` returns arguments of
+            ``preference_sums`` instead, whose sums may be added over batches and
+            given to ``mean_metrics``. Default: ``True``.
 
     Returns:
         tuple: the mean loss over the batch's pairs in nats, a float32 scalar,
-        and a dict of metrics (scalars), with ``grad_norm`` after an update.
+        and a dict of metrics (scalars), with ``grad_norm`` after an update and
+        ``skipped``: 1 if a loss or gradient was not finite, so that the batch
+        changed nothing.
 
     Raises:
         ValueError: If an option is out of range, or there is neither a reference
@@ -140,33 +199,52 @@ def dpo_step(
         >>> loss.item() < 0.6931, metrics["rewards/accuracies"].item()
         (True, 1.0)
     """
-    check_loss_options(beta, label_smoothing, loss_type)
-    reference_logits = _reference_scores(reference_model, batch)
+    objective: dict[str, Any] = {
+        "beta": beta,
+        "label_smoothing": label_smoothing,
+        "loss_type": loss_type,
+    }
+    check_loss_options(**objective)
+    reference_logps, frozen = reference_pass(policy_model, reference_model, batch)
     parameters = policy_model.trainable_parameters()
 
     def loss_fn(batch):
-        return _loss_and_sums(
-            policy_model, reference_logits, batch, beta, label_smoothing, loss_type
-        )
+        with frozen.replaying():
+            logps = sequence_logps(policy_model, batch, gradient=True)
+        return loss_and_values(logps, reference_logps, batch, **objective)
 
-    (loss, sums), gradients = nn.value_and_grad(policy_model, loss_fn)(batch)
+    (loss, values), gradients = nn.value_and_grad(policy_model, loss_fn)(batch)
     # Differentiation leaves its tracers in the model.
     policy_model.update(parameters)
     gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
 
-    pairs = sums["pairs"]
+    batch_pairs = pairs = batch["weights"].sum()
+    applies = mx.isfinite(loss)
     if accumulator is not None:
-        gradients = tree_map(mx.add, accumulator["gradients"], gradients)
-        pairs = pairs + accumulator["pairs"]
+        # Of several batches, only what is finite counts.
+        applies = _all_finite([loss, gradients])
+        add = lambda total, g: total + mx.where(applies, g, 0)
+        gradients = tree_map(add, accumulator["gradients"], gradients)
+        pairs = add(accumulator["pairs"], pairs)
         keep = mx.zeros_like if do_update else lambda x: x
         accumulator["gradients"] = tree_map(keep, gradients)
         accumulator["pairs"] = keep(pairs)
-    metrics = mean_metrics(sums) if reduce else sums
+    else:
+        # No number of pairs: the update sees it on every rank.
+        pairs = mx.where(applies, pairs, mx.nan)
+    metrics = values
+    if reduce:
+        sums = preference_sums(
+            **values, lengths=batch["lengths"], weights=batch["weights"]
+        )
+        metrics = mean_metrics(sums)
     if do_update:
-        metrics["grad_norm"] = _update(
+        metrics["grad_norm"], updated = _update(
             policy_model, optimizer, gradients, pairs, max_grad_norm
         )
-    return loss / mx.maximum(sums["pairs"], 1), metrics
+        applies = mx.logical_and(applies, updated)
+    metrics["skipped"] = 1 - applies.astype(mx.float32)
+    return loss / mx.maximum(batch_pairs, 1), metrics
 
 
 def gradient_accumulator(model: nn.Module) -> dict:

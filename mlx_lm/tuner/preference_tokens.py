@@ -3,9 +3,10 @@
 """Token ids of preference pairs: special tokens, chat templates, prompt length."""
 
 from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..tokenizer_utils import TokenizerWrapper
 from .preference_messages import RowFault, check_text
@@ -93,6 +94,14 @@ class PairTokenizer:
         base = PreTrainedTokenizerBase
         kind = type(self._raw)
         self._own_encode = kind.encode is not base.encode
+        fast = PreTrainedTokenizerFast
+        plain = getattr(kind, "_encode_plus", None) is fast._encode_plus
+        plain = plain and kind.__call__ is base.__call__ and not self._own_encode
+        self._backend: Any = self._raw.backend_tokenizer if plain else None
+        if plain:
+            # Clears the truncation and padding that the file may have set.
+            self._raw([""], add_special_tokens=False)
+        self._borders: dict[str, bool] = {}
         self._own_render = kind.apply_chat_template is not base.apply_chat_template
         if is_wrapper:
             self.has_chat_template = tokenizer.has_chat_template
@@ -110,7 +119,7 @@ class PairTokenizer:
             list: For each row its ids, or the fault that the tokenizer found.
         """
         results: list[Any] = [None] * len(rows)
-        texts: dict[bool, list[str]] = {True: [], False: []}
+        texts: dict[bool, list[list[str]]] = {True: [], False: []}
         places: dict[bool, list[int]] = {True: [], False: []}
         for i, row in enumerate(rows):
             is_text = isinstance(row.prompt, str)
@@ -122,12 +131,12 @@ class PairTokenizer:
             if isinstance(parts[0], list):
                 results[i] = _make_pair(row, *parts)
             else:
-                texts[is_text].extend(parts)
+                texts[is_text].append(parts)
                 places[is_text].append(i)
-        for is_text, indices in places.items():
-            ids = self._encode(texts[is_text], add_special_tokens=is_text)
-            for n, i in enumerate(indices):
-                results[i] = _make_pair(rows[i], *ids[3 * n : 3 * n + 3])
+        ids = self._encode_texts(texts[True]), self._encode_chats(texts[False])
+        for indices, triples in zip((places[True], places[False]), ids):
+            for i, triple in zip(indices, triples, strict=True):
+                results[i] = _make_pair(rows[i], *triple)
         return results
 
     def _texts(self, row: PreferenceRow) -> list[str]:
@@ -158,12 +167,68 @@ class PairTokenizer:
             return [list(ids) for ids in parts]
         return [check_text(text, "the rendered chat") for text in parts]
 
+    def _encode_texts(self, rows: list[list[str]]) -> list[list[list[int]]]:
+        ids = self._encode([text for row in rows for text in row], True)
+        return [ids[i : i + 3] for i in range(0, len(ids), 3)]
+
+    def _encode_chats(self, rows: list[list[str]]) -> list[list[list[int]]]:
+        """The start that three texts share is encoded once, up to a border."""
+        known = self._find_borders(rows[0][0]) if rows and self._backend else []
+        cuts = [_find_cut(row, known) for row in rows]
+        texts = []
+        for row, cut in zip(rows, cuts):
+            texts += [row[0][:cut], *(text[cut:] for text in row)]
+        ids = iter(self._encode(texts, False))
+        results = []
+        for _ in rows:
+            start = next(ids)
+            results.append([start + next(ids) for _ in range(3)])
+        return results
+
+    def _find_borders(self, text: str) -> list[str]:
+        """
+        The tokens in a text that always part it.
+
+        What is before such a token and what follows, together with it, have the same
+        ids alone: its text is found before all else, unless it is lost among others'
+        or takes the space around it, or depends on the neighbouring letters.
+        """
+        added = self._backend.get_added_tokens_decoder().values()
+        if any(token.single_word for token in added) or self._raw.split_special_tokens:
+            return []
+        found = [token for token in added if token.content in text]
+        for token in found:
+            if token.content not in self._borders:
+                self._borders[token.content] = not (
+                    token.normalized
+                    or token.lstrip
+                    or any(_overlaps(other.content, token.content) for other in added)
+                )
+        return [token.content for token in found if self._borders[token.content]]
+
     def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         kwargs = {"add_special_tokens": add_special_tokens}
         if self._own_encode or not texts:
             return [self._raw.encode(text, **kwargs) for text in texts]
-        encoded = self._raw(texts, return_attention_mask=False, verbose=False, **kwargs)
-        return encoded["input_ids"]
+        if self._backend is None:
+            kwargs |= {"return_attention_mask": False, "verbose": False}
+            return self._raw(texts, **kwargs)["input_ids"]
+        # Unlike a call of the tokenizer, this computes no offsets.
+        return [e.ids for e in self._backend.encode_batch_fast(texts, **kwargs)]
+
+
+def _overlaps(other: str, token: str) -> bool:
+    """Whether another token may begin before this one and reach into it."""
+    ends = (other[i:] for i in range(1, len(other)))
+    return any(end.startswith(token) or token.startswith(end) for end in ends)
+
+
+def _find_cut(texts: list[str], borders: list[str]) -> int:
+    """Where the last border begins in the common start of some texts, or 0."""
+    shared = texts[0]
+    if not all(text.startswith(shared) for text in texts):
+        shared = commonprefix(texts)
+    return max(0, *(shared.rfind(border) for border in borders), 0)
 
 
 def _make_pair(

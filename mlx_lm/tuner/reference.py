@@ -52,8 +52,43 @@ class FrozenStart:
         self.state: dict = policy.trainable_parameters()
 
     def __call__(self, tokens: mx.array) -> mx.array:
-        with _swapped_in(self.policy, self.state):
-            return self.policy(tokens)
+        with running(self) as policy:
+            return policy(tokens)
+
+
+@contextmanager
+def running(reference_model: Any) -> Iterator[Any]:
+    """
+    The reference, ready for forward passes in evaluation mode.
+
+    Args:
+        reference_model (Callable): A ``FrozenStart``, another model, or any
+            function of tokens.
+
+    Yields:
+        Callable: The model to call: the policy itself, with the parameters that
+        it started with, or what was given.
+
+    Example:
+        >>> policy = nn.Linear(1, 1)
+        >>> with running(FrozenStart(policy)) as model:
+        ...     model is policy, model.training
+        (True, False)
+        >>> policy.training
+        True
+    """
+    if isinstance(reference_model, FrozenStart):
+        with _swapped_in(reference_model.policy, reference_model.state):
+            yield reference_model.policy
+        return
+    training = getattr(reference_model, "training", False)
+    if training:
+        reference_model.eval()
+    try:
+        yield reference_model
+    finally:
+        if training:
+            reference_model.train()
 
 
 def check_same_tokens(policy_tokenizer: Any, reference_tokenizer: Any) -> None:

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from ..cli_ui import PreferenceTrainUI, TrainUI, rprint
+from ..cli_ui import TrainUI, rprint
 from ..utils import maybe_set_recommended_wired_limit
 from ._upstream_trainer import (
     CacheDataset,
@@ -28,24 +28,17 @@ from ._upstream_trainer import (
     tree_flatten,
     tree_map,
 )
-from .checkpoints import save_adapter
 from .grad_checkpoint import keyed_layers
+from .length_buckets import Bucket
+from .logps import paired_sequence_logps
 from .losses import check_loss_options
-from .master_weights import MasterWeights, with_master_weights
-from .preference_batches import iterate_preference_batches
-from .preference_metrics import (
-    MetricsWindow,
-    add_metrics,
-    all_sum_metrics,
-    mean_metrics,
-)
-from .preference_step import (
-    _loss_and_sums,
-    _reference_scores,
-    dpo_step,
-    gradient_accumulator,
-)
+from .preference_evaluation import evaluate_pairs
+from .preference_metrics import sum_values
+from .preference_run import PreferenceRun
+from .preference_step import dpo_step, gradient_accumulator, loss_and_values
 from .reference import FrozenStart
+from .remembered_reference import RememberedReference
+from .training_state import TrainingState
 
 
 @dataclass
@@ -72,6 +65,32 @@ class DPOTrainingArgs(TrainingArgs):
         default=1.0,
         metadata={"help": "Clip the gradient to this norm, null or 0 for no clipping."},
     )
+    clear_cache_threshold: int | None = field(
+        default=None,
+        metadata={
+            "help": "Empty the allocator's cache when it holds more bytes, default: "
+            "an eighth of the device's memory."
+        },
+    )
+    keep_checkpoints: int | None = field(
+        default=None,
+        metadata={"help": "Keep so many checkpoints. Default: every adapter."},
+    )
+    save_best: str | None = field(
+        default=None,
+        metadata={"help": "Keep the best adapter by validation: accuracy or loss."},
+    )
+    max_skipped_steps: int = field(
+        default=10,
+        metadata={"help": "Stop after so many steps in a row without finite numbers."},
+    )
+    sharing: str = field(
+        default="plain",
+        metadata={"help": "How prompts are shared: ragged, equal or plain."},
+    )
+    compile: bool | None = field(
+        default=None, metadata={"help": "Compile the step. Default: on a GPU."}
+    )
     seed: int = field(
         default=0, metadata={"help": "Seed of the order of the data and of dropout."}
     )
@@ -85,14 +104,14 @@ def evaluate_dpo(
     num_batches: int = -1,
     beta: float = 0.1,
     *,
-    max_seq_length: int | None = None,
+    buckets: list[Bucket] | None = None,
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
     clear_cache_threshold: int = 0,
     progress_callback: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
     """
-    Loss and metrics over held-out pairs, each pair counted once.
+    Loss, exact KL and metrics over held-out pairs, each pair counted once.
 
     Args:
         policy_model (nn.Module): The model to evaluate; left in evaluation mode.
@@ -102,7 +121,8 @@ def evaluate_dpo(
         num_batches (int): Evaluate a fixed sample of so many batches, all of
             them with ``-1``. Default: ``-1``.
         beta (float): Inverse temperature. Default: ``0.1``.
-        max_seq_length (int, optional): Never pad beyond it, in tokens.
+        buckets (list, optional): What ``plan_batches`` returned. Default: whole
+            rows in buckets of similar length.
         label_smoothing (float): Probability that a label is wrong. Default: ``0``.
         loss_type (str): A key of ``losses.LOSSES``. Default: ``"sigmoid"``.
         clear_cache_threshold (int): Clear the allocator's cache beyond so many
@@ -117,171 +137,39 @@ def evaluate_dpo(
         ValueError: If the data set is empty or an option is out of range.
 
     Example:
-        >>> class Pairs(list):
-        ...     itemlen = lambda self, i: self[i][3][2]
-        >>> pairs = Pairs([([1], [2], [3, 4], (1, 2, 3))])
+        >>> pairs = [([1], [2], [3, 4], (1, 2, 3))]
         >>> model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 8))
         >>> metrics = evaluate_dpo(model, model, pairs)
         >>> round(metrics["loss"], 4), metrics["rewards/accuracies"]
         (0.6931, 0.0)
     """
-    score = _compile_score(
-        policy_model,
-        reference_model,
-        beta=beta,
-        label_smoothing=label_smoothing,
-        loss_type=loss_type,
-    )
-    return _evaluate(
-        score,
+    objective: dict[str, Any] = {
+        "beta": beta,
+        "label_smoothing": label_smoothing,
+        "loss_type": loss_type,
+    }
+    check_loss_options(**objective)
+
+    def score(batch):
+        logps = paired_sequence_logps(policy_model, reference_model, batch)
+        policy_logps, reference_logps, kl = logps
+        values = loss_and_values(policy_logps, reference_logps, batch, **objective)[1]
+        return values | {"kl": kl}
+
+    # The compiler fails on a graph that computes everything twice.
+    if reference_model is not policy_model:
+        state = [policy_model.state, getattr(reference_model, "state", {})]
+        score = mx.compile(score, inputs=state)
+    return evaluate_pairs(
+        lambda batch: sum_values(score(batch.arrays), batch.arrays),
         policy_model,
         dataset,
         batch_size,
         num_batches,
-        max_seq_length,
+        buckets,
         clear_cache_threshold,
         progress_callback,
     )
-
-
-def _compile_score(policy_model, reference_model, **objective):
-    """A function of a batch that returns its summed metrics."""
-    check_loss_options(**objective)
-
-    def score(batch):
-        reference_logits = _reference_scores(reference_model, batch)
-        return _loss_and_sums(policy_model, reference_logits, batch, **objective)[1]
-
-    # The compiler fails on a graph that computes everything twice.
-    if reference_model is policy_model:
-        return score
-    reference_state = getattr(reference_model, "state", {})
-    return mx.compile(score, inputs=[policy_model.state, reference_state])
-
-
-def _evaluate(
-    score,
-    policy_model,
-    dataset,
-    batch_size,
-    num_batches,
-    max_seq_length,
-    clear_cache_threshold,
-    progress_callback,
-):
-    """Score a data set, or a sample of its batches, and average over all ranks."""
-    if len(dataset) == 0 or num_batches == 0:
-        raise ValueError("There are no pairs to evaluate.")
-    policy_model.eval()
-    totals, group = None, mx.distributed.init()
-    for batch in iterate_preference_batches(
-        dataset,
-        batch_size,
-        max_seq_length,
-        comm_group=group,
-        num_batches=num_batches,
-    ):
-        totals = add_metrics(totals, score(batch))
-        mx.eval(totals)
-        _clear_cache(clear_cache_threshold)
-        if progress_callback is not None:
-            progress_callback()
-    totals = all_sum_metrics(totals, group)
-    means = {k: v.item() for k, v in mean_metrics(totals).items()}
-    return means | {"pairs": totals["pairs"].item()}
-
-
-def _step_seed(seed, it, rank):
-    # Random numbers are a function of the step, so a resumed run repeats them.
-    return int(np.random.SeedSequence([seed, it, rank]).generate_state(1)[0])
-
-
-def _objective(args):
-    return {
-        "beta": args.beta,
-        "label_smoothing": args.label_smoothing,
-        "loss_type": args.loss_type,
-    }
-
-
-def _compile_step(policy_model, reference_model, optimizer, args):
-    """``dpo_step`` compiled, and the state that it changes."""
-    accumulator = None
-    if args.grad_accumulation_steps > 1:
-        accumulator = gradient_accumulator(policy_model)
-    if not isinstance(optimizer, MasterWeights):
-        # A state that grows during the first step would compile it twice.
-        optimizer.init(policy_model.trainable_parameters())
-    state = [
-        policy_model.state,
-        optimizer.state,
-        mx.random.state,
-        accumulator or {},
-    ]
-    # An argument, not a constant: it may change during the run.
-    reference_state = getattr(reference_model, "state", {})
-
-    @partial(mx.compile, inputs=[*state, reference_state], outputs=state)
-    def step(batch, do_update):
-        return dpo_step(
-            policy_model,
-            reference_model,
-            batch,
-            optimizer,
-            **_objective(args),
-            max_grad_norm=args.max_grad_norm,
-            accumulator=accumulator,
-            do_update=do_update,
-            reduce=False,
-        )[1]
-
-    return step, state
-
-
-def _validate(it, ui, score, policy_model, dataset, args, callback):
-    """Evaluate, show and report, and go back to training mode."""
-    tic = time.perf_counter()
-    batches = -(-len(dataset) // args.batch_size)
-    if args.val_batches != -1:
-        batches = min(batches, args.val_batches)
-    with ui.val_task(batches) as advance:
-        metrics = _evaluate(
-            score,
-            policy_model,
-            dataset,
-            args.batch_size,
-            args.val_batches,
-            args.max_seq_length,
-            args.clear_cache_threshold,
-            advance,
-        )
-    policy_model.train()
-    seconds = time.perf_counter() - tic
-    ui.report_val(it, metrics, seconds)
-    if callback is not None:
-        info = {f"val_{k}": v for k, v in metrics.items()}
-        callback.on_val_loss_report({"iteration": it, **info, "val_time": seconds})
-
-
-def _report(it, ui, window, optimizer, grad_norm, world, callback):
-    """Average what happened since the last report, show and report it."""
-    metrics = window.report(world)
-    metrics["learning_rate"] = optimizer.learning_rate.item()
-    metrics["grad_norm"] = grad_norm.item()
-    ui.report_train(it, metrics)
-    if callback is not None:
-        info = {"iteration": it, "train_loss": metrics["loss"], **metrics}
-        callback.on_train_loss_report(info)
-    return metrics
-
-
-def _save(it, ui, policy_model, args):
-    """Write the adapter and a numbered copy of it."""
-    file = Path(args.adapter_file)
-    checkpoint = file.with_name(f"{it:07d}_{file.name}")
-    save_adapter(policy_model, file)
-    save_adapter(policy_model, checkpoint)
-    ui.report_save(checkpoint)
 
 
 def train_dpo(
@@ -290,8 +178,10 @@ def train_dpo(
     train_dataset: Any,
     val_dataset: Any = None,
     args: DPOTrainingArgs | None = None,
-    reference_model: Callable[[mx.array], mx.array] | None = None,
+    reference_model: Callable[[mx.array], mx.array] | RememberedReference | None = None,
     training_callback: TrainingCallback | None = None,
+    resume: TrainingState | None = None,
+    identity: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """
     Train a policy on preference pairs and save what was trained.
@@ -303,21 +193,26 @@ def train_dpo(
         val_dataset (PreferenceDataset, optional): Held-out pairs, evaluated
             before the first step, every ``steps_per_eval`` and at the end.
         args (DPOTrainingArgs, optional): The settings of the run.
-        reference_model (Callable, optional): Default: the policy as it is now.
+        reference_model (Callable, optional): A model, or a
+            ``RememberedReference``. Default: the policy as it is now.
         training_callback (TrainingCallback, optional): Gets flat dicts of
             metrics, the names of validation with ``val_`` before them; on rank 0.
+        resume (TrainingState, optional): Go on from this checkpoint; the policy is
+            as it was when the run began.
+        identity (dict, optional): What must be the same for a checkpoint to be
+            resumed; written into every one.
 
     Returns:
         dict: The last report's metrics.
 
     Raises:
         ValueError: If a setting is out of range or the data set is too small.
+        TrainingStopped: If the numbers went wrong, or memory ran out.
+        SystemExit: After SIGINT or SIGTERM, when the run is saved.
 
     Example:
         >>> import tempfile
-        >>> class Pairs(list):
-        ...     itemlen = lambda self, i: self[i][3][2]
-        >>> pairs = Pairs([([1], [2], [3, 4], (1, 2, 3))])
+        >>> pairs = [([1], [2], [3, 4], (1, 2, 3))]
         >>> class Model(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -337,55 +232,18 @@ def train_dpo(
     if args.grad_accumulation_steps < 1:
         raise ValueError("grad_accumulation_steps must be at least 1")
     maybe_set_recommended_wired_limit()
-    world = mx.distributed.init()
-    rank = world.rank()
-    if rank == 0:
+    if mx.distributed.init().rank() == 0:
         Path(args.adapter_file).parent.mkdir(parents=True, exist_ok=True)
     else:
         training_callback = None
-    if reference_model is None:
-        reference_model = FrozenStart(policy_model)
-    score = _compile_score(policy_model, reference_model, **_objective(args))
-    optimizer = with_master_weights(optimizer, policy_model)
-    window, metrics, grad_norm = MetricsWindow(), {}, mx.array(0.0)
-    ui = PreferenceTrainUI(args.iters, rank=rank)
-    batches = iterate_preference_batches(
-        train_dataset,
-        args.batch_size,
-        args.max_seq_length,
-        loop=True,
-        seed=args.seed,
-        comm_group=world,
+    reference = reference_model
+    if not isinstance(reference, RememberedReference):
+        reference = RememberedReference(reference or FrozenStart(policy_model))
+    run = PreferenceRun(
+        policy_model, reference, optimizer, args, train_dataset, val_dataset
     )
-
-    def validate(it):
-        _validate(it, ui, score, policy_model, val_dataset, args, training_callback)
-
-    with ui, keyed_layers(policy_model, args.grad_checkpoint):
-        step, state = _compile_step(policy_model, reference_model, optimizer, args)
-        if val_dataset:
-            validate(0)
-        policy_model.train()
-        for it, batch in zip(range(1, args.iters + 1), batches):
-            tic = time.perf_counter()
-            last = it == args.iters
-            mx.random.seed(_step_seed(args.seed, it, rank))
-            sums = step(batch, it % args.grad_accumulation_steps == 0 or last)
-            grad_norm = sums.pop("grad_norm", grad_norm)
-            window.add(sums, batch["tokens"].size)
-            mx.eval(state, window.sums, grad_norm)
-            _clear_cache(args.clear_cache_threshold)
-            window.seconds += time.perf_counter() - tic
-            ui.advance()
-            if it % args.steps_per_report == 0 or last:
-                metrics = _report(
-                    it, ui, window, optimizer, grad_norm, world, training_callback
-                )
-            if val_dataset and (it % args.steps_per_eval == 0 or last):
-                validate(it)
-            if it % args.steps_per_save == 0 and rank == 0:
-                _save(it, ui, policy_model, args)
-    if rank == 0:
-        save_adapter(policy_model, args.adapter_file)
+    run.callback, run.identity = training_callback, identity or {}
+    with run.ui, keyed_layers(policy_model, args.grad_checkpoint):
+        run.train(resume)
     policy_model.eval()
-    return metrics
+    return run.metrics

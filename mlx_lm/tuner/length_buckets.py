@@ -1,0 +1,383 @@
+# Copyright © 2026 MLX Contributors
+
+"""Which pairs go into one batch: few array shapes and little padding.
+
+A pair has two lengths that matter: the part of its prompt that is computed once
+and the rows that follow. Sorting by their sum pads both. So the set is cut in
+two, again and again, along the length and at the place that save most padding;
+every bucket has one shape, and their number bounds what is compiled.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .packing import batch_shapes, best_width
+
+# Whoever allows so many shapes compiles none.
+FREE_SHAPES = 1000
+LAYOUTS = ("ragged", "equal", "plain")
+
+
+class BatchShape(NamedTuple):
+    """
+    The array shapes of a batch.
+
+    Args:
+        prompt (int): Tokens of the shared prompts, 0 if nothing is shared.
+        width (int): Tokens of the rows that the head reads.
+        ragged (bool): Whether the shared prompts differ in length.
+        scored (int): Tokens that the head scores, over all rows. 0: as many as
+            the batch's pairs have, rounded up.
+        shared (int): Tokens of the shared prompts that count, where all share as
+            many: fewer than ``prompt`` if that is padded. 0: all of them.
+        packed (int): Rows hold several sequences each, and their number is a
+            multiple of it; 1: that and the width, up to ``width``, are each
+            batch's own. 0: a row for each sequence.
+
+    Example:
+        >>> shape = BatchShape(prompt=64, width=32, shared=60)
+        >>> shape.width, shape.start
+        (32, 60)
+    """
+
+    prompt: int
+    width: int
+    ragged: bool = False
+    scored: int = 0
+    shared: int = 0
+    packed: int = 0
+
+    @property
+    def start(self) -> int:
+        """Where a batch's rows go on, if its prompts are not ragged."""
+        return self.shared or self.prompt
+
+
+class Bucket(NamedTuple):
+    """
+    Pairs whose batches have one shape.
+
+    Args:
+        shape (BatchShape): The shape.
+        indices (np.ndarray): The pairs.
+
+    Example:
+        >>> Bucket(BatchShape(0, 32, False), np.array([3, 5])).indices.tolist()
+        [3, 5]
+    """
+
+    shape: BatchShape
+    indices: np.ndarray
+
+
+def input_lengths(lengths: np.ndarray) -> np.ndarray:
+    """
+    Split each pair into its shared prompt and its two rows.
+
+    The last prompt token starts the rows, since it predicts the first answer
+    token; the last token of an answer is only predicted.
+
+    Args:
+        lengths (np.ndarray): Length of the prompt, and of prompt + answer for
+            chosen and rejected, in tokens. Shape: ``(n, 3)``.
+
+    Returns:
+        np.ndarray: Tokens of the shared prompt and of both whole inputs. Shape:
+        ``(n, 3)``.
+
+    Example:
+        >>> input_lengths(np.array([[5, 7, 9], [0, 2, 3]])).tolist()
+        [[4, 6, 8], [0, 1, 2]]
+    """
+    return np.maximum(np.asarray(lengths).reshape(-1, 3) - 1, 0)
+
+
+def _features(lengths, layout):
+    # Two numbers a pair, of which a batch needs the largest, and their prices.
+    shared, longest = lengths[:, 0], lengths[:, 1:].max(axis=1)
+    if layout == "ragged":
+        return np.stack([shared, longest - shared], axis=1), (1, 2)
+    if layout == "equal":
+        # All share as many tokens as the shortest prompt has.
+        return np.stack([-shared, longest], axis=1), (1, 2)
+    return np.stack([0 * shared, longest], axis=1), (0, 2)
+
+
+def _round_up(x, pad):
+    return -(-x // pad) * pad
+
+
+def _best_cut(features, order, prices, batch_size, pad, smallest):
+    """The cut of a bucket that saves most tokens: (saved, one part, the other)."""
+    best = (0, None, None)
+    cost = lambda x: (_round_up(x, pad) * prices).sum(axis=-1)
+    size = len(order)
+    whole = size * cost(features[order].max(axis=0))
+    # Whole batches on one side, so that one batch in all remains short.
+    cuts = np.arange(smallest, size - smallest + 1, batch_size)
+    if not len(cuts):
+        return best
+    for axis in range(2):
+        ranked = order[np.argsort(features[order, axis], kind="stable")]
+        x = features[ranked]
+        low = np.maximum.accumulate(x, axis=0)[cuts - 1]
+        high = np.maximum.accumulate(x[::-1], axis=0)[::-1][cuts]
+        saved = whole - cuts * cost(low) - (size - cuts) * cost(high)
+        i = int(saved.argmax())
+        if saved[i] > best[0]:
+            best = (int(saved[i]), ranked[: cuts[i]], ranked[cuts[i] :])
+    return best
+
+
+def _shape(features, layout, pad, prompt_pad, longest_input):
+    first, second = (int(x) for x in features.max(axis=0))
+    shared = max(-first, 0)
+    rows = second - shared
+    # No row needs to be wider than the longest input that there may be.
+    width = max(rows, min(int(_round_up(rows, pad)), longest_input - shared), 1)
+    if layout == "ragged":
+        return BatchShape(int(_round_up(max(first, 1), prompt_pad)), width, ragged=True)
+    return BatchShape(int(_round_up(shared, prompt_pad)), width, shared=shared)
+
+
+def _with_scored(bucket, lengths, batch_size):
+    # The most tokens that any batch of these pairs can score.
+    answers = lengths[bucket.indices, 1:] - np.maximum(lengths[bucket.indices, :1], 1)
+    most = np.sort(np.maximum(answers, 0).sum(axis=1))[::-1][:batch_size].sum()
+    scored = int(max(_round_up(most, 8), 1))
+    return bucket._replace(shape=bucket.shape._replace(scored=scored))
+
+
+def length_buckets(
+    lengths: np.ndarray,
+    batch_size: int,
+    layout: str = "plain",
+    *,
+    max_shapes: int = 16,
+    min_batches: int = 4,
+    pad: int = 1,
+    prompt_pad: int = 1,
+    max_length: int | None = None,
+    ranks: int = 1,
+) -> list[Bucket]:
+    """
+    Cut a data set into buckets of one batch shape each, with little padding.
+
+    A function of its arguments alone, so that a resumed run sees the same.
+
+    Args:
+        lengths (np.ndarray): Length of the prompt, and of prompt + answer for
+            chosen and rejected, in tokens. Shape: ``(n, 3)``.
+        batch_size (int): Pairs a batch.
+        layout (str): ``"ragged"`` shares whole prompts; ``"equal"`` as many
+            tokens as the shortest prompt of a bucket has; ``"plain"`` none;
+            ``"packed"`` none either, with several sequences in a row.
+        max_shapes (int): The most shapes: buckets, of which a packed one has
+            several, since each batch has as many rows as it needs; from
+            ``FREE_SHAPES`` on each has a shape of its own. Default: ``16``.
+        min_batches (int): The fewest batches a bucket has, where there are so
+            many, so that a pair meets other pairs in each epoch. Default: ``4``.
+        pad (int): Rows are as wide as a multiple of it. Default: ``1``.
+        prompt_pad (int): Shared prompts too. Default: ``1``.
+        max_length (int, optional): Never pad a row beyond it, in tokens.
+        ranks (int): Machines that share each batch. Default: ``1``.
+
+    Returns:
+        list: The buckets, shortest first; every pair is in one of them.
+
+    Example:
+        >>> lengths = np.array([[3, 5, 6], [3, 4, 5], [40, 60, 42], [41, 43, 61]])
+        >>> buckets = length_buckets(lengths, 2, "ragged", min_batches=1)
+        >>> [(b.shape.prompt, b.shape.width, len(b.indices)) for b in buckets]
+        [(2, 3, 2), (40, 20, 2)]
+    """
+    lengths = np.asarray(lengths).reshape(-1, 3)
+    share = -(-batch_size // ranks)
+    if layout == "packed":
+        free = max_shapes >= FREE_SHAPES
+        # So many numbers of rows for each width.
+        forms = min(share, max_shapes, 4)
+        max_shapes //= forms
+    features, prices = _features(input_lengths(lengths), layout)
+    parts = [np.arange(len(features))]
+    smallest = max(1, min_batches) * batch_size
+    cut = lambda order: _best_cut(features, order, prices, batch_size, pad, smallest)
+    cuts = [cut(parts[0])]
+    while len(parts) < max_shapes:
+        i = max(range(len(cuts)), key=lambda j: cuts[j][0])
+        saved, low, high = cuts[i]
+        if not saved:
+            break
+        parts[i : i + 1], cuts[i : i + 1] = [low, high], [cut(low), cut(high)]
+    longest_input = np.iinfo(np.int32).max if max_length is None else max_length - 1
+    buckets = [
+        Bucket(
+            _shape(features[part], layout, pad, prompt_pad, longest_input),
+            np.sort(part),
+        )
+        for part in parts
+    ]
+    buckets = [_with_scored(b, lengths, share) for b in buckets]
+    if layout == "packed":
+        step = 1 if free else max(-(-2 * share // forms), 2)
+        inputs = input_lengths(lengths)[:, 1:]
+        width = lambda part: best_width(inputs[part], share, step, pad, longest_input)
+        buckets = [
+            Bucket(shape._replace(width=width(part), packed=step), part)
+            for shape, part in buckets
+        ]
+    return sorted(buckets, key=lambda b: (b.shape.prompt + b.shape.width, b.shape))
+
+
+def plan_batches(
+    dataset: Any,
+    batch_size: int,
+    grade: str = "plain",
+    *,
+    max_length: int | None = None,
+    min_batches: int = 4,
+    max_shapes: int = 16,
+    pad: int = 1,
+    prompt_pad: int = 1,
+    ranks: int = 1,
+) -> list[Bucket]:
+    """
+    Choose how a data set's prompts are shared, and bucket it.
+
+    Args:
+        dataset (PreferenceDataset): The pairs.
+        batch_size (int): Pairs a batch.
+        grade (str): What the model can do: a key of ``LAYOUTS``. A higher grade
+            includes the lower ones: ragged, equal, plain. ``"packed"``, which
+            has no order, puts several sequences in a row.
+        max_length (int, optional): Never pad a row beyond it, in tokens.
+        min_batches (int): See ``length_buckets``.
+        max_shapes (int): See ``length_buckets``.
+        pad (int): See ``length_buckets``.
+        prompt_pad (int): The same, for models of the grade ``"ragged"``: others
+            don't bear tokens behind a prompt.
+        ranks (int): See ``length_buckets``.
+
+    Returns:
+        list: The buckets of the layout that computes the fewest tokens.
+
+    Example:
+        >>> pairs = [([1] * 20, [2], [3, 4], (20, 21, 22))] * 4
+        >>> plan_batches(pairs, 2, "ragged")[0].shape[:4]
+        (19, 2, False, 8)
+    """
+    lengths = pair_lengths(dataset)
+    packed = grade == "packed"
+    plans = [
+        length_buckets(
+            lengths,
+            batch_size,
+            layout,
+            max_length=max_length,
+            min_batches=min_batches,
+            max_shapes=max_shapes,
+            pad=pad,
+            prompt_pad=prompt_pad if grade == "ragged" else 1,
+            ranks=ranks,
+        )
+        for layout in ([grade] if packed else LAYOUTS[LAYOUTS.index(grade) :])
+    ]
+    # Ragged prompts need a mask in every layer, so they must save something.
+    price = lambda plan: padded_tokens(plan, batch_size, lengths) * (
+        1.05 if plan[0].shape.ragged else 1
+    )
+    return min(reversed(plans), key=price)
+
+
+def pair_lengths(dataset: Any) -> np.ndarray:
+    """
+    The lengths of all pairs of a data set.
+
+    Args:
+        dataset (PreferenceDataset): The pairs, or a list of such items.
+
+    Returns:
+        np.ndarray: Length of the prompt, and of prompt + answer for chosen and
+        rejected, in tokens. Shape: ``(n, 3)``.
+
+    Example:
+        >>> pair_lengths([([1], [2], [3, 4], (1, 2, 3))]).tolist()
+        [[1, 2, 3]]
+    """
+    if hasattr(dataset, "pair_lengths"):
+        return dataset.pair_lengths()
+    return np.array([dataset[i][3] for i in range(len(dataset))]).reshape(-1, 3)
+
+
+def padded_tokens(
+    buckets: list[Bucket], batch_size: int, lengths: np.ndarray | None = None
+) -> int:
+    """
+    Count the tokens that one pass over all batches computes, padding included.
+
+    Args:
+        buckets (list): What ``length_buckets`` returned.
+        batch_size (int): Pairs a batch.
+        lengths (np.ndarray, optional): What ``pair_lengths`` returned, needed
+            where rows hold several sequences: in order, unshuffled.
+
+    Returns:
+        int: Tokens; a short last batch counts as a whole one.
+
+    Example:
+        >>> padded_tokens([Bucket(BatchShape(8, 16, True), np.arange(3))], 2)
+        160
+    """
+    total = 0
+    for shape, indices in buckets:
+        if shape.packed:
+            inputs = input_lengths(lengths)[indices, 1:]
+            shapes = batch_shapes(inputs, batch_size, shape.width, shape.packed)
+            total += sum(rows * width for rows, width in shapes)
+        else:
+            pairs = -(-len(indices) // batch_size) * batch_size
+            total += pairs * (shape.prompt + 2 * shape.width)
+    return total
+
+
+def batches_per_epoch(buckets: list[Bucket], batch_size: int) -> int:
+    """
+    Count the batches of one pass over the data.
+
+    Args:
+        buckets (list): What ``plan_batches`` returned.
+        batch_size (int): Pairs a batch.
+
+    Returns:
+        int: Batches; the last of a bucket may be short.
+
+    Example:
+        >>> batches_per_epoch([Bucket(BatchShape(0, 16), np.arange(3))], 2)
+        2
+    """
+    return sum(-(-len(b.indices) // batch_size) for b in buckets)
+
+
+def needed_tokens(buckets: list[Bucket], lengths: np.ndarray) -> int:
+    """
+    Count the tokens that one pass needs: no padding, what is shared once.
+
+    Args:
+        buckets (list): What ``plan_batches`` returned.
+        lengths (np.ndarray): What ``pair_lengths`` returned.
+
+    Returns:
+        int: Tokens.
+
+    Example:
+        >>> bucket = Bucket(BatchShape(2, 16), np.arange(1))
+        >>> needed_tokens([bucket], np.array([[4, 6, 8]]))
+        10
+    """
+    inputs, total = input_lengths(lengths), 0
+    for shape, indices in buckets:
+        shared, rows = inputs[indices, 0], inputs[indices, 1:].sum()
+        once = shared if shape.ragged else np.full_like(shared, shape.start)
+        total += int(rows - once.sum())
+    return total

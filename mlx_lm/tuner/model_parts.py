@@ -1,0 +1,150 @@
+# Copyright © 2026 MLX Contributors
+
+"""A language model taken apart, whatever its family: trunk, layers and head.
+
+No family is known by name. Some modules are run through other functions for the
+length of a call: the trunk's output is caught on its way to the head, and the
+head runs alone when the trunk is made to return what it is given.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+# An attribute of a model that was found to be another function in parts.
+RUN_WHOLE = "_run_whole"
+
+
+def _replaced_class(cls, call):
+    def replaced(self, *args, **kwargs):
+        return call(partial(cls.__call__, self), *args, **kwargs)
+
+    return type(cls.__name__, (cls,), {"__call__": replaced})
+
+
+@contextmanager
+def calls_replaced(
+    replacements: Iterable[tuple[nn.Module, Callable[..., Any]]],
+) -> Iterator[None]:
+    """
+    Run some modules through other functions, until the end of the block.
+
+    Args:
+        replacements (Iterable): Pairs of a module and a function, which gets the
+            module's own call and the arguments. Other modules of the same class
+            are not touched.
+
+    Example:
+        >>> layer, x = nn.Linear(1, 1), mx.ones((1, 1))
+        >>> with calls_replaced([(layer, lambda call, x: 0 * call(x) + 7)]):
+        ...     layer(x).item()
+        7.0
+        >>> type(layer) is nn.Linear
+        True
+    """
+    changed = []
+    try:
+        for module, call in replacements:
+            changed.append((module, type(module)))
+            module.__class__ = _replaced_class(type(module), call)
+        yield
+    finally:
+        for module, cls in reversed(changed):
+            module.__class__ = cls
+
+
+def find_trunk(model: Any) -> nn.Module | None:
+    """
+    Find the module that holds a model's layers, and returns hidden states.
+
+    Args:
+        model: A language model with ``layers``, or any callable.
+
+    Returns:
+        nn.Module: The module, or None if the model holds the layers itself or has
+        none: then it can only run as a whole.
+
+    Example:
+        >>> from mlx_lm.models.gpt2 import Model, ModelArgs
+        >>> args = ModelArgs("gpt2", 16, 8, 2, 2, 16, 1e-5, 32)
+        >>> model = Model(args)
+        >>> find_trunk(model) is model.model
+        True
+    """
+    layers = getattr(model, "layers", None)
+    if not isinstance(model, nn.Module) or not layers:
+        return None
+    if getattr(model, RUN_WHOLE, False):
+        return None
+    first, waiting = layers[0], [(model, None)]
+    while waiting:
+        module, called = waiting.pop(0)
+        if callable(module) and module is not model:
+            called = module
+        for child in module.values():
+            if isinstance(child, list) and any(x is first for x in child):
+                return called
+        waiting += [(c, called) for c in module.values() if isinstance(c, nn.Module)]
+    return None
+
+
+def trunk_states(model: Any, tokens: mx.array, cache: Any = None) -> mx.array:
+    """
+    What the trunk hands to the head: the final hidden states.
+
+    Args:
+        model: A language model, or any callable of tokens.
+        tokens (mx.array): Token ids. Shape: ``(N, L)``.
+        cache (list, optional): One cache a layer.
+
+    Returns:
+        mx.array: Hidden states ``(N, L, D)``; the logits ``(N, L, V)`` of a model
+        that can't be taken apart.
+
+    Example:
+        >>> trunk_states(lambda tokens: tokens + 1, mx.array([[1]])).item()
+        2
+    """
+    caches = {} if cache is None else {"cache": cache}
+    trunk = find_trunk(model)
+    if trunk is None:
+        return model(tokens, **caches)
+    caught = []
+
+    def catch(call, *args, **kwargs):
+        caught.append(call(*args, **kwargs))
+        return caught[-1]
+
+    # The head runs too, but nothing asks for its output, so it costs nothing.
+    with calls_replaced([(trunk, catch)]):
+        model(tokens, **caches)
+    return caught[-1]
+
+
+def head_logits(model: Any, states: mx.array) -> mx.array:
+    """
+    The model's own head on some hidden states.
+
+    Soft-capping, scaling, adapters and quantization are the model's own.
+
+    Args:
+        model: What ``trunk_states`` was called with.
+        states (mx.array): Hidden states, any selection. Shape: ``(N, D)``.
+
+    Returns:
+        mx.array: Logits. Shape: ``(N, V)``.
+
+    Example:
+        >>> head_logits(lambda tokens: tokens, mx.zeros((2, 8))).shape
+        (2, 8)
+    """
+    trunk = find_trunk(model)
+    if trunk is None:
+        return states
+    tokens = mx.zeros((1, states.shape[0]), dtype=mx.int32)
+    with calls_replaced([(trunk, lambda call, *args, **kwargs: states[None])]):
+        return model(tokens)[0]

@@ -1,0 +1,398 @@
+# Copyright © 2026 MLX Contributors
+
+"""A run in progress: its steps, what happens between them, and going on later."""
+
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..cli_ui import PreferenceTrainUI, rprint
+from ._upstream_trainer import _clear_cache
+from .checkpoints import save_adapter
+from .length_buckets import batches_per_epoch
+from .master_weights import MasterWeights, with_master_weights
+from .memory_plan import device_memory
+from .policy import load_weights
+from .preference_batches import count_tokens, iterate_preference_batches
+from .preference_evaluation import evaluate_pairs
+from .preference_metrics import MetricsWindow, sum_values
+from .run_plan import training_plan
+from .stop_signals import StopSignals
+from .training_state import TrainingState, drop_old, numbered, save_state
+from .training_step import compiles, scoring_step, training_step
+
+BEST = {"accuracy": ("rewards/accuracies", 1), "loss": ("loss", -1)}
+
+
+class TrainingStopped(RuntimeError):
+    """
+    A run that can't go on: one line that says why, and what to do.
+
+    Example:
+        >>> str(TrainingStopped("The loss was not finite."))
+        'The loss was not finite.'
+    """
+
+
+class _Interrupted(Exception):
+    """A signal came during validation."""
+
+
+def _step_seed(seed, it, rank):
+    # Random numbers are a function of the step, so a resumed run repeats them.
+    return int(np.random.SeedSequence([seed, it, rank]).generate_state(1)[0])
+
+
+def _with_prefix(prefix, tree):
+    return {f"{prefix}.{k}": v for k, v in tree_flatten(tree)}
+
+
+def _fill(tree, arrays, path):
+    """Put saved arrays into a tree, in place: compiled steps hold on to it."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        name = f"{path}.{key}"
+        if isinstance(tree[key], (dict, list)):
+            _fill(tree[key], arrays, name)
+        elif name not in arrays:
+            raise ValueError(f"The checkpoint has no {name}: it is of another run.")
+        else:
+            tree[key] = arrays[name]
+
+
+class PreferenceRun:
+    """
+    What a run trains, what it knows and how far it is.
+
+    Args:
+        policy_model (nn.Module): The policy, its trainable parameters set up.
+        reference (RememberedReference): The reference.
+        optimizer (optim.Optimizer): Any of MLX's optimizers.
+        args (DPOTrainingArgs): The settings.
+        train_set (PreferenceDataset): The pairs.
+        val_set (PreferenceDataset, optional): Held-out pairs.
+
+    Example:
+        >>> callable(PreferenceRun.train)  # train_dpo makes one and calls it
+        True
+    """
+
+    def __init__(
+        self,
+        policy_model: Any,
+        reference: Any,
+        optimizer: Any,
+        args: Any,
+        train_set: Any,
+        val_set: Any = None,
+    ):
+        self.policy_model, self.reference, self.args = policy_model, reference, args
+        self.optimizer = with_master_weights(optimizer, policy_model)
+        self.train_set, self.val_set = train_set, val_set
+        self.world = mx.distributed.init()
+        self.rank = self.world.rank()
+        self.folder = Path(args.adapter_file).parent
+        self.ui = PreferenceTrainUI(args.iters, rank=self.rank)
+        self.callback: Any = None
+        self.identity: dict[str, Any] = {}
+        self.window = MetricsWindow()
+        self.metrics: dict[str, float] = {}
+        self.grad_norm = mx.array(0.0)
+        self.skipped = self.skipped_in_a_row = 0
+        self.best: float | None = None
+        self.saved = -1
+        self.cache_limit = args.clear_cache_threshold
+        if self.cache_limit is None:
+            self.cache_limit = (device_memory() or 0) // 8
+        self.train_buckets = training_plan(train_set, args)
+        self.val_buckets = training_plan(val_set, args, True) if val_set else []
+
+    def train(self, resume: TrainingState | None = None) -> None:
+        """
+        Take all steps that are left, and do what is due between them.
+
+        Args:
+            resume (TrainingState, optional): Where to go on.
+
+        Raises:
+            TrainingStopped: If the run can't go on.
+            SystemExit: After a signal, when the run is saved.
+        """
+        args = self.args
+        compile_it = partial(self.reference.compiled, compile=compiles(args))
+        step, self.state = training_step(self.policy_model, self.optimizer, args)
+        done, pending = self._restore(resume) if resume else (0, True)
+        self.step = compile_it(step, self.state, self.state)
+        score = scoring_step(self.policy_model, args)
+        self.score = compile_it(score, [self.policy_model.state])
+        batches = iterate_preference_batches(
+            self.train_set,
+            args.batch_size,
+            self.train_buckets,
+            loop=True,
+            seed=args.seed,
+            comm_group=self.world,
+            first_batch=done,
+        )
+        self.reference.cache.exchange(self.world)
+        with StopSignals() as self.stop:
+            if self.val_set and pending:
+                self._validate(done)
+            self.policy_model.train()
+            for it, batch in zip(range(done + 1, args.iters + 1), batches):
+                self._take_step(it, batch)
+                self.ui.advance()
+                self._after_step(it)
+        if self.rank == 0:
+            self.reference.cache.save()
+
+    def _after_step(self, it):
+        """Report, validate, save and stop, as far as it is due."""
+        args, last = self.args, it == self.args.iters
+        if it % args.steps_per_report == 0 or last:
+            self._report(it)
+        if self.val_set and (it % args.steps_per_eval == 0 or last):
+            self._validate(it)
+        if it % args.steps_per_save == 0 or last:
+            self._save(it)
+        if self._must_stop():
+            self._save_and_exit(it)
+
+    def _take_step(self, it, batch):
+        """Take one step, and wait for it."""
+        tic = time.perf_counter()
+        args = self.args
+        mx.random.seed(_step_seed(args.seed, it, self.rank))
+        arrays = self.reference.recall(self.train_set, batch)
+        update = it % args.grad_accumulation_steps == 0 or it == args.iters
+        try:
+            values = self.step(arrays, update)
+            mx.eval(self.state, values)
+        except RuntimeError as e:
+            raise self._failure(e, arrays) from e
+        skipped = values.pop("skipped").item() > 0
+        self.grad_norm = values.pop("grad_norm", self.grad_norm)
+        self._remember(self.train_set, batch, arrays, values["reference_logps"])
+        if skipped:
+            self._count_skipped(it, batch)
+        else:
+            self.skipped_in_a_row = 0
+            self.window.add(sum_values(values, arrays), *count_tokens(arrays))
+        _clear_cache(self.cache_limit)
+        self.window.seconds += time.perf_counter() - tic
+
+    def _failure(self, error, arrays):
+        """Turn an error inside a step into a line that helps, where it is known."""
+        text = str(error).lower()
+        if not any(word in text for word in ("alloc", "memory")):
+            return error
+        shape = " and ".join(
+            f"{k} {tuple(arrays[k].shape)}"
+            for k in ("prompts", "inputs")
+            if k in arrays
+        )
+        return TrainingStopped(
+            f"Memory ran out in a step with {shape}. Try grad_checkpoint: true, "
+            "batch_size: 1 with grad_accumulation_steps, a smaller max_seq_length or a "
+            f"4-bit model. {self._last_checkpoint()}"
+        )
+
+    def _last_checkpoint(self):
+        """Name the last checkpoint."""
+        if self.saved < 0:
+            return "There is no checkpoint yet."
+        return (
+            f"The last checkpoint is {numbered(self.folder, self.saved, 'adapters')}."
+        )
+
+    def _count_skipped(self, it, batch):
+        """Note a step whose numbers were not finite, so that it changed nothing."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        place = getattr(self.train_set, "source_row", int)
+        rows = ", ".join(str(place(i)) for i in dict.fromkeys(batch.indices))
+        rprint(
+            f"[WARNING] Step {it} skipped: its loss or gradient is not finite "
+            f"(rows {rows})."
+        )
+        if self.skipped_in_a_row >= self.args.max_skipped_steps:
+            raise TrainingStopped(
+                f"The loss or its gradient was not finite in {self.skipped_in_a_row} "
+                f"steps in a row, last with rows {rows}. Lower learning_rate, or look "
+                f"at these rows. {self._last_checkpoint()}"
+            )
+
+    def _remember(self, dataset, batch, arrays, logps):
+        """Keep the reference's log-probs if they are new."""
+        if "reference_logps" not in arrays:
+            self.reference.remember(dataset, batch, logps)
+
+    def _score_batch(self, batch):
+        """Sum a validation batch's metrics."""
+        arrays = self.reference.recall(self.val_set, batch)
+        values = self.score(arrays)
+        self._remember(self.val_set, batch, arrays, values["reference_logps"])
+        return sum_values(values, arrays)
+
+    def _validate(self, it):
+        """Evaluate, show and report, and go back to training mode."""
+        tic = time.perf_counter()
+        args = self.args
+        batches = batches_per_epoch(self.val_buckets, args.batch_size)
+        if args.val_batches != -1:
+            batches = min(batches, args.val_batches)
+        try:
+            with self.ui.val_task(batches) as advance:
+                metrics = evaluate_pairs(
+                    self._score_batch,
+                    self.policy_model,
+                    self.val_set,
+                    args.batch_size,
+                    args.val_batches,
+                    self.val_buckets,
+                    self.cache_limit,
+                    partial(self._interruptible, advance),
+                )
+        except _Interrupted:
+            self._save_and_exit(it, pending=True)
+        self.policy_model.train()
+        seconds = time.perf_counter() - tic
+        self.ui.report_val(it, metrics, seconds)
+        if self.callback is not None:
+            info = {f"val_{k}": v for k, v in metrics.items()}
+            info = {"iteration": it, **info, "val_time": seconds}
+            self.callback.on_val_loss_report(info)
+        self._keep_best(it, metrics)
+
+    def _interruptible(self, advance):
+        """Let a signal end a validation; several ranks must end it together."""
+        if advance is not None:
+            advance()
+        if self.stop.exit_code and self.world.size() == 1:
+            raise _Interrupted
+
+    def _keep_best(self, it, metrics):
+        """Write the adapter to ``best/`` if it is the best so far."""
+        if not self.args.save_best or it == 0:
+            return
+        name, sign = BEST[self.args.save_best]
+        value = sign * metrics[name]
+        if self.best is not None and value <= self.best:
+            return
+        self.best = value
+        if self.rank == 0:
+            folder = self.folder / "best"
+            folder.mkdir(exist_ok=True)
+            config = self.folder / "adapter_config.json"
+            if config.exists():
+                shutil.copy(config, folder / config.name)
+            save_adapter(self.policy_model, folder / "adapters.safetensors")
+
+    def _report(self, it):
+        """Average what happened since the last report, show and report it."""
+        metrics = self.window.report(self.world)
+        metrics["learning_rate"] = self.optimizer.learning_rate.item()
+        metrics["grad_norm"] = self.grad_norm.item()
+        metrics["skipped_steps"] = self.skipped
+        self.metrics = metrics
+        self.reference.cache.exchange(self.world)
+        # Each validation takes the same pairs, and the first one came before.
+        if self.reference.release(self.train_set):
+            mx.clear_cache()
+        self.ui.report_train(it, metrics)
+        if self.callback is not None:
+            info = {"iteration": it, "train_loss": metrics["loss"], **metrics}
+            self.callback.on_train_loss_report(info)
+
+    def _must_stop(self):
+        """Tell whether a signal came, to any rank."""
+        if self.world.size() == 1:
+            return bool(self.stop.exit_code)
+        code = mx.distributed.all_max(mx.array(self.stop.exit_code), group=self.world)
+        self.stop.exit_code = int(code.item())
+        return bool(self.stop.exit_code)
+
+    def _save_and_exit(self, it, pending=False):
+        """Save, say how to go on, and end the process as the signal asks."""
+        if self.saved != it or pending:
+            self._save(it, pending)
+        if self.rank == 0:
+            rprint(f"Stopped after step {it}. Go on with: --resume {self.folder}")
+        raise SystemExit(self.stop.exit_code)
+
+    def _save(self, it, pending=False):
+        """Write a checkpoint: adapter, state, and the reference's numbers."""
+        arrays, info = self._to_save(pending)
+        self.saved = it
+        if self.rank != 0:
+            return
+        checkpoint = numbered(self.folder, it, "adapters")
+        save_adapter(self.policy_model, checkpoint)
+        save_adapter(self.policy_model, self.args.adapter_file)
+        # The state comes last: where it is, the rest is too.
+        save_state(self.folder, it, arrays, info)
+        drop_old(self.folder, self.args.keep_checkpoints)
+        self.reference.cache.save()
+        self.ui.report_save(checkpoint)
+
+    def _to_save(self, pending):
+        """Collect all that a later process can't compute again."""
+        self.reference.cache.exchange(self.world)
+        # What ranks hold apart is summed: any number of them can go on with it.
+        apart = {"accumulator": self.state[3], "window": self.window.sums or {}}
+        if self.world.size() > 1:
+            apart = {
+                name: {
+                    k: mx.distributed.all_sum(v, group=self.world)
+                    for k, v in tree_flatten(tree)
+                }
+                for name, tree in apart.items()
+            }
+        arrays = {
+            **_with_prefix("optimizer", self.optimizer.state),
+            **_with_prefix("accumulator", apart["accumulator"]),
+            **_with_prefix("window", apart["window"]),
+            **_with_prefix("reference", self.reference.cache.arrays()),
+            "grad_norm": self.grad_norm,
+        }
+        metrics = self.folder / "metrics.jsonl"
+        info = {
+            "pending": pending,
+            "window": self.window.counts(),
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "best": self.best,
+            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+            "identity": self.identity,
+        }
+        return arrays, info
+
+    def _restore(self, state):
+        """Become the run that wrote a checkpoint."""
+        arrays, info = state.arrays, state.info
+        load_weights(self.policy_model, state.adapter)
+        _fill(self.optimizer.state, arrays, "optimizer")
+        if isinstance(self.optimizer, MasterWeights):
+            mx.eval(self.optimizer.state)
+        # The sums of all ranks go on in the first one.
+        if self.rank == 0:
+            if any(name.startswith("accumulator.") for name in arrays):
+                _fill(self.state[3], arrays, "accumulator")
+            sums = {
+                name.removeprefix("window."): x
+                for name, x in arrays.items()
+                if name.startswith("window.")
+            }
+            self.window.restore(info["window"], sums)
+        self.reference.cache.absorb(arrays["reference.keys"], arrays["reference.logps"])
+        self.grad_norm = arrays["grad_norm"]
+        self.skipped, self.best = info["skipped"], info["best"]
+        self.skipped_in_a_row = info["skipped_in_a_row"]
+        self.saved = state.iteration
+        self.ui.start_at(state.iteration)
+        return state.iteration, info["pending"]

@@ -1,0 +1,49 @@
+# Copyright © 2026 MLX Contributors
+
+"""Ending a run politely: the step is finished and saved first."""
+
+import signal
+import threading
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopSignals:
+    """
+    Remember SIGINT and SIGTERM while a run is on; a second one ends it at once.
+
+    Example:
+        >>> with StopSignals() as stop:
+        ...     signal.raise_signal(signal.SIGTERM)
+        ...     stop.exit_code
+        143
+    """
+
+    def __init__(self) -> None:
+        self.exit_code = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopSignals":
+        # Handlers belong to the main thread.
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                self._before[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._restore()
+
+    def _restore(self):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self.exit_code = 128 + number
+        self._restore()

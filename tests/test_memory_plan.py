@@ -1,0 +1,313 @@
+# Copyright © 2026 MLX Contributors
+
+import unittest
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten
+
+from mlx_lm.tuner.grad_checkpoint import keyed_layers
+from mlx_lm.tuner.memory_plan import (
+    MemoryEstimate,
+    check_fits,
+    device_memory,
+    predict_peak,
+    smaller_settings,
+)
+from mlx_lm.tuner.memory_replay import Replay, evaluation_order, task_limits
+from mlx_lm.tuner.memory_tape import Op, Tape, fuse
+from mlx_lm.tuner.memory_trace import array_places, trace_step
+
+MB = 2**20
+CPU = mx.default_device() == mx.cpu
+
+
+def traced(fun, *args):
+    tape = Tape()
+    mx.export_function(tape.record, fun, *args)
+    return tape
+
+
+class Block(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.up, self.down = nn.Linear(size, 2 * size), nn.Linear(2 * size, size)
+
+    def __call__(self, x):
+        return x + self.down(nn.silu(self.up(x)))
+
+
+class Model(nn.Module):
+    def __init__(self, size=256):
+        super().__init__()
+        self.layers = [Block(size) for _ in range(6)]
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def training_step(model, optimizer):
+    def step(x):
+        parameters = model.trainable_parameters()
+        loss, gradients = nn.value_and_grad(model, lambda x: model(x).sum())(x)
+        model.update(parameters)
+        optimizer.update(model, gradients)
+        return loss
+
+    return step
+
+
+def measured_peak(step, args, state):
+    """The worst of three compiled steps, over what was there before."""
+    state = [*state, mx.random.state]
+    compiled = mx.compile(step, inputs=state, outputs=state)
+    mx.eval(state, args)
+    arrays = [x for _, x in tree_flatten([state, args]) if isinstance(x, mx.array)]
+    own = {id(x): x.nbytes for x in arrays}
+    others = mx.get_active_memory() - sum(own.values())
+    peaks = []
+    for _ in range(3):
+        mx.reset_peak_memory()
+        mx.eval(compiled(*args), state)
+        peaks.append(mx.get_peak_memory() - others)
+    return max(peaks)
+
+
+class TestPrediction(unittest.TestCase):
+    def setUp(self):
+        self.model, self.optimizer = Model(), optim.Adam(1e-4)
+        self.optimizer.init(self.model.trainable_parameters())
+        self.state = [self.model.state, self.optimizer.state]
+        self.step = training_step(self.model, self.optimizer)
+
+    @unittest.skipUnless(CPU, "how far a GPU runs ahead depends on its speed")
+    def test_matches_the_allocator(self):
+        x = mx.zeros((2048, 256))
+        totals = []
+        for checkpoint in (False, True):
+            with self.subTest(checkpoint=checkpoint):
+                with keyed_layers(self.model, checkpoint):
+                    estimate = predict_peak(self.step, (x,), self.state)
+                    peak = measured_peak(self.step, (x,), self.state)
+                totals.append(estimate.total)
+                self.assertLess(abs(estimate.total / peak - 1), 0.15)
+        self.assertLess(totals[1], totals[0])
+
+    def test_nothing_is_computed_or_left_behind(self):
+        before = [x for _, x in tree_flatten(self.state)]
+        active, checkpoint = mx.get_active_memory(), mx.checkpoint
+        with keyed_layers(self.model, True):
+            predict_peak(self.step, (mx.zeros((64, 256)),), self.state)
+        after = [x for _, x in tree_flatten(self.state)]
+        self.assertTrue(all(x is y for x, y in zip(before, after, strict=True)))
+        self.assertLess(mx.get_active_memory() - active, 1000)
+        self.assertIs(mx.checkpoint, checkpoint)
+        mx.eval(after)
+
+    def test_state_is_put_back_after_an_error(self):
+        layer = nn.Linear(2, 2)
+        weight, value_and_grad = layer.weight, mx.value_and_grad
+
+        def fail(x):
+            layer.weight = layer.weight + x
+            raise KeyError("stop")
+
+        with self.assertRaises(KeyError):
+            predict_peak(fail, (mx.array(1.0),), [layer])
+        self.assertIs(layer.weight, weight)
+        self.assertIs(mx.value_and_grad, value_and_grad)
+
+    def test_state_that_is_exchanged(self):
+        state = {"w": {"a": mx.zeros((4,))}}
+        inner = state["w"]
+
+        def step(x):
+            state["w"] = {"a": state["w"]["a"] + x}
+            return x
+
+        self.assertEqual(predict_peak(step, (mx.array(1.0),), [state]).optimizer, 16)
+        self.assertIs(state["w"], inner)
+
+        def grow(x):
+            state["b"] = x
+
+        with self.assertRaisesRegex(ValueError, "initialize the optimizer"):
+            predict_peak(grow, (mx.array(1.0),), [state])
+        self.assertEqual(list(state), ["w"])
+
+    def test_parts(self):
+        model = nn.Sequential(nn.Linear(8, 8, bias=False), nn.Linear(8, 4, bias=False))
+        model.layers[0].freeze()
+        start = dict(tree_flatten(model.trainable_parameters()))
+        optimizer = optim.Adam(0.1)
+        optimizer.init(model.trainable_parameters())
+
+        def step(x):
+            loss = lambda x: model(x).sum()
+            gradients = nn.value_and_grad(model, loss)(x)[1]
+            optimizer.update(model, gradients)
+            return start
+
+        state = [model, optimizer.state, start]
+        estimate = predict_peak(step, (mx.zeros((1, 8)),), state)
+        self.assertEqual((estimate.weights, estimate.trained), (256, 128))
+        # Adam's two moments, its step and rate; the start shares its array now,
+        # but won't after the first update.
+        self.assertEqual(estimate.reference, 128 + 4)
+        self.assertEqual(estimate.optimizer, 2 * 128 + 8)
+        parts = vars(estimate).values()
+        self.assertEqual(estimate.total, sum(parts))
+
+    def test_shared_arrays_count_once(self):
+        a, b = nn.Linear(256, 256, bias=False), nn.Linear(256, 256, bias=False)
+        b.weight = a.weight
+        estimate = predict_peak(lambda x: b(a(x)), (mx.zeros((1, 256)),), [a, b])
+        self.assertEqual(estimate.weights, 256 * 256 * 4)
+
+    def test_custom_gradients_are_part_of_it(self):
+        def cost(elements):
+            def loss(x):
+                @mx.custom_function
+                def double(x):
+                    return 2 * x
+
+                @double.vjp
+                def double_vjp(x, cotangent, output):
+                    return cotangent * (
+                        mx.ones((elements,)).cumsum() @ mx.ones(elements)
+                    )
+
+                return double(x).sum()
+
+            step = lambda x: mx.value_and_grad(loss)(x)
+            return predict_peak(step, (mx.zeros((4,)),), []).total
+
+        self.assertGreater(cost(MB) - cost(2), 4 * MB)
+
+    def test_an_operation_that_cannot_be_traced(self):
+        @mx.custom_function
+        def made_before(x):
+            return 2 * x
+
+        made_before.vjp(lambda x, cotangent, output: cotangent)
+        step = lambda x: mx.value_and_grad(lambda x: made_before(x).sum())(x)
+        with mx.stream(mx.cpu), self.assertRaisesRegex(ValueError, "export_function"):
+            predict_peak(step, (mx.zeros((4,)),), [])
+
+    def test_a_gradient_made_outside_of_the_step(self):
+        gradient = mx.value_and_grad(lambda x: mx.checkpoint(mx.sin)(x).sum())
+        with self.assertRaisesRegex(ValueError, "inside the step"):
+            predict_peak(gradient, (mx.zeros((4,)),), [])
+
+
+class TestTape(unittest.TestCase):
+    def test_tie_and_replace(self):
+        tape = traced(lambda x, y: mx.exp(y) @ mx.sin(x), *[mx.zeros((2, 2))] * 2)
+        x, y = tape.inputs
+        tape.tie({y: x})
+        self.assertTrue(all(y not in op.inputs for op in tape.ops))
+        sine = next(op for op in tape.ops if op.name == "Sin")
+        tape.replace(Op("Copy", [], [x], sine.outputs))
+        tape.tie({})
+        self.assertEqual([op.name for op in tape.ops], ["Exp", "Copy", "Matmul"])
+        self.assertEqual(tape.nbytes(x), 16)
+
+    def test_fusion_stops_where_others_read(self):
+        x = mx.zeros((4, 4))
+        tape = traced(lambda x: mx.exp(mx.sin(x) * x), x)
+        fuse(tape)
+        self.assertEqual([op.name for op in tape.ops], ["Compiled"])
+        tape = traced(lambda x: (y := mx.sin(x)) @ mx.exp(mx.cos(y)), x)
+        fuse(tape)
+        self.assertEqual([op.name for op in tape.ops], ["Sin", "Compiled", "Matmul"])
+
+    def test_order_is_reversed_breadth_first(self):
+        def fun(x):
+            return mx.exp(mx.sin(x)) @ mx.cos(x)
+
+        order = [op.name for op in evaluation_order(traced(fun, mx.zeros((2, 2))))]
+        self.assertEqual(order, ["Sin", "Cos", "Exp", "Matmul"])
+
+    def test_places(self):
+        tree = [{"a": mx.array(1)}, (mx.array(2),), [mx.array(3), None]]
+        places = list(array_places(tree))
+        self.assertEqual([key for _, key, _ in places], ["a", 0])
+        tape = trace_step(lambda x: x + tree[0]["a"], (mx.array(1),), tree)
+        self.assertEqual(len(tape.inputs), 3)
+        self.assertEqual([op.name for op in tape.ops], ["Add"])
+
+
+class TestReplay(unittest.TestCase):
+    def peak(self, fun, *args, keep=True):
+        with mx.stream(mx.cpu):
+            tape = traced(fun, *args)
+            return Replay(tape, set(tape.inputs) if keep else set()).run() / (4 * MB)
+
+    def test_views_are_free(self):
+        x = mx.zeros((1024, 1024))
+        views = lambda x: mx.broadcast_to(x.T[None, 2:], (3, 1022, 1024))[:, :10]
+        self.assertEqual(self.peak(views, x), 1)
+        # A transposed array can't be flattened in place.
+        self.assertEqual(self.peak(lambda x: x.T.reshape(-1), x), 2)
+
+    def test_buffers_are_taken_over(self):
+        x = mx.zeros((1024, 1024))
+        self.assertEqual(self.peak(lambda x: mx.sin(mx.exp(x)), x), 2)
+        self.assertEqual(self.peak(lambda x: mx.sin(mx.exp(x)), x, keep=False), 1)
+
+    def test_work_runs_ahead(self):
+        # Nothing is freed before the tasks that read it must have ended.
+        def fun(x):
+            for _ in range(30):
+                x = x @ x
+            return x
+
+        self.assertEqual(self.peak(fun, mx.zeros((1024, 1024))), 31)
+
+    def test_limits(self):
+        with mx.stream(mx.cpu):
+            self.assertIsNone(task_limits())
+
+
+class TestLimits(unittest.TestCase):
+    def test_memory_limit_counts(self):
+        before = mx.set_memory_limit(MB)
+        try:
+            self.assertEqual(device_memory(), MB)
+            self.assertEqual(device_memory(), MB)
+        finally:
+            mx.set_memory_limit(before)
+        self.assertGreater(device_memory(), MB)
+
+    def test_smaller_settings(self):
+        changes = smaller_settings({"max_seq_length": 1024, "num_layers": -1})
+        self.assertEqual(changes, [{"max_seq_length": 512}, {"max_seq_length": 256}])
+        self.assertEqual(smaller_settings({"batch_size": 1}), [])
+
+    def test_what_would_fit_is_named(self):
+        def predict(change):
+            rest = 8 * change.get("batch_size", 4) / 4
+            rest /= 2 if change.get("grad_checkpoint") else 1
+            return MemoryEstimate(10**9, 0, 0, 0, int(rest * 1e9))
+
+        changes = smaller_settings({"batch_size": 4, "grad_checkpoint": False})
+        estimate = predict({})
+        check_fits(estimate, None)
+        check_fits(estimate, estimate.total)
+        for limit, advice in (
+            (5, "with grad_checkpoint: true or batch_size: 2."),
+            (3, "with batch_size: 1."),
+            (2, "with grad_checkpoint: true with batch_size: 1."),
+            (1, "No smaller setting that was tried would fit"),
+        ):
+            with self.subTest(limit=limit), self.assertRaisesRegex(ValueError, advice):
+                check_fits(estimate, limit * 10**9, changes, predict)
+        with self.assertRaisesRegex(ValueError, "8.4 GB.* or a 4-bit model"):
+            check_fits(estimate, int(8.4e9), changes, predict, weight_bits=16)
+
+
+if __name__ == "__main__":
+    unittest.main()

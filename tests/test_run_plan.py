@@ -1,0 +1,158 @@
+# Copyright © 2026 MLX Contributors
+
+import contextlib
+import gc
+import io
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from tiny import ROWS, random_pairs, save_rows, save_tiny_model, tiny_model
+
+from mlx_lm import dpo
+from mlx_lm.tuner import run_plan
+from mlx_lm.tuner.master_weights import with_master_weights
+from mlx_lm.tuner.memory_plan import MemoryEstimate
+from mlx_lm.tuner.policy import read_weights
+from mlx_lm.tuner.preference_batches import iterate_preference_batches
+from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.tuner.remembered_reference import RememberedReference
+from mlx_lm.tuner.run_plan import (
+    check_memory,
+    describe_memory,
+    describe_plan,
+    predict_run,
+    training_plan,
+)
+from mlx_lm.tuner.trainer import DPOTrainingArgs
+from mlx_lm.tuner.training_step import scoring_step, training_step
+
+WIDE = {"hidden_size": 128, "intermediate_size": 512, "vocab_size": 512}
+
+
+def long_pairs():
+    return random_pairs(6, vocab=512, longest=60)
+
+
+def measured_peak(model, reference, args, pairs):
+    """The peak of some steps over all batches, in bytes."""
+    optimizer = with_master_weights(optim.Adam(1e-3), model)
+    step, state = training_step(model, optimizer, args)
+    step = RememberedReference(reference).compiled(step, state, state, False)
+    mx.eval(state)
+    model.train()
+    peak = 0
+    for _ in range(2):
+        for batch in iterate_preference_batches(
+            pairs, args.batch_size, training_plan(pairs, args)
+        ):
+            gc.collect()
+            mx.reset_peak_memory()
+            values = step(batch.arrays, True)
+            mx.eval(state, values)
+            peak = max(peak, mx.get_peak_memory())
+    return peak
+
+
+class TestPrediction(unittest.TestCase):
+    def test_the_peak_is_that_of_the_worst_batch(self):
+        for sharing in ("equal", "plain"):
+            with self.subTest(sharing=sharing):
+                model = tiny_model("lora", **WIDE)
+                pairs, reference = long_pairs(), FrozenStart(model)
+                args = DPOTrainingArgs(batch_size=2, sharing=sharing, compile=False)
+                optimizer = with_master_weights(optim.Adam(1e-3), model)
+                mx.eval(model.parameters())
+                estimate = predict_run(model, reference, optimizer, pairs, args)
+                measured = measured_peak(model, reference, args, pairs)
+                self.assertLess(abs(estimate.total / measured - 1), 0.15)
+
+    def test_nothing_is_allocated(self):
+        model = tiny_model("lora", **WIDE)
+        args = DPOTrainingArgs(batch_size=2, compile=False)
+        pairs, optimizer = long_pairs(), optim.Adam(1e-3)
+        before = mx.get_active_memory()
+        predict_run(model, FrozenStart(model), optimizer, pairs, args)
+        self.assertLess(mx.get_active_memory() - before, 100_000)
+
+    def test_more_than_there_is_names_what_would_fit(self):
+        model = tiny_model("lora", **WIDE)
+        args = DPOTrainingArgs(batch_size=4, compile=False)
+        given = (model, FrozenStart(model), optim.Adam(1e-3), long_pairs(), args)
+        needed = check_memory(*given).total
+        with mock.patch.object(run_plan, "device_memory", lambda: int(needed * 0.8)):
+            with self.assertRaisesRegex(ValueError, "It would fit with .*batch_size: "):
+                check_memory(*given)
+        with mock.patch.object(run_plan, "device_memory", lambda: needed):
+            check_memory(*given)
+
+    def test_it_is_said_in_gigabytes(self):
+        text = describe_memory(MemoryEstimate(10**9, 0, 0, 0, 5 * 10**8))
+        self.assertEqual(text, "1.50 GB: weights 1.00 · activations 0.50")
+
+
+class TestPlan(unittest.TestCase):
+    def test_the_table_has_every_batch(self):
+        pairs = random_pairs(40)
+        args = DPOTrainingArgs(batch_size=4, sharing="equal", compile=True)
+        plan = training_plan(pairs, args)
+        lines = describe_plan(plan, 4)[1:]
+        self.assertEqual(len(lines), len(plan))
+        self.assertEqual(sum(int(line.split()[1]) for line in lines), 40)
+
+    def test_scoring_is_the_step_without_its_gradient(self):
+        model = tiny_model("lora")
+        reference, args = FrozenStart(model), DPOTrainingArgs(batch_size=3)
+        (batch,) = iterate_preference_batches(random_pairs(3), 3)
+        model.eval()
+        scored = scoring_step(model, args)(reference, batch.arrays)
+        step, _ = training_step(model, optim.SGD(0.0), args)
+        stepped = step(reference, batch.arrays, True)
+        for key, value in scored.items():
+            np.testing.assert_allclose(value, stepped[key], atol=1e-6)
+
+
+class TestCommand(unittest.TestCase):
+    def run_command(self, folder, *options):
+        model = save_tiny_model(f"{folder}/model")
+        data = save_rows(f"{folder}/data", ROWS)
+        argv = ["--train", "--model", str(model), "--data", str(data)]
+        argv += ["--adapter-path", f"{folder}/adapters", "--iters", "2", *options]
+        screen = io.StringIO()
+        with contextlib.redirect_stdout(screen):
+            dpo.run(dpo.resolve_args([*argv, "--no-reference-cache"]))
+        return screen.getvalue()
+
+    def test_a_dry_run_shows_the_plan_and_trains_nothing(self):
+        with tempfile.TemporaryDirectory() as folder:
+            text = self.run_command(folder, "--dry-run")
+            self.assertRegex(text, r"peak memory +\S+ GB|peak memory")
+            self.assertIn("batches   pairs  prompt", text)
+            self.assertIn("Dry run: nothing was trained.", text)
+            self.assertFalse(Path(folder, "adapters").exists())
+
+    def test_a_run_that_does_not_fit_is_refused_first(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with mock.patch.object(run_plan, "device_memory", lambda: 1000):
+                with self.assertRaisesRegex(ValueError, "The run needs about"):
+                    self.run_command(folder)
+            self.assertFalse(Path(folder, "adapters").exists())
+
+    def test_a_damaged_model_is_one_line(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = save_tiny_model(f"{folder}/model")
+            file = model / "model.safetensors"
+            file.write_bytes(file.read_bytes()[:-100])
+            with self.assertRaisesRegex(ValueError, "Can't read the weights of"):
+                loaded = dpo.load_model(
+                    str(model), dpo.resolve_args(["--model", str(model)])
+                )[0]
+                read_weights(loaded, str(model))
+
+
+if __name__ == "__main__":
+    unittest.main()
