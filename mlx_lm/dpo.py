@@ -16,7 +16,7 @@ from tqdm import tqdm
 from . import lora
 from .cli_ui import make_console, print_dpo_run_header, print_test_table, rprint
 from .openblas import slow_blas_notice
-from .tuner.atomic_files import remove_leftovers, replace_file, user_cache_folder
+from .tuner.atomic_files import remove_leftovers, replace_file, user_cache_folder, writing
 from .tuner.callbacks import (
     CallbackList,
     MetricsFile,
@@ -30,11 +30,13 @@ from .tuner.dpo_config import (
     check_keys,
     check_types,
     fit_to_model,
+    read_config,
     saved_settings,
     training_args,
 )
 from .tuner.fingerprint import model_fingerprint
 from .tuner.length_buckets import (
+    LAYOUTS,
     batches_per_epoch,
     needed_tokens,
     padded_tokens,
@@ -67,7 +69,7 @@ from .tuner.run_plan import (
 from .tuner.schedules import build_learning_rate
 from .tuner.sharing import Sharing, check_packing, check_sharing
 from .tuner.trainer import evaluate_dpo, train_dpo
-from .tuner.training_state import newest_state
+from .tuner.training_state import drop_newer, newest_state
 from .tuner.utils import print_trainable_parameters
 from .utils import save_config
 
@@ -124,6 +126,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = lora.build_parser()
     # --resume-adapter-file must not answer to a shorter name.
     parser.allow_abbrev = False
+    parser.error = _refuse_flags
     parser.description = "Preference fine-tuning with DPO, for LoRA, DoRA or full."
     parser.set_defaults(**{a.dest: None for a in parser._actions if a.dest != "help"})
     for action in parser._actions:
@@ -249,6 +252,11 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse_flags(message):
+    # In one line, where argparse prints all flags.
+    raise ValueError(f"{message}. See mlx_lm.dpo --help.")
+
+
 def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
     """
     Merge command line, YAML file and defaults, in this order of preference.
@@ -260,7 +268,7 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
         SimpleNamespace: All settings; ``explicit`` lists those that were given.
 
     Raises:
-        ValueError: If the file is not a mapping or has an unknown key.
+        ValueError: If a flag or a key is unknown, or the file can't be read.
 
     Example:
         >>> args = resolve_args(["--train", "--beta", "0.3"])
@@ -272,10 +280,7 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
     }
     if config_file := given.get("config"):
         rprint("Loading configuration file", config_file)
-        with open(config_file, "r") as fid:
-            config = yaml.load(fid, lora.yaml_loader) or {}
-        if not isinstance(config, dict):
-            raise ValueError(f"{config_file} must hold keys and values.")
+        config = read_config(config_file, lora.yaml_loader)
         check_keys(config, [*CONFIG_DEFAULTS, *UNUSED_KEYS])
         if "iters" in given:
             config.pop("epochs", None)  # Both say how long; the command line wins.
@@ -340,13 +345,13 @@ def remember_reference(
         >>> remember_reference(args, nn.Linear(1, 1), None, pairs).model is not None
         True
     """
-    folder, fingerprint = args.reference_cache, ""
+    folder = args.reference_cache
     if folder is not False:
         folder = Path(folder) if folder else user_cache_folder("references")
-        fingerprint = model_fingerprint(reference_model or policy)
+        remove_leftovers(folder)
     reference = RememberedReference(
         reference_model or FrozenStart(policy),
-        ReferenceCache(folder or None, fingerprint),
+        ReferenceCache(folder or None, model_fingerprint(reference_model or policy)),
         # The test compares both models' whole distributions.
         keep=args.test,
     )
@@ -391,13 +396,18 @@ def _optimizer(args, settings, plan):
 
 
 def _find_sharing(args, model, reference_model):
-    """What the settings ask for, as far as the model can."""
+    """What the settings ask for, as far as policy and reference can."""
+    # The reference runs on the same batches.
+    models = [m for m in (model, reference_model) if isinstance(m, nn.Module)]
     if args.pack:
-        # The reference runs on the same batches.
-        if isinstance(reference_model, nn.Module):
-            check_packing(reference_model, args.max_seq_length)
-        return check_packing(model, args.max_seq_length)
-    return check_sharing(model) if args.share_prompt else Sharing("plain", "")
+        return [check_packing(m, args.max_seq_length) for m in models][0]
+    # Also finds out whether a model can be taken apart, shared or not.
+    found = max(
+        (check_sharing(m) for m in models), key=lambda s: LAYOUTS.index(s.grade)
+    )
+    if args.share_prompt:
+        return found
+    return Sharing("plain", "" if found.grade == "plain" else found.notice)
 
 
 def _checkpoint(args, identity):
@@ -407,6 +417,12 @@ def _checkpoint(args, identity):
         rprint(f"{args.adapter_path} has no checkpoint yet: the run starts again.")
         return None
     check_identity(state, identity, args)
+    if state.iteration >= args.iters and not state.info["pending"]:
+        rprint(
+            f"The run in {args.adapter_path} is complete: it has taken all of its "
+            f"{state.iteration:,} steps. To train on, give a larger --iters."
+        )
+        return state
     rprint(f"Going on after step {state.iteration:,} of {args.iters:,}.")
     before = adapter_config(args.adapter_path) or {}
     if before.get("iters") not in (None, args.iters):
@@ -471,16 +487,19 @@ def train_model(
         read_weights(reference_model, args.reference_model)
     sharing = _find_sharing(args, model, reference_model)
     settings.sharing = sharing.grade
-    # Before a checkpoint is loaded: both are what the run started with.
-    start = model_fingerprint(model)
+    # Before a checkpoint is loaded: what the run started with.
     reference = remember_reference(
         args, model, reference_model, train_set, valid_set or []
     )
+    start = reference.cache.fingerprint
+    if reference_model is not None:
+        start = model_fingerprint(model)
     del reference_model
     plan = training_plan(train_set, settings)
     optimizer, notices = _optimizer(args, settings, plan)
     identity = {
         "model": start,
+        "reference": reference.cache.fingerprint,
         "train": data_fingerprint(train_set),
         "valid": data_fingerprint(valid_set),
     }
@@ -498,16 +517,19 @@ def train_model(
         return reference
     if mx.distributed.init().rank() == 0:
         adapter_path = Path(args.adapter_path)
-        adapter_path.mkdir(parents=True, exist_ok=True)
+        with writing(adapter_path):
+            adapter_path.mkdir(parents=True, exist_ok=True)
         config = saved_settings(args)
         reporting = get_reporting_callbacks(
             args.report_to, args.project_name, args.adapter_path, config
         )
-        remove_leftovers(adapter_path)
-        replace_file(
-            adapter_path / "adapter_config.json",
-            lambda name: save_config(config, name),
-        )
+        for folder in (adapter_path, adapter_path / "best"):
+            remove_leftovers(folder)
+        # An earlier run's states do not belong to these settings.
+        drop_newer(adapter_path, state.iteration if state else -1)
+        config_file = adapter_path / "adapter_config.json"
+        with writing(config_file):
+            replace_file(config_file, lambda name: save_config(config, name))
         written = state.info["metrics_bytes"] if state else 0
         metrics_file = MetricsFile(adapter_path / "metrics.jsonl", written)
         training_callback = CallbackList([metrics_file, reporting, training_callback])
@@ -522,8 +544,8 @@ def train_model(
         settings,
         reference,
         training_callback,
-        state,
-        identity,
+        resume=state,
+        identity=identity,
     )
     return reference
 
@@ -683,6 +705,8 @@ def main() -> None:
         if os.environ.get("MLX_LM_DEBUG"):
             raise
         sys.exit(_one_line(e, 2))
+    except KeyboardInterrupt:
+        sys.exit(_one_line("interrupted.", 130))
     except TrainingStopped as e:
         if os.environ.get("MLX_LM_DEBUG"):
             raise

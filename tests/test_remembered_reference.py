@@ -309,7 +309,7 @@ class TestThroughTheCommand(CommandCase):
                 seen.append(weakref.ref(model))
                 return model
 
-            def train(*args, seen=seen, alive=alive, train_dpo=train_dpo):
+            def train(*args, seen=seen, alive=alive, train_dpo=train_dpo, **last):
                 report = args[-1].on_train_loss_report
 
                 def look(info):
@@ -318,7 +318,7 @@ class TestThroughTheCommand(CommandCase):
                     alive.append(seen[0]() is not None)
 
                 args[-1].on_train_loss_report = look
-                return train_dpo(*args)
+                return train_dpo(*args, **last)
 
             with mock.patch.multiple(dpo, load_reference_model=watch, train_dpo=train):
                 self.succeed(*self.flags(*more))
