@@ -10,13 +10,17 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 from . import lora
 from .cli_ui import make_console, print_dpo_run_header, print_test_table, rprint
 from .openblas import slow_blas_notice
-from .tuner.atomic_files import remove_leftovers, replace_file, user_cache_folder, writing
+from .tuner.atomic_files import (
+    remove_leftovers,
+    replace_file,
+    user_cache_folder,
+    writing,
+)
 from .tuner.callbacks import (
     CallbackList,
     MetricsFile,
@@ -701,7 +705,7 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     try:
         run(resolve_args())
-    except (ValueError, ImportError, OSError, yaml.YAMLError) as e:
+    except (ValueError, ImportError, OSError) as e:
         if os.environ.get("MLX_LM_DEBUG"):
             raise
         sys.exit(_one_line(e, 2))

@@ -4,9 +4,11 @@ import math
 import unittest
 
 import mlx.core as mx
+from tiny import Pairs, Recorder, pair, tiny_model, train
 
 from mlx_lm.tuner.preference_metrics import (
     PER_PAIR,
+    SUMS,
     MetricsWindow,
     add_metrics,
     all_sum_metrics,
@@ -100,6 +102,32 @@ class TestPreferenceMetrics(unittest.TestCase):
         window.add(sums_by_hand(), 20, 20)
         report = MetricsWindow.report(window)
         self.assertEqual((report["trained_pairs"], report["padding"]), (4.0, 0.0))
+
+
+class TestSpeed(unittest.TestCase):
+    def test_compiling_is_no_part_of_the_speed(self):
+        model = tiny_model("lora")
+        recorder = Recorder()
+        pairs = Pairs([pair([1, 2, 3], [4, 5], [6, 7])] * 8)
+        settings = {"batch_size": 2, "iters": 4, "steps_per_report": 2}
+        train(model, pairs, callback=recorder, compile=True, **settings)
+        first, second = recorder.train
+        self.assertGreater(first["compile_seconds"], 0)
+        self.assertEqual(second["compile_seconds"], 0)
+        self.assertGreater(first["pairs_per_second"], 0)
+        self.assertEqual(first["trained_pairs"], 4)
+        train(model, pairs, callback=recorder, compile=False, **settings)
+        self.assertEqual(recorder.train[2]["compile_seconds"], 0)
+
+    def test_untimed_pairs_are_left_out(self):
+        window = MetricsWindow()
+        for seconds, compiled in ((10.0, True), (2.0, False)):
+            sums = dict.fromkeys(SUMS, mx.array(3.0))
+            window.add(sums, 6, 6)
+            window.time(seconds, sums if compiled else None)
+        report = window.report()
+        self.assertEqual(report["pairs_per_second"], 1.5)
+        self.assertEqual((report["compile_seconds"], report["trained_pairs"]), (10, 6))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,35 @@ def replace_file(path: str | Path, write: Callable[[str], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """
+    Say in one line what could not be written, and what to do.
+
+    Args:
+        path (str or Path): The file of a run that is written meanwhile.
+
+    Raises:
+        OSError: Instead of MLX's errors, which name no file, and the system's.
+
+    Example:
+        >>> with writing("adapters/metrics.jsonl"):
+        ...     raise OSError(28, "No space left on device")
+        Traceback (most recent call last):
+        ...
+        OSError: Can't write adapters/metrics.jsonl: No space left on device. If the \
+disk is full, make room; a run goes on with --resume.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as e:
+        reason = getattr(e, "strerror", None) or str(e).rstrip(".")
+        raise OSError(
+            f"Can't write {path}: {reason}. If the disk is full, make room; a run goes "
+            "on with --resume."
+        ) from e
+
+
 def _sync_folder(folder):
     # Not every file system lets a folder be opened.
     try:
@@ -56,6 +86,34 @@ def _sync_folder(folder):
         pass
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: str | Path, name: str) -> None:
+    """
+    Check that a folder can be made and written, without making it.
+
+    Args:
+        folder (str or Path): The folder; it may be missing, and its parents too.
+        name (str): The setting that names it, for the message.
+
+    Raises:
+        ValueError: If it is a file, below one, or without permission.
+
+    Example:
+        >>> check_writable(__file__, "adapter_path")
+        Traceback (most recent call last):
+        ...
+        ValueError: adapter_path ...atomic_files.py can't be written: ... is no \
+folder. Choose another folder.
+    """
+    whole = Path(folder).absolute()
+    there = next(p for p in (whole, *whole.parents) if os.path.lexists(p))
+    reason = "is no folder" if not there.is_dir() else "is read-only or not yours"
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(
+            f"{name} {folder} can't be written: {there} {reason}. Choose another "
+            "folder."
+        )
 
 
 def user_cache_folder(name: str) -> Path:

@@ -14,6 +14,7 @@ from ._upstream_callbacks import (
     swanlab,
     wandb,
 )
+from .atomic_files import writing
 
 
 class CallbackList(TrainingCallback):
@@ -59,11 +60,12 @@ class MetricsFile(TrainingCallback):
 
     def __init__(self, path: str | Path, keep: int = 0):
         self.path = Path(path)
-        with open(self.path, "ab") as fid:
-            fid.truncate(keep)
+        with writing(self.path), open(self.path, "ab") as fid:
+            # A file that was deleted meanwhile must not grow to its old length.
+            fid.truncate(min(keep, fid.tell()))
 
     def _append(self, info):
-        with open(self.path, "a") as fid:
+        with writing(self.path), open(self.path, "a") as fid:
             fid.write(json.dumps(info) + "\n")
 
     def on_train_loss_report(self, train_info: dict) -> None:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from .atomic_files import replace_file
+from .atomic_files import replace_file, writing
 
 
 def save_adapter(model: nn.Module, path: str | Path) -> None:
@@ -19,6 +19,9 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
         model (nn.Module): The trained model.
         path (str or Path): A ``.safetensors`` file, replaced in one step.
 
+    Raises:
+        OSError: If it can't be written; an old file stays.
+
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -27,4 +30,5 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
         ['bias', 'weight']
     """
     weights = dict(sorted(tree_flatten(model.trainable_parameters())))
-    replace_file(path, lambda name: mx.save_safetensors(name, weights))
+    with writing(path):
+        replace_file(path, lambda name: mx.save_safetensors(name, weights))

@@ -12,9 +12,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import yaml
 
 from ..cli_ui import rprint
 from . import _upstream_callbacks
+from .atomic_files import check_writable
 from .callbacks import SUPPORT_CALLBACK
 from .losses import check_loss_options
 from .policy import TRAINED_WITH
@@ -83,6 +85,50 @@ _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
     str: ("text", (str,)),
     dict: ("a mapping", (dict,)),
 }
+_QUOTES = ": in YAML without quotes"
+
+
+def read_config(path: str | Path, loader: Any) -> dict[str, Any]:
+    """
+    Read a YAML file of settings.
+
+    Args:
+        path (str or Path): The file.
+        loader (type): PyYAML's loader to use.
+
+    Returns:
+        dict: The settings.
+
+    Raises:
+        ValueError: If it can't be read or holds something else; the message has
+            line and column.
+
+    Example:
+        >>> read_config("nowhere.yaml", yaml.SafeLoader)
+        Traceback (most recent call last):
+        ...
+        ValueError: Can't read the configuration nowhere.yaml: No such file or \
+directory.
+    """
+    try:
+        config = yaml.load(Path(path).read_bytes().decode("utf-8"), loader) or {}
+    except OSError as e:
+        raise ValueError(f"Can't read the configuration {path}: {e.strerror}.") from e
+    except UnicodeDecodeError as e:
+        line = e.object[: e.start].count(b"\n") + 1
+        raise ValueError(f"{path}:{line}: invalid UTF-8. Save it as UTF-8.") from e
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
+        raise ValueError(
+            f"{place}: {getattr(e, 'problem', None) or e}. Text with special "
+            "characters needs quotes."
+        ) from e
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"Can't read the configuration {path}: {e}.") from e
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold keys and values.")
+    return config
 
 
 def check_keys(config: dict, known: Iterable[str], where: str = "the config") -> None:
@@ -135,7 +181,8 @@ def check_types(config: dict, defaults: dict) -> None:
         kind, types = _KINDS[wanted]
         is_bool = isinstance(value, bool) and wanted is not bool
         if is_bool or not isinstance(value, types):
-            raise ValueError(f"{key} must be {kind}, got {value!r}.")
+            hint = "" if kind == "text" or not isinstance(value, str) else _QUOTES
+            raise ValueError(f"{key} must be {kind}, got {value!r}{hint}.")
 
 
 def check_args(args: SimpleNamespace) -> None:
@@ -162,6 +209,9 @@ def check_args(args: SimpleNamespace) -> None:
         raise ValueError("No data: give --data a folder or a Hugging Face dataset.")
     if args.train and not args.adapter_path:
         raise ValueError("adapter_path is empty: name a folder for the adapter.")
+    world = mx.distributed.init()
+    if args.train and world.rank() == 0:
+        check_writable(args.adapter_path, "adapter_path")
     check_loss_options(args.beta, args.label_smoothing, args.loss_type)
     if args.fine_tune_type not in LEARNING_RATES:
         raise ValueError(
@@ -182,6 +232,11 @@ def check_args(args: SimpleNamespace) -> None:
         value = getattr(args, key)
         if value is not None and value < 1:
             raise ValueError(f"{key} must be at least 1, got {value}.")
+    if args.batch_size % world.size():
+        raise ValueError(
+            f"batch_size is {args.batch_size}, which {world.size()} processes can't "
+            "share evenly: give a multiple of it."
+        )
     for key in ("num_layers", "val_batches", "test_batches"):
         value = getattr(args, key)
         if value < 1 and value != -1:
@@ -306,7 +361,8 @@ def fit_to_model(args: SimpleNamespace, model: nn.Module) -> None:
         if key in args.explicit:
             what = "layers" if key == "num_layers" else "positions"
             raise ValueError(
-                f"{key} is {getattr(args, key)} but the model only has {limit} {what}."
+                f"{key} is {getattr(args, key)} but the model only has {limit} {what}: "
+                "lower it, or leave it out."
             )
         if key == "max_seq_length":
             rprint(f"max_seq_length is {limit}, the most positions the model has.")
@@ -330,6 +386,8 @@ def saved_settings(args: SimpleNamespace) -> dict:
         'mlx_lm.dpo'
     """
     config = {k: v for k, v in vars(args).items() if k != "explicit"}
+    # How a process came to the run is not the run's.
+    config |= {"resume": None, "resume_anyway": False}
     return {**config, "trained_with": TRAINED_WITH}
 
 

@@ -67,15 +67,42 @@ def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
         )
     except FileNotFoundError as e:
         if "safetensors" not in str(e):
-            raise ValueError(f"Can't load the model {path!r}: {e}") from e
+            raise ValueError(f"Can't load the model {path!r}: {_why(path, e)}") from e
         raise ValueError(
             f"{path} has no .safetensors weights (a repo with only .bin files must be "
             "saved again with transformers: model.save_pretrained(folder))."
         ) from e
     except RuntimeError as e:
-        raise ValueError(f"Can't read the weights of {path}: {e}") from e
-    except OSError as e:
-        raise ValueError(f"Can't load the model {path!r}: {e}") from e
+        raise _unreadable(path, e) from e
+    except Exception as e:
+        # Whatever a file holds: each loader raises what it likes.
+        raise ValueError(f"Can't load the model {path!r}: {_why(path, e)}") from e
+
+
+def _unreadable(path, error):
+    end = "" if str(error)[-1:] in ".?" else "."
+    return ValueError(f"Can't read the weights of {path}: {error}{end} Copy it again.")
+
+
+def _why(path, error):
+    """What is wrong with a model's folder, else what the loader said."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return str(error)
+    for file in sorted(folder.glob("*.json")):
+        try:
+            json.loads(file.read_bytes())
+        except ValueError as e:
+            return f"{file.name} is damaged ({e}). Copy it again."
+    if not (folder / "config.json").exists():
+        return "it has no config.json. Give the folder of a whole model."
+    if not any(folder.glob("*token*.*")):
+        return (
+            "it has no tokenizer (tokenizer.json or tokenizer.model). Copy the "
+            "tokenizer's files of the model that it was made from."
+        )
+    kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""
+    return f"{kind}{error}"
 
 
 def read_weights(model: nn.Module, path: str) -> None:
@@ -95,7 +122,7 @@ def read_weights(model: nn.Module, path: str) -> None:
     try:
         mx.eval(model.parameters())
     except RuntimeError as e:
-        raise ValueError(f"Can't read the weights of {path}: {e}") from e
+        raise _unreadable(path, e) from e
 
 
 def adapter_config(path: str | Path) -> dict | None:
@@ -109,13 +136,24 @@ def adapter_config(path: str | Path) -> dict | None:
     Returns:
         dict: The configuration, or None if there is none.
 
+    Raises:
+        ValueError: If it is damaged.
+
     Example:
         >>> adapter_config("nowhere") is None
         True
     """
     path = Path(path)
     path = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged: {e}. Copy it again.") from e
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is no configuration: it must hold keys and values.")
+    return config
 
 
 def adopt_adapter_config(args: SimpleNamespace) -> None:

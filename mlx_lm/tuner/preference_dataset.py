@@ -343,16 +343,20 @@ class PreferenceDataset:
             raise ValueError(f"{self.source} has no rows.")
         if not len(self):
             worst = self._describe(*self.skipped.most_common(1)[0])
+            hint = f"Known shapes: {'; '.join(KNOWN_SHAPES)}."
+            if TOO_LONG in self.skipped:
+                hint = f"Raise max_seq_length, which is {self.max_length:,}."
             raise ValueError(
                 f"{self.source}: no row of {self.num_rows:,} can be used. Skipped "
-                f"{worst}. Known shapes: {'; '.join(KNOWN_SHAPES)}."
+                f"{worst}. {hint}"
             )
         bad = Counter({k: n for k, n in self.skipped.items() if k not in _NOT_BAD})
         if bad.total() > max_bad_rows * self.num_rows:
             worst = self._describe(*bad.most_common(1)[0])
             raise ValueError(
                 f"{self.source}: {bad.total():,} of {self.num_rows:,} rows are bad, "
-                f"more than max_bad_rows ({max_bad_rows:g}) allows. Most often {worst}."
+                f"more than max_bad_rows ({max_bad_rows:g}) allows. Most often {worst}. "
+                "Mend the data, or raise max_bad_rows."
             )
 
 

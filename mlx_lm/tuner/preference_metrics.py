@@ -18,6 +18,7 @@ PER_PAIR = (
     "reference_logps/accuracies_per_token",
 )
 
+_UNTIMED = ("untimed/pairs", "untimed/tokens")
 SUMS = (
     *PER_PAIR,
     "kl_estimate",
@@ -223,6 +224,8 @@ class MetricsWindow:
     def _clear(self) -> None:
         self.sums: dict[str, mx.array] | None = None
         self.real, self.padded, self.seconds = 0, 0, 0.0
+        # Steps that compiled a new shape tell nothing about the speed.
+        self.compile_seconds, self.untimed = 0.0, [0.0, 0.0]
 
     def counts(self) -> dict[str, float]:
         """
@@ -278,6 +281,29 @@ class MetricsWindow:
         self.real += real
         self.padded += padded
 
+    def time(self, seconds: float, sums: dict | None = None) -> None:
+        """
+        Add the time of a step.
+
+        Args:
+            seconds (float): How long it took.
+            sums (dict, optional): Its sums, if it compiled a new shape: neither its
+                time nor its pairs count for the speed then.
+
+        Example:
+            >>> window = MetricsWindow()
+            >>> window.time(2.0, {"pairs": mx.array(1.0), "tokens/all": mx.array(8.0)})
+            >>> window.time(0.5)
+            >>> window.seconds, window.compile_seconds
+            (0.5, 2.0)
+        """
+        if sums is None:
+            self.seconds += seconds
+            return
+        self.compile_seconds += seconds
+        for i, name in enumerate(("pairs", "tokens/all")):
+            self.untimed[i] += sums[name].item()
+
     def report(self, group: mx.distributed.Group | None = None) -> dict[str, float]:
         """
         Average over all ranks and start a new window.
@@ -299,20 +325,26 @@ class MetricsWindow:
             0.5
         """
         computed = {"real": self.real, "padded": self.padded}
+        computed |= dict(zip(_UNTIMED, self.untimed))
         computed = {k: mx.array(float(v)) for k, v in computed.items()}
         # A window whose every step was skipped has nothing but names.
         sums = self.sums or dict.fromkeys(SUMS, mx.array(0.0))
         sums = all_sum_metrics({**sums, **computed}, group)
         means = {k: v.item() for k, v in mean_metrics(sums).items()}
         pairs, tokens = sums["pairs"].item(), sums["tokens/all"].item()
+        timed = [pairs, tokens]
+        if self.seconds and any(self.untimed):
+            timed = [n - sums[k].item() for n, k in zip(timed, _UNTIMED)]
         self.trained_pairs += pairs
         self.trained_tokens += tokens
-        seconds = max(self.seconds, 1e-9)
+        compile_seconds = self.compile_seconds
+        seconds = max(self.seconds or compile_seconds, 1e-9)
         padding = 1 - sums["real"].item() / max(sums["padded"].item(), 1.0)
         self._clear()
         return means | {
-            "pairs_per_second": pairs / seconds,
-            "tokens_per_second": tokens / seconds,
+            "pairs_per_second": timed[0] / seconds,
+            "tokens_per_second": timed[1] / seconds,
+            "compile_seconds": compile_seconds,
             "padding": padding,
             "trained_pairs": self.trained_pairs,
             "trained_tokens": self.trained_tokens,

@@ -2,6 +2,7 @@
 
 """A run in progress: its steps, what happens between them, and going on later."""
 
+import math
 import shutil
 import time
 from functools import partial
@@ -14,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from ..cli_ui import PreferenceTrainUI, rprint
 from ._upstream_trainer import _clear_cache
+from .atomic_files import replace_file
 from .checkpoints import save_adapter
 from .length_buckets import batches_per_epoch
 from .master_weights import MasterWeights, with_master_weights
@@ -24,7 +26,13 @@ from .preference_evaluation import evaluate_pairs
 from .preference_metrics import MetricsWindow, sum_values
 from .run_plan import training_plan
 from .stop_signals import StopSignals
-from .training_state import TrainingState, drop_old, numbered, save_state
+from .training_state import (
+    TrainingState,
+    drop_newer,
+    drop_old,
+    numbered,
+    save_state,
+)
 from .training_step import compiles, scoring_step, training_step
 
 BEST = {"accuracy": ("rewards/accuracies", 1), "loss": ("loss", -1)}
@@ -104,6 +112,7 @@ class PreferenceRun:
         self.metrics: dict[str, float] = {}
         self.grad_norm = mx.array(0.0)
         self.skipped = self.skipped_in_a_row = 0
+        self.shapes: set[tuple] = set()
         self.best: float | None = None
         self.saved = -1
         self.cache_limit = args.clear_cache_threshold
@@ -127,6 +136,8 @@ class PreferenceRun:
         compile_it = partial(self.reference.compiled, compile=compiles(args))
         step, self.state = training_step(self.policy_model, self.optimizer, args)
         done, pending = self._restore(resume) if resume else (0, True)
+        if self.rank == 0:
+            drop_newer(self.folder, done if resume else -1)
         self.step = compile_it(step, self.state, self.state)
         score = scoring_step(self.policy_model, args)
         self.score = compile_it(score, [self.policy_model.state])
@@ -143,6 +154,8 @@ class PreferenceRun:
         with StopSignals() as self.stop:
             if self.val_set and pending:
                 self._validate(done)
+                if resume:
+                    self._save(done)
             self.policy_model.train()
             for it, batch in zip(range(done + 1, args.iters + 1), batches):
                 self._take_step(it, batch)
@@ -176,15 +189,26 @@ class PreferenceRun:
         except RuntimeError as e:
             raise self._failure(e, arrays) from e
         skipped = values.pop("skipped").item() > 0
-        self.grad_norm = values.pop("grad_norm", self.grad_norm)
+        grad_norm = values.pop("grad_norm", mx.array(math.nan))
+        if math.isfinite(grad_norm.item()):
+            self.grad_norm = grad_norm
         self._remember(self.train_set, batch, arrays, values["reference_logps"])
         if skipped:
             self._count_skipped(it, batch)
         else:
             self.skipped_in_a_row = 0
-            self.window.add(sum_values(values, arrays), *count_tokens(arrays))
+            sums = sum_values(values, arrays)
+            self.window.add(sums, *count_tokens(arrays))
         _clear_cache(self.cache_limit)
-        self.window.seconds += time.perf_counter() - tic
+        is_new = self._is_new_shape(arrays, update) and not skipped
+        self.window.time(time.perf_counter() - tic, sums if is_new else None)
+
+    def _is_new_shape(self, arrays, update):
+        """Whether a step was compiled for its batch."""
+        shape = (update, *((k, getattr(x, "shape", x)) for k, x in arrays.items()))
+        is_new = shape not in self.shapes
+        self.shapes.add(shape)
+        return is_new and compiles(self.args)
 
     def _failure(self, error, arrays):
         """Turn an error inside a step into a line that helps, where it is known."""
@@ -282,7 +306,7 @@ class PreferenceRun:
             return
         name, sign = BEST[self.args.save_best]
         value = sign * metrics[name]
-        if self.best is not None and value <= self.best:
+        if not value > (-math.inf if self.best is None else self.best):
             return
         self.best = value
         if self.rank == 0:
@@ -290,7 +314,8 @@ class PreferenceRun:
             folder.mkdir(exist_ok=True)
             config = self.folder / "adapter_config.json"
             if config.exists():
-                shutil.copy(config, folder / config.name)
+                copy = partial(shutil.copyfile, config)
+                replace_file(folder / config.name, copy)
             save_adapter(self.policy_model, folder / "adapters.safetensors")
 
     def _report(self, it):
@@ -328,14 +353,15 @@ class PreferenceRun:
     def _save(self, it, pending=False):
         """Write a checkpoint: adapter, state, and the reference's numbers."""
         arrays, info = self._to_save(pending)
-        self.saved = it
         if self.rank != 0:
+            self.saved = it
             return
         checkpoint = numbered(self.folder, it, "adapters")
         save_adapter(self.policy_model, checkpoint)
         save_adapter(self.policy_model, self.args.adapter_file)
         # The state comes last: where it is, the rest is too.
         save_state(self.folder, it, arrays, info)
+        self.saved = it
         drop_old(self.folder, self.args.keep_checkpoints)
         self.reference.cache.save()
         self.ui.report_save(checkpoint)
@@ -376,7 +402,12 @@ class PreferenceRun:
         """Become the run that wrote a checkpoint."""
         arrays, info = state.arrays, state.info
         load_weights(self.policy_model, state.adapter)
+        inner = getattr(self.optimizer, "_optimizer", self.optimizer)
+        rate = inner.state.get("learning_rate")
         _fill(self.optimizer.state, arrays, "optimizer")
+        # A constant rate may have been changed by the user.
+        if rate is not None and "learning_rate" not in inner._schedulers:
+            inner.state["learning_rate"] = rate
         if isinstance(self.optimizer, MasterWeights):
             mx.eval(self.optimizer.state)
         # The sums of all ranks go on in the first one.
@@ -389,7 +420,11 @@ class PreferenceRun:
                 if name.startswith("window.")
             }
             self.window.restore(info["window"], sums)
-        self.reference.cache.absorb(arrays["reference.keys"], arrays["reference.logps"])
+        # Of another reference they would be wrong.
+        if info["identity"].get("reference") == self.identity.get("reference"):
+            self.reference.cache.absorb(
+                arrays["reference.keys"], arrays["reference.logps"]
+            )
         self.grad_norm = arrays["grad_norm"]
         self.skipped, self.best = info["skipped"], info["best"]
         self.skipped_in_a_row = info["skipped_in_a_row"]

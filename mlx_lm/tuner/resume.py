@@ -37,7 +37,13 @@ FREE_KEYS = (
     "trust_remote_code",
 )
 # The shape of what was saved: no wish can change it.
-SHAPE_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "train_head")
+SHAPE_KEYS = (
+    "fine_tune_type",
+    "num_layers",
+    "lora_parameters",
+    "train_head",
+    "optimizer",
+)
 
 
 def adopt_resumed_run(args: SimpleNamespace, known: dict[str, Any]) -> None:
@@ -69,10 +75,11 @@ mlx_lm.dpo run.
     for key, old in config.items():
         if key not in known or key in ("resume", "resume_anyway", "dry_run"):
             continue
-        if key not in args.explicit:
+        new = getattr(args, key)
+        if key not in args.explicit or _means(key, new, old):
             setattr(args, key, old)
-        elif key not in FREE_KEYS and getattr(args, key) != old:
-            _refuse(f"{key} is {getattr(args, key)!r}", repr(old), key, args)
+        elif key not in FREE_KEYS:
+            _refuse(f"{key} is {new!r}", repr(old), key, args)
     if "iters" in args.explicit:
         args.epochs = None
     args.train, args.adapter_path = True, folder
@@ -80,11 +87,24 @@ mlx_lm.dpo run.
     args.explicit -= {"lora_parameters"}
 
 
+def _means(key, new, old):
+    """Whether a setting, as the user writes it, is what was saved."""
+    if key == "optimizer":
+        return new.lower() == old
+    if key == "lora_parameters":
+        return old is None or all(old.get(k) == v for k, v in new.items())
+    if key == "resume_adapter_file" and old is not None:
+        return Path(old) in (Path(new), Path(new) / "adapters.safetensors")
+    if key == "adapter_path":
+        return Path(new).resolve() == Path(old).resolve()
+    return new == old
+
+
 def _refuse(what, before, key, args):
     if key in SHAPE_KEYS:
         raise ValueError(
-            f"{what}, but the run in {args.resume} was started with {before}, and its "
-            "weights have that shape. Leave it out, or start a new run."
+            f"{what}, but the run in {args.resume} was started with {before}, and what "
+            "it saved has that shape. Leave it out, or start a new run."
         )
     if not args.resume_anyway:
         raise ValueError(
@@ -115,7 +135,7 @@ def data_fingerprint(dataset: Any) -> str:
 
 
 _MEANINGS = {
-    "model": "the model's weights are",
+    "model": "the model (its weights, MLX's version or the kind of device) is",
     "reference": "the reference model is",
     "train": "the training pairs are",
     "valid": "the validation pairs are",
@@ -142,8 +162,8 @@ def check_identity(
         >>> check_identity(state, {"train": "b"}, args)
         Traceback (most recent call last):
         ...
-        ValueError: Can't resume adapters: the training pairs are not those that the \
-run was started with. Restore them, or give --resume-anyway to go on all the same.
+        ValueError: Can't resume adapters: the training pairs are not what the run was \
+started with. Restore that, or give --resume-anyway to go on all the same.
     """
     before = state.info["identity"]
     for name, value in identity.items():
@@ -152,7 +172,7 @@ run was started with. Restore them, or give --resume-anyway to go on all the sam
         what = _MEANINGS.get(name, f"{name} is")
         if not args.resume_anyway:
             raise ValueError(
-                f"Can't resume {args.resume}: {what} not those that the run was started "
-                "with. Restore them, or give --resume-anyway to go on all the same."
+                f"Can't resume {args.resume}: {what} not what the run was started with. "
+                "Restore that, or give --resume-anyway to go on all the same."
             )
-        rprint(f"[WARNING] {what.capitalize()} not those that the run started with.")
+        rprint(f"[WARNING] {what[0].upper()}{what[1:]} not what the run started with.")

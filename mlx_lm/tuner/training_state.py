@@ -16,7 +16,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..cli_ui import rprint
-from .atomic_files import replace_file
+from .atomic_files import replace_file, writing
 
 VERSION = 1
 # Older ones are only needed where the newest is damaged.
@@ -78,7 +78,7 @@ def save_state(
     folder: str | Path, iteration: int, arrays: dict[str, mx.array], info: dict
 ) -> Path:
     """
-    Write a state, completely or not at all.
+    Write a state, completely or not at all; its weights are already there.
 
     Args:
         folder (str or Path): The adapter's folder.
@@ -92,8 +92,8 @@ def save_state(
     Example:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
+        ...     size = numbered(folder, 7, "adapters").write_bytes(b"")
         ...     path = save_state(folder, 7, {"x": mx.ones((2,))}, {"pairs": 28})
-        ...     adapter = numbered(folder, 7, "adapters").write_bytes(b"")
         ...     newest_state(folder).info
         {'pairs': 28}
     """
@@ -102,12 +102,14 @@ def save_state(
     metadata = {
         "version": str(VERSION),
         "iteration": str(iteration),
+        "adapter_bytes": str(numbered(folder, iteration, "adapters").stat().st_size),
         "info": json.dumps(info, sort_keys=True),
         "checksum": _checksum(arrays, info),
     }
     # An empty file can't be written.
     arrays["_"] = mx.zeros((1,))
-    replace_file(path, lambda name: mx.save_safetensors(name, arrays, metadata))
+    with writing(path):
+        replace_file(path, lambda name: mx.save_safetensors(name, arrays, metadata))
     return path
 
 
@@ -141,8 +143,10 @@ def load_state(path: str | Path) -> TrainingState:
     if not whole or metadata["version"] != str(VERSION):
         raise ValueError(f"{path} is damaged, or of another version.")
     adapter = numbered(path.parent, iteration, "adapters")
-    if not adapter.exists():
-        raise ValueError(f"{path} has no weights beside it: {adapter.name} is missing.")
+    size = adapter.stat().st_size if adapter.exists() else None
+    if str(size) != metadata.get("adapter_bytes"):
+        what = "missing" if size is None else "damaged"
+        raise ValueError(f"{path} has no weights beside it: {adapter.name} is {what}.")
     return TrainingState(iteration, arrays, info, adapter)
 
 
@@ -164,8 +168,12 @@ def newest_state(folder: str | Path) -> TrainingState | None:
         try:
             return load_state(path)
         except ValueError as e:
-            rprint(f"[WARNING] {e} The checkpoint before it is taken.")
+            rprint(f"[WARNING] {e} Going back to the checkpoint before it.")
     return None
+
+
+def _iteration(path):
+    return int(path.name.partition("_")[0])
 
 
 def drop_old(folder: str | Path, keep: int | None) -> None:
@@ -180,11 +188,30 @@ def drop_old(folder: str | Path, keep: int | None) -> None:
     Example:
         >>> drop_old("nowhere", 1)
     """
-    folder = Path(folder)
-    for path in sorted(folder.glob("[0-9]*_state.safetensors"))[
-        : -(keep or KEPT_STATES)
-    ]:
+    states = sorted(Path(folder).glob("[0-9]*_state.safetensors"))
+    kept = states[-(keep or KEPT_STATES) :]
+    for path in states[: -len(kept)]:
         path.unlink(missing_ok=True)
-    if keep:
-        for path in sorted(folder.glob("[0-9]*_adapters.safetensors"))[:-keep]:
+    if not keep or not kept:
+        return
+    wanted = {_iteration(path) for path in kept}
+    for path in Path(folder).glob("[0-9]*_adapters.safetensors"):
+        # Higher numbers are an earlier run's.
+        if _iteration(path) < max(wanted) and _iteration(path) not in wanted:
+            path.unlink(missing_ok=True)
+
+
+def drop_newer(folder: str | Path, iteration: int) -> None:
+    """
+    Delete states that a run never comes back to: an earlier run's, or damaged.
+
+    Args:
+        folder (str or Path): The adapter's folder.
+        iteration (int): Where the run begins; -1 deletes all.
+
+    Example:
+        >>> drop_newer("nowhere", 0)
+    """
+    for path in Path(folder).glob("[0-9]*_state.safetensors"):
+        if _iteration(path) > iteration:
             path.unlink(missing_ok=True)
