@@ -109,6 +109,7 @@ CONFIG_DEFAULTS = {
     "keep_checkpoints": None,
     "save_best": None,
     "max_skipped_steps": 10,
+    "debug_gradients": False,
 }
 
 # Keys of mlx_lm.lora for data without preferences: accepted, without effect.
@@ -240,6 +241,12 @@ def build_parser() -> argparse.ArgumentParser:
         type=str,
         choices=list(BEST),
         help="Keep the adapter that validates best in the folder best/.",
+    )
+    parser.add_argument(
+        "--debug-gradients",
+        action="store_true",
+        default=None,
+        help="Write the gradient of every module to metrics.jsonl at each report.",
     )
     parser.add_argument(
         "--dry-run",

@@ -17,6 +17,7 @@ from ..cli_ui import PreferenceTrainUI, rprint
 from ._upstream_trainer import _clear_cache
 from .atomic_files import replace_file
 from .checkpoints import save_adapter
+from .gradient_report import gradient_report
 from .length_buckets import batches_per_epoch
 from .master_weights import MasterWeights, with_master_weights
 from .memory_plan import device_memory
@@ -113,6 +114,7 @@ class PreferenceRun:
         self.grad_norm = mx.array(0.0)
         self.skipped = self.skipped_in_a_row = 0
         self.shapes: set[tuple] = set()
+        self.gradients: tuple | None = None
         self.best: float | None = None
         self.saved = -1
         self.cache_limit = args.clear_cache_threshold
@@ -183,6 +185,9 @@ class PreferenceRun:
         mx.random.seed(_step_seed(args.seed, it, self.rank))
         arrays = self.reference.recall(self.train_set, batch)
         update = it % args.grad_accumulation_steps == 0 or it == args.iters
+        before = None
+        if args.debug_gradients:
+            before = self.policy_model.trainable_parameters()
         try:
             values = self.step(arrays, update)
             mx.eval(self.state, values)
@@ -192,6 +197,10 @@ class PreferenceRun:
         grad_norm = values.pop("grad_norm", mx.array(math.nan))
         if math.isfinite(grad_norm.item()):
             self.grad_norm = grad_norm
+        if "gradients" in values:
+            after = self.policy_model.trainable_parameters()
+            self.gradients = (values.pop("gradients"), before, after)
+        del before
         self._remember(self.train_set, batch, arrays, values["reference_logps"])
         if skipped:
             self._count_skipped(it, batch)
@@ -332,6 +341,8 @@ class PreferenceRun:
         self.ui.report_train(it, metrics)
         if self.callback is not None:
             info = {"iteration": it, "train_loss": metrics["loss"], **metrics}
+            if self.gradients is not None:
+                info["gradients"] = gradient_report(*self.gradients)
             self.callback.on_train_loss_report(info)
 
     def _must_stop(self):

@@ -130,7 +130,7 @@ def _update(policy_model, optimizer, gradients, pairs, max_grad_norm):
     updated = policy_model.trainable_parameters()
     policy_model.update(tree_map(choose, updated, parameters))
     _put(optimizer.state, tree_map(choose, optimizer.state, before))
-    return norm, applies
+    return norm, applies, gradients
 
 
 def dpo_step(
@@ -146,6 +146,7 @@ def dpo_step(
     accumulator: dict | None = None,
     do_update: bool = True,
     reduce: bool = True,
+    keep_gradients: bool = False,
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """
     One training step: both forwards, the loss, its gradient and the update.
@@ -171,6 +172,8 @@ def dpo_step(
         reduce (bool): Average the metrics. ``False`` returns arguments of
             ``preference_sums`` instead, whose sums may be added over batches and
             given to ``mean_metrics``. Default: ``True``.
+        keep_gradients (bool): Return the gradient that was applied, a tree, as
+            ``gradients``. Default: ``False``.
 
     Returns:
         tuple: the mean loss over the batch's pairs in nats, a float32 scalar,
@@ -239,9 +242,11 @@ def dpo_step(
         )
         metrics = mean_metrics(sums)
     if do_update:
-        metrics["grad_norm"], updated = _update(
+        metrics["grad_norm"], updated, gradients = _update(
             policy_model, optimizer, gradients, pairs, max_grad_norm
         )
+        if keep_gradients:
+            metrics["gradients"] = gradients
         applies = mx.logical_and(applies, updated)
     metrics["skipped"] = 1 - applies.astype(mx.float32)
     return loss / mx.maximum(batch_pairs, 1), metrics

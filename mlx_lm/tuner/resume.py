@@ -28,6 +28,7 @@ FREE_KEYS = (
     "keep_checkpoints",
     "save_best",
     "max_skipped_steps",
+    "debug_gradients",
     "clear_cache_threshold",
     "report_to",
     "project_name",

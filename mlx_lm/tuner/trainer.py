@@ -72,6 +72,10 @@ class DPOTrainingArgs(TrainingArgs):
             "an eighth of the device's memory."
         },
     )
+    debug_gradients: bool = field(
+        default=False,
+        metadata={"help": "Report the gradient of every module."},
+    )
     keep_checkpoints: int | None = field(
         default=None,
         metadata={"help": "Keep so many checkpoints. Default: every adapter."},

@@ -73,6 +73,7 @@ def training_step(
             accumulator=accumulator,
             do_update=do_update,
             reduce=False,
+            keep_gradients=args.debug_gradients,
         )[1]
 
     return step, state
