@@ -43,7 +43,7 @@ SETTINGS = [(1, 512, True), (1, 1024, True), (1, 2048, True), (2, 2048, True)]
 SETTINGS += [(4, 2048, True), (4, 2048, False)]
 # Rows that a CPU can run in minutes.
 SMALL = [(8, "smollm2-135m", "float32", (2, 1024, False))]
-SMALL += [(8, "qwen3-0.6b", "float32", (1, 1024, True))]
+SMALL += [(8, "qwen3-0.6b", "float32", (1, 512, True))]
 
 
 def limit(ram: int) -> int:

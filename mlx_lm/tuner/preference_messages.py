@@ -43,7 +43,11 @@ class RowFault(ValueError):
     def __init__(self, reason: str, detail: str = ""):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.reason = reason
-        self.detail = " ".join(detail.split())[:120]
+        # It is printed, whatever letters a row brings along.
+        self.detail = "".join(
+            letter if letter.isprintable() else ascii(letter)[1:-1]
+            for letter in " ".join(detail.split())[:120]
+        )
 
 
 def check_text(value: Any, name: str) -> str:

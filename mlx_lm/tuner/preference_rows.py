@@ -24,7 +24,6 @@ pairs become turns where the tokenizer has a chat template.
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -283,7 +282,8 @@ def _webgpt_row(row: dict, turns: bool) -> PreferenceRow:
     answers = _value(row, "answer_0"), _value(row, "answer_1")
     scores = _value(row, "score_0"), _value(row, "score_1")
     for score in scores:
-        if not isinstance(score, (int, float)) or math.isnan(score):
+        # Only NaN differs from itself.
+        if not isinstance(score, (int, float)) or score != score:
             raise RowFault("score is not a number")
     if scores[0] == scores[1]:
         raise RowFault(TIE)

@@ -288,6 +288,8 @@ def _tokenize(
                 rows.append(read_row(data[index], **options))
             except RowFault as fault:
                 rows.append(fault)
+            except RecursionError:
+                rows.append(RowFault("nested too deeply"))
         pairs = iter(encode([row for row in rows if isinstance(row, PreferenceRow)]))
         for index, row in enumerate(rows, start):
             yield index, row if isinstance(row, RowFault) else next(pairs)

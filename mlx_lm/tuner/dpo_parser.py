@@ -1,0 +1,199 @@
+# Copyright © 2026 MLX Contributors
+
+"""The settings of ``mlx_lm.dpo``: their defaults and the command line."""
+
+import argparse
+
+from .. import lora
+from .losses import LOSSES
+from .preference_run import BEST
+
+CONFIG_DEFAULTS = {
+    **lora.CONFIG_DEFAULTS,
+    "data": None,
+    "learning_rate": None,
+    "beta": 0.1,
+    "loss_type": "sigmoid",
+    "label_smoothing": 0.0,
+    "reference_model": None,
+    "new_reference": False,
+    "epochs": None,
+    "max_grad_norm": 1.0,
+    "warmup_steps": None,
+    "hf_dataset": None,
+    "data_dir": None,
+    "prompt_feature": "prompt",
+    "chosen_feature": "chosen",
+    "rejected_feature": "rejected",
+    "wrap_text": False,
+    "transcripts": "turns",
+    "valid_fraction": 0.02,
+    "max_bad_rows": 0.1,
+    "share_prompt": True,
+    "pack": False,
+    "train_head": False,
+    "reference_cache": None,
+    "token_cache": None,
+    "dry_run": False,
+    "resume": None,
+    "resume_anyway": False,
+    "keep_checkpoints": None,
+    "save_best": None,
+    "max_skipped_steps": 10,
+    "debug_gradients": False,
+}
+
+# Keys of mlx_lm.lora for data without preferences: accepted, without effect.
+UNUSED_KEYS = ("text_feature", "completion_feature", "chat_feature")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """
+    The command line: that of ``mlx_lm.lora`` and what preferences need.
+
+    Returns:
+        argparse.ArgumentParser: All values default to None, so that a YAML file
+        can set each of them.
+
+    Example:
+        >>> build_parser().parse_args(["--beta", "0.2"]).beta
+        0.2
+    """
+    parser = lora.build_parser()
+    # --resume-adapter-file must not answer to a shorter name.
+    parser.allow_abbrev = False
+    parser.error = _refuse_flags
+    parser.description = "Preference fine-tuning with DPO, for LoRA, DoRA or full."
+    parser.set_defaults(**{a.dest: None for a in parser._actions if a.dest != "help"})
+    for action in parser._actions:
+        if action.dest == "learning_rate":
+            action.help = "Learning rate. Default: 1e-5 for adapters, 1e-6 for full."
+        if action.dest == "data":
+            action.help = (
+                "Folder with {train, valid, test}.jsonl of preference pairs, or the "
+                "name of a Hugging Face dataset (e.g., 'Anthropic/hh-rlhf')."
+            )
+        if action.dest == "mask_prompt":
+            action.help = "Without effect: preference losses never score prompts."
+    parser.add_argument(
+        "--beta", type=float, help="How strongly the reference holds. Default: 0.1."
+    )
+    parser.add_argument(
+        "--loss-type",
+        type=str,
+        choices=list(LOSSES),
+        help="The preference loss. Default: sigmoid.",
+    )
+    parser.add_argument(
+        "--label-smoothing",
+        type=float,
+        help="Probability that a label is wrong, in [0, 0.5). Default: 0.",
+    )
+    parser.add_argument(
+        "--reference-model",
+        type=str,
+        help="Path or repo of another reference model. Default: the frozen start.",
+    )
+    parser.add_argument(
+        "--epochs", type=int, help="Passes over the data; takes the place of --iters."
+    )
+    parser.add_argument(
+        "--max-grad-norm",
+        type=float,
+        help="Clip the gradient to this norm, 0 for no clipping. Default: 1.",
+    )
+    parser.add_argument(
+        "--warmup-steps",
+        type=int,
+        help="Optimizer updates in which the learning rate rises linearly.",
+    )
+    parser.add_argument(
+        "--wrap-text",
+        action="store_true",
+        default=None,
+        help="Put text rows into the chat template, as mlx_lm.lora does.",
+    )
+    parser.add_argument(
+        "--train-head",
+        action="store_true",
+        default=None,
+        help="Train the output head too, and tied embeddings with it.",
+    )
+    parser.add_argument(
+        "--no-share-prompt",
+        dest="share_prompt",
+        action="store_false",
+        default=None,
+        help="Compute each prompt twice, once for each answer.",
+    )
+    parser.add_argument(
+        "--pack",
+        action="store_true",
+        default=None,
+        help="Put several sequences in a row, instead of sharing prompts.",
+    )
+    for name, what in (
+        ("reference", "the reference's log-probs"),
+        ("token", "the token ids of large data sets"),
+    ):
+        parser.add_argument(
+            f"--{name}-cache",
+            type=str,
+            metavar="DIR",
+            help=f"Folder that keeps {what}. Default: in the user's cache folder.",
+        )
+        parser.add_argument(
+            f"--no-{name}-cache",
+            dest=f"{name}_cache",
+            action="store_false",
+            default=None,
+            help=f"Don't keep {what} on disk.",
+        )
+    parser.add_argument(
+        "--resume",
+        type=str,
+        metavar="DIR",
+        help="Go on with the run in this adapter folder; needs no other flag.",
+    )
+    parser.add_argument(
+        "--resume-anyway",
+        action="store_true",
+        default=None,
+        help="Resume although data, model or settings are not those of the start.",
+    )
+    parser.add_argument(
+        "--keep-checkpoints",
+        type=int,
+        metavar="N",
+        help="Keep the newest N checkpoints. Default: every adapter.",
+    )
+    parser.add_argument(
+        "--save-best",
+        type=str,
+        choices=list(BEST),
+        help="Keep the adapter that validates best in the folder best/.",
+    )
+    parser.add_argument(
+        "--debug-gradients",
+        action="store_true",
+        default=None,
+        help="Write the gradient of every module to metrics.jsonl at each report.",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        default=None,
+        help="Print plan, batches and predicted memory, and stop.",
+    )
+    parser.add_argument(
+        "--new-reference",
+        action="store_true",
+        default=None,
+        help="Start a new run, with a new reference, from an adapter of a DPO run.",
+    )
+    return parser
+
+
+def _refuse_flags(message):
+    # In one line, where argparse prints all flags.
+    raise ValueError(f"{message}. See mlx_lm.dpo --help.")
