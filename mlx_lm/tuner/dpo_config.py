@@ -65,6 +65,7 @@ HF_DATASET_KEYS = (
 )
 # The type of settings whose default is None; that of others is their default's.
 UNSET_TYPES: dict[str, type] = {
+    "clear_cache_threshold": int,
     "epochs": int,
     "warmup_steps": int,
     "learning_rate": float,

@@ -11,6 +11,7 @@ from .preference_run import BEST
 CONFIG_DEFAULTS = {
     **lora.CONFIG_DEFAULTS,
     "data": None,
+    "clear_cache_threshold": None,
     "learning_rate": None,
     "beta": 0.1,
     "loss_type": "sigmoid",

@@ -291,10 +291,21 @@ def _parse_parquet(raw: bytes, path: Path) -> list[tuple[Any, str]]:
     except ImportError as e:
         raise ValueError(f"{path} needs pyarrow: pip install 'mlx-lm[train]'") from e
     try:
-        rows = parquet.read_table(BufferReader(raw)).to_pylist()
+        table = parquet.read_table(BufferReader(raw))
+        try:
+            rows = table.to_pylist()
+        except UnicodeDecodeError:
+            rows = [_parquet_row(table, i) for i in range(len(table))]
     except ArrowException as e:
         raise ValueError(f"Can't read {path}: {' '.join(str(e).split())}") from e
     return [(row, f"{path.name}:{i}") for i, row in enumerate(rows, 1)]
+
+
+def _parquet_row(table: Any, index: int) -> Any:
+    try:
+        return table.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        return RowFault("invalid UTF-8")
 
 
 def _parse_json(raw: bytes, path: Path) -> list[tuple[Any, str]]:

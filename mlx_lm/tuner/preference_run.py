@@ -20,7 +20,7 @@ from .checkpoints import save_adapter
 from .gradient_report import gradient_report
 from .length_buckets import batches_per_epoch
 from .master_weights import MasterWeights, with_master_weights
-from .memory_plan import device_memory
+from .memory_plan import cache_limit
 from .policy import load_weights
 from .preference_batches import count_tokens, iterate_preference_batches
 from .preference_evaluation import evaluate_pairs
@@ -117,9 +117,7 @@ class PreferenceRun:
         self.gradients: tuple | None = None
         self.best: float | None = None
         self.saved = -1
-        self.cache_limit = args.clear_cache_threshold
-        if self.cache_limit is None:
-            self.cache_limit = (device_memory() or 0) // 8
+        self.cache_limit = cache_limit(args.clear_cache_threshold)
         self.train_buckets = training_plan(train_set, args)
         self.val_buckets = training_plan(val_set, args, True) if val_set else []
 

@@ -32,6 +32,7 @@ from .grad_checkpoint import keyed_layers
 from .length_buckets import Bucket
 from .logps import paired_sequence_logps
 from .losses import check_loss_options
+from .memory_plan import cache_limit
 from .preference_evaluation import evaluate_pairs
 from .preference_metrics import sum_values
 from .preference_run import PreferenceRun
@@ -111,7 +112,7 @@ def evaluate_dpo(
     buckets: list[Bucket] | None = None,
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
-    clear_cache_threshold: int = 0,
+    clear_cache_threshold: int | None = None,
     progress_callback: Callable[[], Any] | None = None,
 ) -> dict[str, float]:
     """
@@ -130,7 +131,7 @@ def evaluate_dpo(
         label_smoothing (float): Probability that a label is wrong. Default: ``0``.
         loss_type (str): A key of ``losses.LOSSES``. Default: ``"sigmoid"``.
         clear_cache_threshold (int): Clear the allocator's cache beyond so many
-            bytes. Default: ``0``.
+            bytes. Default: an eighth of the device's memory.
         progress_callback (Callable, optional): Called after every batch.
 
     Returns:
@@ -171,7 +172,7 @@ def evaluate_dpo(
         batch_size,
         num_batches,
         buckets,
-        clear_cache_threshold,
+        cache_limit(clear_cache_threshold),
         progress_callback,
     )
 
