@@ -8,6 +8,7 @@ two, again and again, along the length and at the place that save most padding;
 every bucket has one shape, and their number bounds what is compiled.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ from .packing import batch_shapes, best_width
 
 # Whoever allows so many shapes compiles none.
 FREE_SHAPES = 1000
+# A share of the tokens that is not worth another cut.
+LEAST_SAVING = 1 / 20000
 LAYOUTS = ("ragged", "equal", "plain")
 
 
@@ -149,6 +152,58 @@ def _with_scored(bucket, lengths, batch_size):
     return bucket._replace(shape=bucket.shape._replace(scored=scored))
 
 
+# A run asks several times for the same plan, and a large set takes seconds.
+@lru_cache(maxsize=8)
+def _cut_buckets(
+    raw,
+    batch_size,
+    layout,
+    max_shapes,
+    min_batches,
+    pad,
+    prompt_pad,
+    max_length,
+    ranks,
+):
+    lengths = np.frombuffer(raw, dtype=np.int64).reshape(-1, 3)
+    share = -(-batch_size // ranks)
+    if layout == "packed":
+        free = max_shapes >= FREE_SHAPES
+        # So many numbers of rows for each width.
+        forms = min(share, max_shapes, 4)
+        max_shapes //= forms
+    features, prices = _features(input_lengths(lengths), layout)
+    parts = [np.arange(len(features))]
+    smallest = max(1, min_batches) * batch_size
+    cut = lambda order: _best_cut(features, order, prices, batch_size, pad, smallest)
+    cuts = [cut(parts[0])]
+    needed = int((np.abs(features) * prices).sum())
+    while len(parts) < max_shapes:
+        i = max(range(len(cuts)), key=lambda j: cuts[j][0])
+        saved, low, high = cuts[i]
+        if saved <= LEAST_SAVING * needed:
+            break
+        parts[i : i + 1], cuts[i : i + 1] = [low, high], [cut(low), cut(high)]
+    longest_input = np.iinfo(np.int32).max if max_length is None else max_length - 1
+    buckets = [
+        Bucket(
+            _shape(features[part], layout, pad, prompt_pad, longest_input),
+            np.sort(part),
+        )
+        for part in parts
+    ]
+    buckets = [_with_scored(b, lengths, share) for b in buckets]
+    if layout == "packed":
+        step = 1 if free else max(-(-2 * share // forms), 2)
+        inputs = input_lengths(lengths)[:, 1:]
+        width = lambda part: best_width(inputs[part], share, step, pad, longest_input)
+        buckets = [
+            Bucket(shape._replace(width=width(part), packed=step), part)
+            for shape, part in buckets
+        ]
+    return sorted(buckets, key=lambda b: (b.shape.prompt + b.shape.width, b.shape))
+
+
 def length_buckets(
     lengths: np.ndarray,
     batch_size: int,
@@ -192,42 +247,9 @@ def length_buckets(
         >>> [(b.shape.prompt, b.shape.width, len(b.indices)) for b in buckets]
         [(2, 3, 2), (40, 20, 2)]
     """
-    lengths = np.asarray(lengths).reshape(-1, 3)
-    share = -(-batch_size // ranks)
-    if layout == "packed":
-        free = max_shapes >= FREE_SHAPES
-        # So many numbers of rows for each width.
-        forms = min(share, max_shapes, 4)
-        max_shapes //= forms
-    features, prices = _features(input_lengths(lengths), layout)
-    parts = [np.arange(len(features))]
-    smallest = max(1, min_batches) * batch_size
-    cut = lambda order: _best_cut(features, order, prices, batch_size, pad, smallest)
-    cuts = [cut(parts[0])]
-    while len(parts) < max_shapes:
-        i = max(range(len(cuts)), key=lambda j: cuts[j][0])
-        saved, low, high = cuts[i]
-        if not saved:
-            break
-        parts[i : i + 1], cuts[i : i + 1] = [low, high], [cut(low), cut(high)]
-    longest_input = np.iinfo(np.int32).max if max_length is None else max_length - 1
-    buckets = [
-        Bucket(
-            _shape(features[part], layout, pad, prompt_pad, longest_input),
-            np.sort(part),
-        )
-        for part in parts
-    ]
-    buckets = [_with_scored(b, lengths, share) for b in buckets]
-    if layout == "packed":
-        step = 1 if free else max(-(-2 * share // forms), 2)
-        inputs = input_lengths(lengths)[:, 1:]
-        width = lambda part: best_width(inputs[part], share, step, pad, longest_input)
-        buckets = [
-            Bucket(shape._replace(width=width(part), packed=step), part)
-            for shape, part in buckets
-        ]
-    return sorted(buckets, key=lambda b: (b.shape.prompt + b.shape.width, b.shape))
+    raw = np.asarray(lengths, dtype=np.int64).tobytes()
+    options = (max_shapes, min_batches, pad, prompt_pad, max_length, ranks)
+    return list(_cut_buckets(raw, batch_size, layout, *options))
 
 
 def plan_batches(
