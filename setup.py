@@ -21,6 +21,7 @@ NAME = "mlx-lm"
 PATCH = 1  # version = upstream's + "+dpo." + PATCH
 TWIN = "_upstream_"
 LICENSE_TWIN = f"{TWIN}LICENSE"  # goes along with every copy of upstream's files
+TEST_REQUIREMENTS = ["hypothesis"]  # what the tests need beside upstream's
 MANIFEST_HEADER = """\
 # Written by setup.py: upstream's files, laid around ours. Edits to them are lost.
 /.gitignore
@@ -268,6 +269,8 @@ def describe(dist: metadata.Distribution) -> dict:
     base, extras = split_requirements(dist.requires or ())
     for extra in fields.get_all("Provides-Extra") or ():
         extras.setdefault(extra, [])
+    if "test" in extras:
+        extras["test"] += TEST_REQUIREMENTS
     scripts: dict[str, list[str]] = {"console_scripts": []}
     for entry in dist.entry_points:
         scripts.setdefault(entry.group, []).append(f"{entry.name} = {entry.value}")

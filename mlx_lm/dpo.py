@@ -25,13 +25,13 @@ from .tuner.callbacks import (
     TrainingCallback,
     get_reporting_callbacks,
 )
+from .tuner.config_file import read_config
 from .tuner.datasets import load_preference_dataset
 from .tuner.dpo_config import (
     check_args,
     check_keys,
     check_types,
     fit_to_model,
-    read_config,
     saved_settings,
     training_args,
 )

@@ -247,7 +247,8 @@ class TestMetadata(unittest.TestCase):
         fields = (
             "Summary: Models\nLicense-Expression: MIT\nRequires-Python: >=3.11\n"
             "Classifier: A\nClassifier: B\nProject-URL: Issues, https://x.org/a,b\n"
-            "Provides-Extra: cpu\nProvides-Extra: bare\nRequires-Dist: numpy\n"
+            "Provides-Extra: cpu\nProvides-Extra: bare\nProvides-Extra: test\n"
+            "Requires-Dist: numpy\n"
             'Requires-Dist: mlx[cpu]; extra == "cpu"\n'
         )
         scripts = "[console_scripts]\nmlx_lm = mlx_lm.cli:main\n[other]\na = b:c\n"
@@ -259,7 +260,8 @@ class TestMetadata(unittest.TestCase):
         self.assertEqual(got["classifiers"], ["A", "B"])
         self.assertEqual(got["project_urls"], {"Issues": "https://x.org/a,b"})
         self.assertEqual(got["install_requires"], ["numpy"])
-        self.assertEqual(got["extras_require"], {"cpu": ["mlx[cpu]"], "bare": []})
+        extras = {"cpu": ["mlx[cpu]"], "bare": [], "test": ["hypothesis"]}
+        self.assertEqual(got["extras_require"], extras)
         self.assertEqual(
             got["entry_points"],
             {

@@ -3,6 +3,7 @@
 """The settings of a preference run: checked, fitted to the model, saved."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import yaml
 
 from ..cli_ui import rprint
 from . import _upstream_callbacks
@@ -86,50 +86,7 @@ _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
     str: ("text", (str,)),
     dict: ("a mapping", (dict,)),
 }
-_QUOTES = ": in YAML without quotes"
-
-
-def read_config(path: str | Path, loader: Any) -> dict[str, Any]:
-    """
-    Read a YAML file of settings.
-
-    Args:
-        path (str or Path): The file.
-        loader (type): PyYAML's loader to use.
-
-    Returns:
-        dict: The settings.
-
-    Raises:
-        ValueError: If it can't be read or holds something else; the message has
-            line and column.
-
-    Example:
-        >>> read_config("nowhere.yaml", yaml.SafeLoader)
-        Traceback (most recent call last):
-        ...
-        ValueError: Can't read the configuration nowhere.yaml: No such file or \
-directory.
-    """
-    try:
-        config = yaml.load(Path(path).read_bytes().decode("utf-8"), loader) or {}
-    except OSError as e:
-        raise ValueError(f"Can't read the configuration {path}: {e.strerror}.") from e
-    except UnicodeDecodeError as e:
-        line = e.object[: e.start].count(b"\n") + 1
-        raise ValueError(f"{path}:{line}: invalid UTF-8. Save it as UTF-8.") from e
-    except yaml.YAMLError as e:
-        mark = getattr(e, "problem_mark", None)
-        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
-        raise ValueError(
-            f"{place}: {getattr(e, 'problem', None) or e}. Text with special "
-            "characters needs quotes."
-        ) from e
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"Can't read the configuration {path}: {e}.") from e
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} must hold keys and values.")
-    return config
+_NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
 def check_keys(config: dict, known: Iterable[str], where: str = "the config") -> None:
@@ -182,7 +139,8 @@ def check_types(config: dict, defaults: dict) -> None:
         kind, types = _KINDS[wanted]
         is_bool = isinstance(value, bool) and wanted is not bool
         if is_bool or not isinstance(value, types):
-            hint = "" if kind == "text" or not isinstance(value, str) else _QUOTES
+            quoted = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+            hint = ": in YAML without quotes" if quoted else ""
             raise ValueError(f"{key} must be {kind}, got {value!r}{hint}.")
 
 

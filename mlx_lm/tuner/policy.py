@@ -13,6 +13,7 @@ from mlx.utils import tree_flatten
 
 from ..cli_ui import rprint
 from ..utils import load
+from .model_files import explain_failure
 from .utils import linear_to_lora_layers
 
 ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "train_head")
@@ -67,7 +68,9 @@ def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
         )
     except FileNotFoundError as e:
         if "safetensors" not in str(e):
-            raise ValueError(f"Can't load the model {path!r}: {_why(path, e)}") from e
+            raise ValueError(
+                f"Can't load the model {path!r}: {explain_failure(path, e)}"
+            ) from e
         raise ValueError(
             f"{path} has no .safetensors weights (a repo with only .bin files must be "
             "saved again with transformers: model.save_pretrained(folder))."
@@ -76,33 +79,14 @@ def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
         raise _unreadable(path, e) from e
     except Exception as e:
         # Whatever a file holds: each loader raises what it likes.
-        raise ValueError(f"Can't load the model {path!r}: {_why(path, e)}") from e
+        raise ValueError(
+            f"Can't load the model {path!r}: {explain_failure(path, e)}"
+        ) from e
 
 
 def _unreadable(path, error):
     end = "" if str(error)[-1:] in ".?" else "."
     return ValueError(f"Can't read the weights of {path}: {error}{end} Copy it again.")
-
-
-def _why(path, error):
-    """What is wrong with a model's folder, else what the loader said."""
-    folder = Path(path)
-    if not folder.is_dir():
-        return str(error)
-    for file in sorted(folder.glob("*.json")):
-        try:
-            json.loads(file.read_bytes())
-        except ValueError as e:
-            return f"{file.name} is damaged ({e}). Copy it again."
-    if not (folder / "config.json").exists():
-        return "it has no config.json. Give the folder of a whole model."
-    if not any(folder.glob("*token*.*")):
-        return (
-            "it has no tokenizer (tokenizer.json or tokenizer.model). Copy the "
-            "tokenizer's files of the model that it was made from."
-        )
-    kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""
-    return f"{kind}{error}"
 
 
 def read_weights(model: nn.Module, path: str) -> None:

@@ -324,9 +324,9 @@ class MetricsWindow:
             >>> window.report()["padding"]
             0.5
         """
-        computed = {"real": self.real, "padded": self.padded}
-        computed |= dict(zip(_UNTIMED, self.untimed))
-        computed = {k: mx.array(float(v)) for k, v in computed.items()}
+        counts: dict[str, float] = {"real": self.real, "padded": self.padded}
+        counts |= dict(zip(_UNTIMED, self.untimed))
+        computed = {k: mx.array(float(v)) for k, v in counts.items()}
         # A window whose every step was skipped has nothing but names.
         sums = self.sums or dict.fromkeys(SUMS, mx.array(0.0))
         sums = all_sum_metrics({**sums, **computed}, group)

@@ -36,6 +36,7 @@ from .training_state import (
 )
 from .training_step import compiles, scoring_step, training_step
 
+INPUTS = ("prompts", "inputs")
 BEST = {"accuracy": ("rewards/accuracies", 1), "loss": ("loss", -1)}
 
 
@@ -138,6 +139,8 @@ class PreferenceRun:
         done, pending = self._restore(resume) if resume else (0, True)
         if self.rank == 0:
             drop_newer(self.folder, done if resume else -1)
+            # A killed process may not have come to it.
+            drop_old(self.folder, args.keep_checkpoints)
         self.step = compile_it(step, self.state, self.state)
         score = scoring_step(self.policy_model, args)
         self.score = compile_it(score, [self.policy_model.state])
@@ -190,7 +193,8 @@ class PreferenceRun:
             values = self.step(arrays, update)
             mx.eval(self.state, values)
         except RuntimeError as e:
-            raise self._failure(e, arrays) from e
+            shapes = [f"{k} {arrays[k].shape}" for k in INPUTS if k in arrays]
+            raise self._failure(e, f"a step with {' and '.join(shapes)}") from e
         skipped = values.pop("skipped").item() > 0
         grad_norm = values.pop("grad_norm", mx.array(math.nan))
         if math.isfinite(grad_norm.item()):
@@ -217,18 +221,13 @@ class PreferenceRun:
         self.shapes.add(shape)
         return is_new and compiles(self.args)
 
-    def _failure(self, error, arrays):
-        """Turn an error inside a step into a line that helps, where it is known."""
+    def _failure(self, error, where):
+        """Turn an error of MLX into a line that helps, where it is known."""
         text = str(error).lower()
         if not any(word in text for word in ("alloc", "memory")):
             return error
-        shape = " and ".join(
-            f"{k} {tuple(arrays[k].shape)}"
-            for k in ("prompts", "inputs")
-            if k in arrays
-        )
         return TrainingStopped(
-            f"Memory ran out in a step with {shape}. Try grad_checkpoint: true, "
+            f"Memory ran out in {where}. Try grad_checkpoint: true, "
             "batch_size: 1 with grad_accumulation_steps, a smaller max_seq_length or a "
             f"4-bit model. {self._last_checkpoint()}"
         )
@@ -291,6 +290,8 @@ class PreferenceRun:
                 )
         except _Interrupted:
             self._save_and_exit(it, pending=True)
+        except RuntimeError as e:
+            raise self._failure(e, "a validation") from e
         self.policy_model.train()
         seconds = time.perf_counter() - tic
         self.ui.report_val(it, metrics, seconds)
@@ -381,11 +382,10 @@ class PreferenceRun:
         # What ranks hold apart is summed: any number of them can go on with it.
         apart = {"accumulator": self.state[3], "window": self.window.sums or {}}
         if self.world.size() > 1:
+            # A rank whose every step was skipped has nothing but names.
+            apart["window"] = apart["window"] or dict.fromkeys(SUMS, mx.array(0.0))
             apart = {
-                name: {
-                    k: mx.distributed.all_sum(v, group=self.world)
-                    for k, v in tree_flatten(tree)
-                }
+                name: sum_over_ranks(dict(tree_flatten(tree)), self.world)
                 for name, tree in apart.items()
             }
         arrays = {

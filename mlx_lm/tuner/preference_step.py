@@ -7,7 +7,6 @@ from typing import Any, Callable
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten, tree_map
 
 from .frozen_layers import FrozenLayers
@@ -15,6 +14,7 @@ from .logps import sequence_logps
 from .losses import check_loss_options, preference_loss
 from .master_weights import MasterWeights
 from .preference_metrics import mean_metrics, preference_sums
+from .ranks import average_over_ranks
 from .reference import FrozenStart, running
 
 
@@ -114,8 +114,7 @@ def _update(policy_model, optimizer, gradients, pairs, max_grad_norm):
 
     A gradient that is not finite, on any rank, changes nothing.
     """
-    gradients = average_gradients(gradients)
-    pairs = average_gradients({"pairs": pairs})["pairs"]
+    gradients, pairs = average_over_ranks([gradients, pairs])
     scale = 1 / mx.maximum(pairs, 1)
     gradients = tree_map(lambda g: g * scale, gradients)
     gradients, norm = optim.clip_grad_norm(gradients, max_grad_norm or float("inf"))
@@ -222,10 +221,11 @@ def dpo_step(
     gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
 
     batch_pairs = pairs = batch["weights"].sum()
-    applies = mx.isfinite(loss)
+    # An infinite log-prob may leave the loss finite.
+    applies = _all_finite([loss, values])
     if accumulator is not None:
         # Of several batches, only what is finite counts.
-        applies = _all_finite([loss, gradients])
+        applies = mx.logical_and(applies, _all_finite(gradients))
         add = lambda total, g: total + mx.where(applies, g, 0)
         gradients = tree_map(add, accumulator["gradients"], gradients)
         pairs = add(accumulator["pairs"], pairs)

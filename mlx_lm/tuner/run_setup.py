@@ -189,7 +189,8 @@ def find_checkpoint(
     Example:
         >>> import contextlib, io
         >>> with contextlib.redirect_stdout(io.StringIO()):
-        ...     find_checkpoint(SimpleNamespace(adapter_path="nowhere"), {}) is None
+        ...     state = find_checkpoint(SimpleNamespace(adapter_path="nowhere"), {})
+        >>> state is None
         True
     """
     state = newest_state(args.adapter_path)

@@ -1,0 +1,112 @@
+# Copyright © 2026 MLX Contributors
+
+import contextlib
+import io
+import math
+import tempfile
+import unittest
+import unittest.mock
+from types import SimpleNamespace
+
+import mlx.core as mx
+import mlx.nn as nn
+from tiny import Pairs, pair, random_pairs, tiny_model
+
+from mlx_lm.dpo import resolve_args
+from mlx_lm.tuner.memory_plan import MemoryEstimate, cache_limit, device_memory
+from mlx_lm.tuner.preference_evaluation import evaluate_pairs
+from mlx_lm.tuner.preference_metrics import preference_sums
+from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.tuner.remembered_reference import RememberedReference
+from mlx_lm.tuner.run_plan import training_plan
+from mlx_lm.tuner.run_setup import (
+    find_checkpoint,
+    find_sharing,
+    header_rows,
+    make_optimizer,
+)
+from mlx_lm.tuner.trainer import DPOTrainingArgs
+from mlx_lm.tuner.training_state import numbered, save_state
+
+
+class TestSetup(unittest.TestCase):
+    def test_epochs_decide_the_steps_and_the_schedule(self):
+        args = resolve_args(["--epochs", "3", "--learning-rate", "0.5"])
+        args.lr_schedule, args.batch_size = "linear", 2
+        settings = DPOTrainingArgs(batch_size=2)
+        plan = training_plan(random_pairs(9), settings)
+        optimizer, _ = make_optimizer(args, settings, plan)
+        self.assertEqual((args.iters, settings.iters), (15, 15))
+        layer, rates = nn.Linear(1, 1), []
+        for _ in range(15):
+            optimizer.update(layer, layer.parameters())
+            rates.append(optimizer.learning_rate.item())
+        self.assertEqual(rates[0], 0.5)
+        # Linear to 0 in so many steps.
+        self.assertAlmostEqual(rates[-1], 0.5 / 15, places=5)
+
+    def test_a_reference_can_lower_the_grade(self):
+        args = resolve_args([])
+        model, reference = tiny_model(), tiny_model(seed=1)
+        self.assertEqual(find_sharing(args, model, reference).grade, "ragged")
+        grades = {id(model): "ragged", id(reference): "plain"}
+        found = lambda m: SimpleNamespace(grade=grades[id(m)], notice="why")
+        with unittest.mock.patch("mlx_lm.tuner.run_setup.check_sharing", found):
+            self.assertEqual(find_sharing(args, model, reference).grade, "plain")
+            self.assertEqual(find_sharing(args, model, None).grade, "ragged")
+            args.share_prompt = False
+            self.assertEqual(find_sharing(args, model, None).grade, "plain")
+
+    def test_the_newest_checkpoint_is_found(self):
+        with tempfile.TemporaryDirectory() as folder:
+            args = SimpleNamespace(
+                adapter_path=folder, resume=folder, resume_anyway=False, iters=9
+            )
+            with contextlib.redirect_stdout(io.StringIO()) as screen:
+                self.assertIsNone(find_checkpoint(args, {}))
+                for it in (2, 4):
+                    info = {"identity": {"train": "x"}, "pending": False}
+                    numbered(folder, it, "adapters").write_bytes(b"x")
+                    save_state(folder, it, {"a": mx.ones((it,))}, info)
+                state = find_checkpoint(args, {"train": "x"})
+            self.assertEqual((state.iteration, state.arrays["a"].size), (4, 4))
+            self.assertIn("Going on after step 4 of 9.", screen.getvalue())
+            with self.assertRaisesRegex(ValueError, "training pairs"):
+                find_checkpoint(args, {"train": "y"})
+
+    def test_the_header_counts_what_is_known(self):
+        args = resolve_args(["--batch-size", "2", "--iters", "5", "--data", "[x]"])
+        pairs = random_pairs(4)
+        pairs.shape, pairs.format = "text", "text"
+        reference = RememberedReference(FrozenStart(tiny_model()))
+        plan = training_plan(pairs, DPOTrainingArgs(batch_size=2))
+        estimate = MemoryEstimate(10**9, 0, 0, 0, 0)
+        rows = dict(header_rows(args, pairs, [], reference, plan, estimate))
+        self.assertEqual(rows["data"], r"\[x]")
+        self.assertEqual(rows["an epoch"], "2 iters · 2.5 epochs")
+        self.assertEqual(rows["reference"], "the frozen start")
+        self.assertIn("1.00 GB", rows["peak memory"])
+
+
+class TestParts(unittest.TestCase):
+    def test_the_cache_keeps_an_eighth(self):
+        self.assertEqual(cache_limit(7), 7)
+        self.assertAlmostEqual(cache_limit(None) / device_memory(), 1 / 8, places=2)
+
+    def test_every_pair_is_evaluated_once(self):
+        pairs = Pairs(pair([1], [i + 1], [9]) for i in range(5))
+
+        def score(batch):
+            lengths, weights = batch.arrays["lengths"], batch.arrays["weights"]
+            size = weights.size
+            losses = mx.array([float(i) for i in batch.indices])
+            zeros, rows = mx.zeros((size,)), mx.zeros((2 * size,))
+            return preference_sums(losses, zeros, zeros, rows, rows, lengths, weights)
+
+        metrics = evaluate_pairs(score, tiny_model(), pairs, 2, -1, None, 0, None)
+        self.assertEqual((metrics["pairs"], metrics["loss"]), (5, 2))
+        self.assertFalse(any(map(math.isnan, metrics.values())))
+
+
+if __name__ == "__main__":
+    unittest.main()

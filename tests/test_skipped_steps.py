@@ -1,0 +1,250 @@
+# Copyright © 2026 MLX Contributors
+
+import contextlib
+import shutil
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten
+from resuming import STEPS, Setup, bits, lines_of
+from test_dpo_command import CommandCase, command, metrics_of
+from tiny import random_pairs, tiny_model
+
+from mlx_lm.tuner import preference_step
+from mlx_lm.tuner.losses import preference_loss
+from mlx_lm.tuner.master_weights import with_master_weights
+from mlx_lm.tuner.preference_batches import collate_pairs
+from mlx_lm.tuner.preference_run import PreferenceRun, TrainingStopped
+from mlx_lm.tuner.preference_step import dpo_step, gradient_accumulator
+from mlx_lm.tuner.remembered_reference import RememberedReference
+from mlx_lm.tuner.training_state import newest_state
+
+REFERENCE = mx.array([-9.0, -8.0, -9.0, -7.0])
+POISON = {
+    "nan": mx.array([-9.0, mx.nan, -9.0, -7.0]),
+    "inf": mx.array([-9.0, mx.inf, -9.0, -7.0]),
+    "-inf": mx.array([-9.0, -mx.inf, -9.0, -7.0]),
+}
+
+
+def batch_of(seed, reference=REFERENCE):
+    return collate_pairs(random_pairs(2, seed)) | {"reference_logps": reference}
+
+
+def raw(*trees):
+    """The bits of all arrays of some trees."""
+    return [
+        (name, np.array(x.reshape(-1).view(mx.uint8)).tobytes())
+        for tree in trees
+        for name, x in tree_flatten(tree)
+    ]
+
+
+class TestStep(unittest.TestCase):
+    """A batch that gives numbers that are not finite changes no bit."""
+
+    def test_nothing_changes(self):
+        makers = {
+            "adamw": lambda: optim.AdamW(optim.cosine_decay(1e-2, 9)),
+            "sgd": lambda: optim.SGD(1e-2, momentum=0.9),
+            "muon": lambda: optim.Muon(1e-2),
+        }
+        for name, make in makers.items():
+            for dtype in (None, mx.bfloat16):
+                model = tiny_model("full" if dtype else "lora")
+                if dtype:
+                    model.set_dtype(dtype)
+                optimizer = with_master_weights(make(), model)
+                dpo_step(model, None, batch_of(0), optimizer, max_grad_norm=1.0)
+                before = raw(model.parameters(), optimizer.state)
+                for kind, poison in POISON.items():
+                    with self.subTest(optimizer=name, dtype=dtype, kind=kind):
+                        _, metrics = dpo_step(
+                            model, None, batch_of(1, poison), optimizer
+                        )
+                        self.assertEqual(metrics["skipped"].item(), 1)
+                        after = raw(model.parameters(), optimizer.state)
+                        self.assertTrue(after == before)
+                # It is not stuck.
+                _, metrics = dpo_step(model, None, batch_of(2), optimizer)
+                self.assertEqual(metrics["skipped"].item(), 0)
+                self.assertFalse(raw(model.parameters(), optimizer.state) == before)
+
+    def test_a_gradient_alone_is_not_finite(self):
+        # Its square root is 0 at 0 and its slope infinite.
+        def steep(*args, **kwargs):
+            losses, chosen, rejected = preference_loss(*args, **kwargs)
+            return losses + mx.sqrt(losses - losses), chosen, rejected
+
+        model, optimizer = tiny_model("lora"), optim.Adam(1e-2)
+        dpo_step(model, None, batch_of(0), optimizer)
+        before = raw(model.parameters(), optimizer.state)
+        for accumulator in (None, gradient_accumulator(model)):
+            with mock.patch.object(preference_step, "preference_loss", steep):
+                loss, metrics = dpo_step(
+                    model, None, batch_of(1), optimizer, accumulator=accumulator
+                )
+            self.assertTrue(np.isfinite(loss.item()))
+            self.assertEqual(metrics["skipped"].item(), 1)
+            self.assertTrue(raw(model.parameters(), optimizer.state) == before)
+
+    def test_of_several_batches_the_finite_ones_count(self):
+        def after(*batches):
+            model, optimizer = tiny_model("lora"), optim.Adam(1e-2)
+            accumulator = gradient_accumulator(model)
+            skipped = []
+            for i, batch in enumerate(batches):
+                _, metrics = dpo_step(
+                    *(model, None, batch, optimizer),
+                    accumulator=accumulator,
+                    do_update=i == len(batches) - 1,
+                )
+                skipped.append(metrics["skipped"].item())
+            self.assertFalse(any(x.any() for x in map(np.array, leaves(accumulator))))
+            return raw(model.parameters(), optimizer.state), skipped
+
+        leaves = lambda tree: [x for _, x in tree_flatten(tree)]
+        expected, _ = after(batch_of(0), batch_of(2))
+        for poison in POISON.values():
+            bad = batch_of(1, poison)
+            for order in ((0, bad, 2), (bad, 0, 2), (0, 2, bad)):
+                batches = [b if b is bad else batch_of(b) for b in order]
+                found, skipped = after(*batches)
+                self.assertEqual(skipped, [float(b is bad) for b in order])
+                self.assertTrue(found == expected)
+        start = raw(tiny_model("lora").parameters())
+        found, skipped = after(batch_of(0, POISON["nan"]), batch_of(1, POISON["inf"]))
+        self.assertEqual(skipped, [1, 1])
+        self.assertTrue(found[: len(start)] == start)
+
+
+@contextlib.contextmanager
+def poisoned(*steps):
+    """Spoil the reference's numbers in these steps of a run."""
+    original, calls = PreferenceRun._take_step, iter(range(1, 10**6))
+    recall = RememberedReference.recall
+
+    def take_step(self, it, batch):
+        def spoilt(reference, dataset, batch):
+            arrays = recall(reference, dataset, batch)
+            logps = mx.full((2 * arrays["weights"].size,), mx.nan)
+            return arrays | {"reference_logps": logps}
+
+        with contextlib.ExitStack() as stack:
+            if next(calls) in steps:
+                patch = mock.patch.object(RememberedReference, "recall", spoilt)
+                stack.enter_context(patch)
+            return original(self, it, batch)
+
+    with mock.patch.object(PreferenceRun, "_take_step", take_step):
+        yield
+
+
+class TestRun(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def test_counted_and_shown(self):
+        setup = Setup(steps_per_report=1, max_skipped_steps=3)
+        with poisoned(1, 4, 5):
+            out = setup.start(self.folder)
+        lines = [m for m in lines_of(self.folder) if "train_loss" in m]
+        counts = [line["skipped_steps"] for line in lines]
+        self.assertEqual(counts, [1, 1, 1, 2, 3, 3, 3, 3, 3])
+        self.assertEqual(out.count("skipped: its loss or gradient is not finite"), 3)
+        for line in lines:
+            self.assertTrue(all(np.isfinite(v) for v in line.values()), line)
+        # The norm is that of the last update.
+        self.assertEqual(lines[3]["grad_norm"], lines[2]["grad_norm"])
+        self.assertEqual(lines[3]["trained_pairs"], lines[2]["trained_pairs"])
+        weights = [
+            bits(self.folder / f"{step:07d}_adapters.safetensors")
+            for step in range(1, STEPS + 1)
+        ]
+        same = [a == b for a, b in zip(weights, weights[1:])]
+        self.assertEqual(same, [False, False, True, True, False, False, False, False])
+
+    def test_counts_survive_a_break(self):
+        setup = Setup(max_skipped_steps=2)
+        must_stop = mock.Mock(side_effect=[False, False, False, ZeroDivisionError])
+        with mock.patch.object(PreferenceRun, "_must_stop", must_stop), poisoned(4):
+            with self.assertRaises(ZeroDivisionError):
+                setup.start(self.folder)
+        with poisoned(1), self.assertRaisesRegex(
+            TrainingStopped, "in 2 steps in a row"
+        ):
+            setup.go_on(self.folder)
+        state = newest_state(self.folder)
+        self.assertEqual((state.iteration, state.info["skipped"]), (4, 1))
+
+    def test_too_many_in_a_row(self):
+        setup = Setup(max_skipped_steps=3, steps_per_save=2)
+        with poisoned(1, 2, 4, 5, 6, 7), self.assertRaises(TrainingStopped) as caught:
+            setup.start(self.folder)
+        message = str(caught.exception)
+        self.assertRegex(
+            message, r"in 3 steps in a row, last with rows \d(, \d)?\. Lower"
+        )
+        self.assertIn("0000004_adapters.safetensors", message)
+        with poisoned(1), self.assertRaisesRegex(TrainingStopped, "no checkpoint yet"):
+            Setup(max_skipped_steps=1).start(self.folder / "other")
+
+
+class TestCommand(CommandCase):
+    def stop(self, pattern, *argv):
+        code, _, err = command(*argv)
+        self.assertEqual(code, 1)
+        self.assertRegex(err, rf"\AError: .*{pattern}.*\n\Z")
+
+    def test_rows_and_checkpoint_are_named(self):
+        more = self.flags("--iters", 30, "--save-every", 2)
+        with poisoned(*range(3, 30)):
+            self.stop(
+                r"not finite in 10 steps in a row, last with rows .*train.*\d.* Lower "
+                r"learning_rate.*The last checkpoint is .*0000010_adapters",
+                *more,
+            )
+        lines = metrics_of(self.adapters)
+        self.assertEqual(lines[-1]["skipped_steps"], 8)
+        out = self.succeed("--resume", self.adapters, "--iters", 14)
+        self.assertIn("Going on after step 10 of 14", out)
+
+    def test_memory(self):
+        error = RuntimeError("[malloc] Unable to allocate 99999999999 bytes.")
+        for method, where in (("step", "a step with"), ("score", "a validation")):
+            shutil.rmtree(self.adapters, ignore_errors=True)
+
+            def fail(*args, **kwargs):
+                raise error
+
+            original = PreferenceRun.train
+
+            def train(run, resume):
+                compiled = run.reference.compiled
+                calls = iter(("step", "score"))
+
+                def replace(*args, **kwargs):
+                    real = compiled(*args, **kwargs)
+                    return fail if next(calls) == method else real
+
+                with mock.patch.object(run.reference, "compiled", replace):
+                    return original(run, resume)
+
+            with self.subTest(method), mock.patch.object(PreferenceRun, "train", train):
+                self.stop(f"Memory ran out in {where}.*batch_size", *self.flags())
+
+    def test_another_error_is_not_hidden(self):
+        error = RuntimeError("[matmul] Shapes do not fit.")
+        run = mock.Mock(saved=-1)
+        self.assertIs(PreferenceRun._failure(run, error, "a step"), error)
+
+
+if __name__ == "__main__":
+    unittest.main()
