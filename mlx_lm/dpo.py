@@ -52,6 +52,7 @@ from .tuner.policy import (
     slow_dtype_notice,
 )
 from .tuner.preference_run import TrainingStopped
+from .tuner.ranks import is_lost_rank, start_together
 from .tuner.reference import FrozenStart, check_token_ids
 from .tuner.remembered_reference import RememberedReference
 from .tuner.resume import adopt_resumed_run, data_fingerprint
@@ -211,6 +212,7 @@ def train_model(
     for notice in notices:
         rprint(notice)
     print_trainable_parameters(model)
+    start_together()
     train_dpo(
         model,
         optimizer,
@@ -358,6 +360,7 @@ def run(
         reference = reference_model or model
     if args.test:
         read_weights(model, args.model)
+        start_together()
         evaluate_model(args, model, test_set, reference)
 
 
@@ -374,18 +377,27 @@ def main() -> None:
         'main'
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    args = None
     try:
-        run(resolve_args())
+        args = resolve_args()
+        run(args)
     except (ValueError, ImportError, OSError) as e:
         if os.environ.get("MLX_LM_DEBUG"):
             raise
-        sys.exit(_one_line(e, 2))
+        sys.exit(_one_line(e, 2) if start_together(failed=True) else 2)
     except KeyboardInterrupt:
         sys.exit(_one_line("interrupted.", 130))
     except TrainingStopped as e:
         if os.environ.get("MLX_LM_DEBUG"):
             raise
         sys.exit(_one_line(e, 1))
+    except RuntimeError as e:
+        if not is_lost_rank(e) or os.environ.get("MLX_LM_DEBUG"):
+            raise
+        text = "Rank lost: another process of this run has ended."
+        if args.train or args.resume:
+            text += f" Go on with: --resume {args.resume or args.adapter_path}"
+        sys.exit(_one_line(text, 1))
 
 
 def _one_line(error, code):

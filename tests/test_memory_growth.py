@@ -1,13 +1,10 @@
 # Copyright © 2026 MLX Contributors
 
-import contextlib
 import gc
-import io
 import unittest
 from unittest import mock
 
 import mlx.core as mx
-import mlx.optimizers as optim
 from tiny import random_pairs, tiny_model, train
 
 from mlx_lm.tuner.preference_run import PreferenceRun

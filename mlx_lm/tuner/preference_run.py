@@ -24,7 +24,8 @@ from .memory_plan import cache_limit
 from .policy import load_weights
 from .preference_batches import count_tokens, iterate_preference_batches
 from .preference_evaluation import evaluate_pairs
-from .preference_metrics import MetricsWindow, sum_values
+from .preference_metrics import SUMS, MetricsWindow, sum_values
+from .ranks import sum_over_ranks
 from .run_plan import training_plan
 from .stop_signals import StopSignals
 from .training_state import (
@@ -115,7 +116,7 @@ class PreferenceRun:
         self.grad_norm = mx.array(0.0)
         self.skipped = self.skipped_in_a_row = 0
         self.shapes: set[tuple] = set()
-        self.gradients: tuple | None = None
+        self.gradients: tuple | dict | None = None
         self.best: float | None = None
         self.saved = -1
         self.cache_limit = cache_limit(args.clear_cache_threshold)
@@ -197,12 +198,13 @@ class PreferenceRun:
             raise self._failure(e, f"a step with {' and '.join(shapes)}") from e
         skipped = values.pop("skipped").item() > 0
         grad_norm = values.pop("grad_norm", mx.array(math.nan))
+        gradients = values.pop("gradients", None)
         if math.isfinite(grad_norm.item()):
             self.grad_norm = grad_norm
-        if "gradients" in values:
-            after = self.policy_model.trainable_parameters()
-            self.gradients = (values.pop("gradients"), before, after)
-        del before
+            if gradients is not None:
+                after = self.policy_model.trainable_parameters()
+                self.gradients = (gradients, before, after)
+        del before, gradients
         self._remember(self.train_set, batch, arrays, values["reference_logps"])
         if skipped:
             self._count_skipped(it, batch)
@@ -340,9 +342,15 @@ class PreferenceRun:
         self.ui.report_train(it, metrics)
         if self.callback is not None:
             info = {"iteration": it, "train_loss": metrics["loss"], **metrics}
-            if self.gradients is not None:
-                info["gradients"] = gradient_report(*self.gradients)
+            if (gradients := self._describe_gradients()) is not None:
+                info["gradients"] = gradients
             self.callback.on_train_loss_report(info)
+
+    def _describe_gradients(self):
+        """The last update's gradients, module by module, if they are asked for."""
+        if isinstance(self.gradients, tuple):
+            self.gradients = gradient_report(*self.gradients)
+        return self.gradients
 
     def _must_stop(self):
         """Tell whether a signal came, to any rank."""
@@ -402,6 +410,7 @@ class PreferenceRun:
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "best": self.best,
+            "gradients": self._describe_gradients(),
             "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
             "identity": self.identity,
         }
@@ -436,6 +445,7 @@ class PreferenceRun:
             )
         self.grad_norm = arrays["grad_norm"]
         self.skipped, self.best = info["skipped"], info["best"]
+        self.gradients = info["gradients"]
         self.skipped_in_a_row = info["skipped_in_a_row"]
         self.saved = state.iteration
         self.ui.start_at(state.iteration)

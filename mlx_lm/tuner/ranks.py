@@ -9,6 +9,7 @@ from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten, tree_unflatten
 
 MESSAGE_BYTES = 32 * 1024**2
+_started: list[bool] = []
 
 
 def average_over_ranks(tree: Any) -> Any:
@@ -71,22 +72,39 @@ def sum_over_ranks(
     return sums
 
 
-def first_failed(failed: bool) -> int | None:
+def start_together(failed: bool = False) -> bool:
     """
-    Find out before the first step whether all ranks got as far; all call it once.
+    Wait before the first step until all ranks got as far, or one can't.
+
+    Only the first call talks to the others: an error during the run is one rank's.
 
     Args:
-        failed (bool): Whether this rank can't go on.
+        failed (bool): Whether this rank can't go on. Default: ``False``.
 
     Returns:
-        int: The lowest rank that failed, None if none did.
+        bool: Whether this rank has to say why it failed; the first that did has.
+
+    Raises:
+        SystemExit: With code 2 if only other ranks failed: they say why.
 
     Example:
-        >>> first_failed(False) is None, first_failed(True)
-        (True, 0)
+        >>> start_together(), start_together(True)
+        (False, True)
     """
-    flags = mx.distributed.all_gather(mx.array([int(failed)]))
-    return next((i for i, flag in enumerate(flags.tolist()) if flag), None)
+    world = mx.distributed.init()
+    if _started or world.size() == 1:
+        return failed
+    _started.append(True)
+    try:
+        flags = mx.distributed.all_gather(mx.array([int(failed)]), group=world)
+        flags = flags.tolist()
+    except RuntimeError:
+        if not failed:
+            raise
+        return True
+    if any(flags) and not failed:
+        raise SystemExit(2)
+    return failed and flags.index(1) == world.rank()
 
 
 def is_lost_rank(error: BaseException) -> bool:

@@ -1,0 +1,605 @@
+# Copyright © 2026 MLX Contributors
+
+import contextlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import tempfile
+import unittest
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from resuming import STEPS, Setup, bits, copy_at, lines_of, result
+from test_dpo_command import CommandCase, command, metrics_of, write_yaml
+from tiny import random_pairs, tiny_model
+
+from mlx_lm.cli_ui import PreferenceTrainUI
+from mlx_lm.tuner.atomic_files import remove_leftovers
+from mlx_lm.tuner.callbacks import TrainingCallback
+from mlx_lm.tuner.preference_evaluation import evaluate_pairs
+from mlx_lm.tuner.preference_run import PreferenceRun, _Interrupted
+from mlx_lm.tuner.reference_cache import ReferenceCache
+from mlx_lm.tuner.resume import adopt_resumed_run, check_identity, data_fingerprint
+from mlx_lm.tuner.run_setup import find_checkpoint
+from mlx_lm.tuner.stop_signals import StopSignals
+from mlx_lm.tuner.training_state import (
+    TrainingState,
+    drop_newer,
+    drop_old,
+    load_state,
+    newest_state,
+    numbered,
+    save_state,
+)
+
+momentum = partial(optim.SGD, momentum=0.9)
+KINDS = {
+    "lora, dropout, accumulation, schedule": Setup(
+        **{"dropout": 0.3, "grad_checkpoint": True, "grad_accumulation_steps": 2},
+        **{"schedule": optim.cosine_decay, "optimizer": optim.AdamW},
+    ),
+    "full, master weights": Setup(
+        *("full", mx.bfloat16), optimizer=optim.Adafactor, save_best="loss"
+    ),
+    "dora from an adapter": Setup(
+        *("dora", None, None, False, True),
+        **{"seed": 3, "max_grad_norm": None, "debug_gradients": True},
+        optimizer=optim.Muon,
+        grad_accumulation_steps=3,
+    ),
+    "separate reference": Setup(
+        **{"other_reference": True, "optimizer": momentum, "save_best": "accuracy"},
+        **{"grad_accumulation_steps": 4, "val_batches": -1},
+    ),
+}
+
+
+class At(TrainingCallback):
+    """Calls a function at the report of a step."""
+
+    def __init__(self, step, act):
+        self.step, self.act = step, act
+
+    def on_train_loss_report(self, train_info):
+        if train_info["iteration"] == self.step:
+            self.act()
+
+
+class FolderCase(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+
+class TestEveryStep(FolderCase):
+    """Broken off after any step and gone on with: the same bits."""
+
+    def check(self, name, setup, steps, disk=None):
+        """Break a run off after these steps, go on, compare with the whole run."""
+        whole = self.folder / name / "whole"
+        setup.start(whole, disk=disk)
+        expected = result(whole)
+        # The start, then every second and every third step, and the last one.
+        its = [line["iteration"] for line in expected["metrics"]]
+        self.assertEqual(its, [0, 2, 3, 4, 6, 6, 8, 9, 9])
+        for step in steps:
+            broken = copy_at(whole, self.folder / name / str(step), step)
+            setup.go_on(broken, disk=disk)
+            found = result(broken)
+            for part in expected:
+                with self.subTest(kind=name, step=step, part=part):
+                    self.assertTrue(found[part] == expected[part])
+        return expected
+
+    def test_resumed_at_every_step(self):
+        for name, setup in KINDS.items():
+            self.check(name, setup, range(1, STEPS + 1))
+
+    def test_with_the_reference_on_disk(self):
+        for name, setup in KINDS.items():
+            disk = self.folder / name / "references"
+            # The second run finds in the cache what the first one knew at its end.
+            self.check(name, setup, (3, 8), disk)
+
+    def test_compiled(self):
+        setup = Setup(compile=True, grad_accumulation_steps=2)
+        self.check("compiled", setup, (3,))
+
+
+@contextlib.contextmanager
+def signals(name, *at, number=signal.SIGTERM):
+    """Send the process a signal when a method of the run is called for these times."""
+    original, calls = getattr(PreferenceRun, name), iter(range(1, 1000))
+
+    def method(*args):
+        if next(calls) in at:
+            signal.raise_signal(number)
+        return original(*args)
+
+    with mock.patch.object(PreferenceRun, name, method):
+        yield
+
+
+# In a validation of the command's tiny data.
+BATCHES = 6
+
+
+class TestSignals(CommandCase):
+    """Through the command: the step is finished, the run saved."""
+
+    def setUp(self):
+        super().setUp()
+        self.more = ["--steps-per-report", 2, "--steps-per-eval", 3, "--save-every", 4]
+        self.more += ["--iters", 7, "--batch-size", 2]
+
+    def run_flags(self):
+        return self.flags(*self.more)
+
+    def whole(self):
+        """The result of the run when nothing breaks it off."""
+        folder = self.folder / "whole"
+        self.succeed(*self.run_flags(), "--adapter-path", folder)
+        return result(folder)
+
+    def check_resumed(self, extra=()):
+        expected = self.whole()
+        out = self.succeed("--resume", self.adapters)
+        found = result(self.adapters)
+        for part in ("adapter", "state", "metrics"):
+            self.assertTrue(found[part] == expected[part], part)
+        more = [n for n in found["files"] if n not in expected["files"]]
+        self.assertEqual([n for n in more if "_state." not in n], [*extra])
+        return out
+
+    def test_term_in_a_step(self):
+        with signals("_take_step", 5):
+            code, out, err = command(*self.run_flags())
+        self.assertEqual((code, err), (143, ""))
+        self.assertIn(
+            f"Stopped after step 5. Go on with: --resume {self.adapters}", out
+        )
+        self.assertEqual(newest_state(self.adapters).iteration, 5)
+        self.assertNotIn("Saved the adapter", out)
+        out = self.check_resumed(["0000005_adapters.safetensors"])
+        self.assertIn("Going on after step 5 of 7.", out)
+
+    def test_interrupt_in_a_validation(self):
+        for batch, step in ((3, 0), (BATCHES + 1, 3), (3 * BATCHES, 6)):
+            with self.subTest(step=step):
+                shutil.rmtree(self.adapters, ignore_errors=True)
+                with signals("_score_batch", batch, number=signal.SIGINT):
+                    code, out, err = command(*self.run_flags())
+                self.assertEqual((code, err), (130, ""))
+                self.assertIn(f"Stopped after step {step}.", out)
+                state = newest_state(self.adapters)
+                self.assertEqual((state.iteration, state.info["pending"]), (step, True))
+                self.check_resumed([f"{step:07d}_adapters.safetensors"])
+
+    def test_in_the_last_validation(self):
+        with signals("_score_batch", 4 * BATCHES):
+            self.assertEqual(command(*self.run_flags())[0], 143)
+        self.check_resumed()
+        self.assertFalse(newest_state(self.adapters).info["pending"])
+
+    def test_stopped_again_and_again(self):
+        with signals("_take_step", 1):
+            self.assertEqual(command(*self.run_flags())[0], 143)
+        for method, call in (("_take_step", 1), ("_score_batch", 2), ("_take_step", 2)):
+            with signals(method, call):
+                self.assertEqual(command("--resume", self.adapters)[0], 143)
+        self.check_resumed([f"000000{i}_adapters.safetensors" for i in (1, 2, 3, 5)])
+
+    def test_second_signal_ends_it_at_once(self):
+        with signals("_take_step", 5, number=signal.SIGINT):
+            with signals("_after_step", 5, number=signal.SIGINT):
+                code, out, err = command(*self.run_flags())
+        self.assertEqual((code, err), (130, "Error: interrupted.\n"))
+        self.assertNotIn("Stopped after", out)
+        self.check_resumed()
+
+    def test_handlers_are_put_back(self):
+        before = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+        with StopSignals() as stop:
+            self.assertEqual(stop.exit_code, 0)
+            signal.raise_signal(signal.SIGINT)
+            self.assertEqual(stop.exit_code, 130)
+            # The next one has its usual effect.
+            after = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+            self.assertEqual(after, before)
+        self.assertEqual(stop.exit_code, 130)
+        with StopSignals():
+            self.assertNotEqual(signal.getsignal(signal.SIGTERM), before[1])
+        self.assertEqual(signal.getsignal(signal.SIGTERM), before[1])
+
+
+class TestGoingOn(CommandCase):
+    """The command's --resume: what it takes over, refuses and says."""
+
+    def start(self, *more, stop=3):
+        with signals("_take_step", stop):
+            code, _, err = command(*self.flags("--iters", 5, *more))
+        self.assertEqual(code, 143, err)
+
+    def refuse(self, pattern, *argv):
+        before = {path: path.read_bytes() for path in self.adapters.rglob("*.*")}
+        code, _, err = command(*argv)
+        self.assertEqual(code, 2)
+        self.assertRegex(err, rf"\AError: .*{pattern}.*\n\Z")
+        after = {path: path.read_bytes() for path in self.adapters.rglob("*.*")}
+        self.assertEqual(after.keys(), before.keys())
+        self.assertTrue(after == before)
+
+    def test_a_file_of_settings_may_be_given_again(self):
+        config = write_yaml(
+            self.folder / "dpo.yaml",
+            **{"model": str(self.model), "data": str(self.data), "train": True},
+            **{"optimizer": "AdamW", "lora_parameters": {"rank": 4}, "epochs": 2},
+            **{"adapter_path": str(self.adapters), "num_layers": 2},
+            **{"max_seq_length": 64, "lr_schedule": {"name": "cosine"}},
+        )
+        with signals("_take_step", 2):
+            self.assertEqual(command("-c", config)[0], 143)
+        out = self.succeed("-c", config, "--resume", self.adapters)
+        self.assertIn("Going on after step 2 of 6.", out)
+        self.assertEqual(metrics_of(self.adapters)[-1]["iteration"], 6)
+
+    def test_what_differs_is_named(self):
+        self.start("--reference-model", self.model)
+        cases = {
+            "beta is 0.3, but the run in .* was started with 0.1": ["--beta", 0.3],
+            "batch_size is 2, .* with 4": ["--batch-size", 2],
+            "model is '.*other'": ["--model", self.folder / "other"],
+            "seed is 1": ["--seed", 1],
+            "learning_rate is 0.1": ["--learning-rate", 0.1],
+            "--resume-anyway": ["--max-seq-length", 32],
+        }
+        for pattern, more in cases.items():
+            with self.subTest(more=more):
+                self.refuse(pattern, "--resume", self.adapters, *more)
+        for more in (["--num-layers", 1], ["--optimizer", "sgd"]):
+            self.refuse(
+                "what it saved has that shape",
+                *("--resume", self.adapters, "--resume-anyway", *more),
+            )
+
+    def test_other_settings_on_request(self):
+        self.start("--learning-rate", 1e-3, "--steps-per-report", 1)
+        out = self.succeed(
+            *("--resume", self.adapters, "--resume-anyway", "--steps-per-report", 1),
+            *("--learning-rate", 1e-4, "--beta", 0.2),
+        )
+        self.assertIn("[WARNING] learning_rate is 0.0001, no longer 0.001.", out)
+        rates = [line.get("learning_rate", 0) for line in metrics_of(self.adapters)]
+        self.assertEqual([round(x, 9) for x in rates if x], [1e-3] * 3 + [1e-4] * 2)
+        saved = json.loads((self.adapters / "adapter_config.json").read_text())
+        self.assertEqual((saved["beta"], saved["resume_anyway"]), (0.2, False))
+        self.assertIsNone(saved["resume"])
+
+    def test_other_files_than_at_the_start(self):
+        model = shutil.copytree(self.model, self.folder / "model")
+        data = shutil.copytree(self.data, self.folder / "data")
+        other = shutil.copytree(self.model, self.folder / "other")
+        self.start("--model", model, "--data", data, "--reference-model", other)
+
+        def change_weights(folder):
+            file = str(folder / "model.safetensors")
+            weights = mx.load(file)
+            weights["model.norm.weight"] = weights["model.norm.weight"] * 2
+            mx.save_safetensors(file, weights)
+
+        def drop_row(name):
+            lines = (data / name).read_text().splitlines(keepends=True)
+            (data / name).write_text("".join(lines[1:]))
+
+        for pattern, change in {
+            "the validation pairs are not": lambda: drop_row("valid.jsonl"),
+            "the training pairs are not": lambda: drop_row("train.jsonl"),
+            "the reference model is not": lambda: change_weights(other),
+            r"the model \(.*\) is not": lambda: change_weights(model),
+        }.items():
+            change()
+            with self.subTest(pattern=pattern):
+                self.refuse(pattern, "--resume", self.adapters)
+        out = self.succeed("--resume", self.adapters, "--resume-anyway")
+        self.assertEqual(out.count("[WARNING] The "), 4)
+        self.assertEqual(metrics_of(self.adapters)[-1]["iteration"], 5)
+
+    def test_longer_than_planned(self):
+        more = ["--steps-per-report", 1, "--learning-rate", 1e-3]
+        config = write_yaml(self.folder / "dpo.yaml", lr_schedule={"name": "linear"})
+        self.succeed(*self.flags("-c", config, *more))
+        out = self.succeed("--resume", self.adapters, "--iters", 6)
+        self.assertRegex(" ".join(out.split()), "6 steps now instead of 3.*at step 6")
+        rates = [line.get("learning_rate") for line in metrics_of(self.adapters)]
+        rates = [round(rate, 7) for rate in rates if rate is not None]
+        self.assertEqual(rates, [1e-3, 6.667e-4, 3.333e-4, 5e-4, 3.333e-4, 1.667e-4])
+        out = self.succeed("--resume", self.adapters)
+        self.assertIn("is complete", out)
+
+    def test_complete(self):
+        self.succeed(*self.flags())
+        before = result(self.adapters)
+        names = ("_take_step", "_validate", "_save")
+        with contextlib.ExitStack() as stack:
+            for name in names:
+                stack.enter_context(mock.patch.object(PreferenceRun, name, None))
+            out = self.succeed("--resume", self.adapters)
+        self.assertIn(
+            f"The run in {self.adapters} is complete: it has taken all of its 3 steps.",
+            out,
+        )
+        self.assertTrue(result(self.adapters) == before)
+        self.assertEqual(len(re.findall("is complete|Going on", out)), 1)
+
+    def test_nothing_to_resume(self):
+        for folder in (self.folder / "nowhere", self.data):
+            code, _, err = command("--resume", folder)
+            self.assertEqual(code, 2)
+            self.assertRegex(err, r"\AError: Nothing to resume in .*\n\Z")
+
+    def test_before_the_first_checkpoint(self):
+        with mock.patch.object(PreferenceRun, "_take_step", side_effect=ValueError):
+            command(*self.flags())
+        out = self.succeed("--resume", self.adapters)
+        self.assertIn("has no checkpoint yet: the run starts again", out)
+        again = self.folder / "again"
+        self.succeed(*self.flags("--adapter-path", again))
+        self.assertTrue(result(again) == result(self.adapters))
+
+    def test_a_new_run_in_the_folder_of_an_old_one(self):
+        self.succeed(*self.flags("--iters", 4, "--save-every", 1))
+        more = ["--learning-rate", 1e-3, "--save-every", 2, "--keep-checkpoints", 1]
+        with signals("_take_step", 1):
+            code, *_ = command(*self.flags(*more))
+        self.assertEqual(code, 143)
+        # Not the old run's last state.
+        out = self.succeed("--resume", self.adapters)
+        self.assertIn("Going on after step 1 of 3.", out)
+        again = self.folder / "again"
+        self.succeed(*self.flags(*more, "--adapter-path", again))
+        for part in ("adapter", "state", "metrics"):
+            self.assertTrue(result(again)[part] == result(self.adapters)[part], part)
+
+    def test_tests_that_were_asked_for(self):
+        self.start("--test")
+        out = self.succeed("--resume", self.adapters)
+        self.assertIn("reward accuracy", out)
+
+    def test_deleted_metrics(self):
+        self.start("--steps-per-report", 1)
+        (self.adapters / "metrics.jsonl").unlink()
+        self.succeed("--resume", self.adapters)
+        its = [line["iteration"] for line in metrics_of(self.adapters)]
+        self.assertEqual(its, [4, 5, 5])
+
+
+class TestFiles(FolderCase):
+    """Which checkpoints there are, and which one is taken."""
+
+    def names(self, folder):
+        paths = sorted(Path(folder).glob("[0-9]*"))
+        return [path.name.split(".")[0].lstrip("0") for path in paths]
+
+    def start(self, **args):
+        folder = self.folder / "run"
+        Setup(val_batches=1).start(folder, **args)
+        return folder
+
+    def test_how_many_are_kept(self):
+        folder = self.start(keep_checkpoints=None, steps_per_save=3, iters=10)
+        self.assertEqual(
+            self.names(folder),
+            [*("3_adapters", "6_adapters", "9_adapters", "9_state")]
+            + ["10_adapters", "10_state"],
+        )
+        for keep in (1, 3):
+            shutil.rmtree(folder)
+            self.start(keep_checkpoints=keep, steps_per_save=2)
+            expected = [
+                f"{step}_{name}"
+                for step in (4, 6, 8, 9)[-keep:]
+                for name in ("adapters", "state")
+            ]
+            self.assertEqual(self.names(folder), expected)
+
+    def test_only_an_own_adapter_is_dropped(self):
+        for step in (2, 4, 8):
+            numbered(self.folder, step, "adapters").write_bytes(b"")
+        for step in (2, 4):
+            save_state(self.folder, step, {}, {})
+        drop_old(self.folder, 1)
+        self.assertEqual(
+            self.names(self.folder), ["4_adapters", "4_state", "8_adapters"]
+        )
+        drop_newer(self.folder, 4)
+        self.assertEqual(len(self.names(self.folder)), 3)
+        drop_newer(self.folder, 3)
+        self.assertEqual(self.names(self.folder), ["4_adapters", "8_adapters"])
+
+    def test_state_as_written(self):
+        arrays = {
+            "a": mx.array([1.5, float("nan")]),
+            "b.c": mx.array(3, mx.uint64),
+            "empty": mx.zeros((0, 2)),
+            "d": mx.ones((2, 3), mx.bfloat16),
+        }
+        info = {"best": 0.1 + 0.2, "identity": {"train": "ä"}}
+        numbered(self.folder, 5, "adapters").write_bytes(b"weights")
+        state = load_state(save_state(self.folder, 5, arrays, info))
+        self.assertIsInstance(state, TrainingState)
+        self.assertEqual((state.iteration, state.info), (5, info))
+        self.assertEqual(state.arrays.keys(), arrays.keys())
+        for name, x in arrays.items():
+            self.assertEqual(x.dtype, state.arrays[name].dtype)
+            self.assertTrue(mx.array_equal(x, state.arrays[name], equal_nan=True))
+
+    def test_damage_costs_one_checkpoint(self):
+        whole = self.start(keep_checkpoints=2)
+        expected = result(whole)
+
+        def flip(path):
+            raw = bytearray(path.read_bytes())
+            raw[-200] ^= 1
+            path.write_bytes(raw)
+
+        def cut(path):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+        damages = {
+            "flipped": ("state", flip),
+            "cut": ("state", cut),
+            "empty": ("state", lambda path: path.write_bytes(b"")),
+            "text": ("state", lambda path: path.write_text("{}")),
+            "no weights": ("adapters", Path.unlink),
+            "cut weights": ("adapters", cut),
+        }
+        for name, (kind, damage) in damages.items():
+            with self.subTest(name):
+                broken = shutil.copytree(whole, self.folder / name)
+                damage(numbered(broken, STEPS, kind))
+                out = io.StringIO()
+                with contextlib.redirect_stdout(out):
+                    state = newest_state(broken)
+                self.assertEqual(state.iteration, STEPS - 1)
+                self.assertRegex(out.getvalue(), r"\A\[WARNING\] .*\n\Z")
+                Setup(val_batches=1).start(broken, state, keep_checkpoints=2)
+                self.assertTrue(result(broken) == expected)
+
+    def test_a_damaged_state_is_not_kept_as_a_good_one(self):
+        folder = self.start(steps_per_save=4, keep_checkpoints=2)
+        numbered(folder, STEPS, "state").write_bytes(b"")
+        with contextlib.redirect_stdout(io.StringIO()):
+            state = newest_state(folder)
+        run = Setup(val_batches=1)
+        with self.assertRaises(ZeroDivisionError):
+            run.start(
+                folder, state, steps_per_save=4, callback=At(STEPS, lambda: 1 / 0)
+            )
+        self.assertEqual(self.names(folder)[-1], f"{STEPS}_adapters")
+
+    def test_all_damaged(self):
+        folder = self.start(keep_checkpoints=2)
+        for path in folder.glob("*_state.safetensors"):
+            path.write_bytes(b"")
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            self.assertIsNone(newest_state(folder))
+        self.assertEqual(out.getvalue().count("[WARNING]"), 2)
+
+    def test_best(self):
+        for name, sign, metric in (
+            ("loss", -1, "val_loss"),
+            ("accuracy", 1, "val_rewards/accuracies"),
+        ):
+            folder = self.folder / name
+            folder.mkdir()
+            (folder / "adapter_config.json").write_text("{}")
+            Setup(save_best=name, val_batches=-1).start(folder, steps_per_eval=1)
+            lines = [line for line in lines_of(folder) if metric in line][1:]
+            best = max(lines, key=lambda line: sign * line[metric])
+            step = numbered(folder, best["iteration"], "adapters")
+            files = sorted(path.name for path in (folder / "best").iterdir())
+            self.assertEqual(files, ["adapter_config.json", "adapters.safetensors"])
+            self.assertTrue(
+                bits(folder / "best" / "adapters.safetensors") == bits(step)
+            )
+
+    def test_a_best_is_a_number(self):
+        run = mock.Mock(best=None, rank=1, args=mock.Mock(save_best="loss"))
+        for it, loss, best in ((0, 0.1, None), (1, math.nan, None), (2, 0.5, -0.5)):
+            PreferenceRun._keep_best(run, it, {"loss": loss})
+            self.assertEqual(run.best, best)
+        for loss, best in ((math.nan, -0.5), (0.6, -0.5), (0.4, -0.4)):
+            PreferenceRun._keep_best(run, 3, {"loss": loss})
+            self.assertEqual(run.best, best)
+
+    def test_leftovers(self):
+        folder = self.start()
+        for name in (".0000009_state.4194999.tmp.safetensors", ".x.4194999.tmp.json"):
+            (folder / name).write_text("half")
+        # Of a process that may be writing.
+        other = folder / f".y.{os.getppid()}.tmp.json"
+        other.write_text("half")
+        remove_leftovers(folder)
+        self.assertEqual([p.name for p in folder.glob(".*")], [other.name])
+
+
+class TestParts(unittest.TestCase):
+    def test_identity(self):
+        state = TrainingState(1, {}, {"identity": {"train": "a"}}, Path("x"))
+        args = SimpleNamespace(resume="adapters", resume_anyway=False)
+        check_identity(state, {"train": "a"}, args)
+        with self.assertRaisesRegex(ValueError, "the training pairs are not"):
+            check_identity(state, {"train": "b"}, args)
+
+    def test_finding_the_checkpoint(self):
+        with tempfile.TemporaryDirectory() as folder:
+            numbered(folder, 4, "adapters").write_bytes(b"")
+            info = {"identity": {"train": "a"}, "pending": False}
+            save_state(folder, 4, {}, info)
+            args = SimpleNamespace(**{"adapter_path": folder, "resume": folder})
+            args.resume_anyway = False
+            for iters, line in ((4, "is complete"), (3, "is complete"), (5, "after")):
+                args.iters = iters
+                with contextlib.redirect_stdout(io.StringIO()) as out:
+                    state = find_checkpoint(args, {"train": "a"})
+                self.assertEqual(state.iteration, 4)
+                self.assertIn(line, out.getvalue())
+            with self.assertRaisesRegex(ValueError, "the training pairs are not"):
+                find_checkpoint(args, {"train": "b"})
+
+    def test_an_evaluation_can_be_left(self):
+        pairs, model = random_pairs(6), tiny_model()
+        score = mock.Mock(return_value={"pairs": mx.array(2.0)})
+        leave = mock.Mock(side_effect=[None, _Interrupted])
+        with self.assertRaises(_Interrupted):
+            evaluate_pairs(score, model, pairs, 2, -1, None, 0, leave)
+        self.assertEqual(score.call_count, 2)
+        self.assertFalse(model.training)
+
+    def test_fingerprint_of_data(self):
+        pairs = random_pairs(4)
+        names = {data_fingerprint(x) for x in (pairs, pairs[:3], pairs[::-1], [], None)}
+        self.assertEqual(len(names), 4)
+        self.assertEqual(data_fingerprint(pairs), data_fingerprint(random_pairs(4)))
+
+    def test_settings_of_a_new_version(self):
+        # A setting that did not exist when the run began has its default.
+        with tempfile.TemporaryDirectory() as folder:
+            config = {"trained_with": "mlx_lm.dpo", "beta": 0.3, "gone": 1}
+            (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
+            args = SimpleNamespace(
+                **{"resume": folder, "resume_anyway": False, "explicit": set()},
+                **{"beta": 0.1, "brand_new": 7, "train": False, "adapter_path": "x"},
+            )
+            adopt_resumed_run(args, {"beta": 0.1, "brand_new": 7})
+        self.assertEqual((args.beta, args.brand_new, args.train), (0.3, 7, True))
+        self.assertEqual(args.adapter_path, folder)
+        self.assertFalse(hasattr(args, "gone"))
+
+    def test_screen_goes_on(self):
+        ui = PreferenceTrainUI(10, rank=1)
+        ui.start_at(4)
+        self.assertEqual(ui._progress.tasks[0].completed, 4)
+
+    def test_absorbing_a_checkpoint_of_the_cache(self):
+        theirs, ours = ReferenceCache(None, ""), ReferenceCache(None, "")
+        theirs.store([b"a" * 16, b"b" * 16], np.array([[-1.0, -2.0], [-3.0, -4.0]]))
+        ours.store([b"b" * 16, b"c" * 16], np.array([[-5.0, -6.0], [-7.0, -8.0]]))
+        ours.absorb(**theirs.arrays())
+        known = ours.lookup([b"a" * 16, b"b" * 16, b"c" * 16])
+        self.assertEqual(known.tolist(), [[-1, -2], [-3, -4], [-7, -8]])
+
+
+if __name__ == "__main__":
+    unittest.main()
