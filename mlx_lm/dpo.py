@@ -395,7 +395,7 @@ def main() -> None:
         if not is_lost_rank(e) or os.environ.get("MLX_LM_DEBUG"):
             raise
         text = "Rank lost: another process of this run has ended."
-        if args.train or args.resume:
+        if args is not None and (args.train or args.resume):
             text += f" Go on with: --resume {args.resume or args.adapter_path}"
         sys.exit(_one_line(text, 1))
 

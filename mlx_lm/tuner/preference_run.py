@@ -11,7 +11,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..cli_ui import PreferenceTrainUI, rprint
 from ._upstream_trainer import _clear_cache
@@ -19,14 +18,13 @@ from .atomic_files import replace_file
 from .checkpoints import save_adapter
 from .gradient_report import gradient_report
 from .length_buckets import batches_per_epoch
-from .master_weights import MasterWeights, with_master_weights
+from .master_weights import with_master_weights
 from .memory_plan import cache_limit
-from .policy import load_weights
 from .preference_batches import count_tokens, iterate_preference_batches
 from .preference_evaluation import evaluate_pairs
-from .preference_metrics import SUMS, MetricsWindow, sum_values
-from .ranks import sum_over_ranks
+from .preference_metrics import MetricsWindow, sum_values
 from .run_plan import training_plan
+from .run_snapshot import apply_snapshot, take_snapshot
 from .stop_signals import StopSignals
 from .training_state import (
     TrainingState,
@@ -58,22 +56,6 @@ class _Interrupted(Exception):
 def _step_seed(seed, it, rank):
     # Random numbers are a function of the step, so a resumed run repeats them.
     return int(np.random.SeedSequence([seed, it, rank]).generate_state(1)[0])
-
-
-def _with_prefix(prefix, tree):
-    return {f"{prefix}.{k}": v for k, v in tree_flatten(tree)}
-
-
-def _fill(tree, arrays, path):
-    """Put saved arrays into a tree, in place: compiled steps hold on to it."""
-    for key in tree if isinstance(tree, dict) else range(len(tree)):
-        name = f"{path}.{key}"
-        if isinstance(tree[key], (dict, list)):
-            _fill(tree[key], arrays, name)
-        elif name not in arrays:
-            raise ValueError(f"The checkpoint has no {name}: it is of another run.")
-        else:
-            tree[key] = arrays[name]
 
 
 class PreferenceRun:
@@ -137,7 +119,7 @@ class PreferenceRun:
         args = self.args
         compile_it = partial(self.reference.compiled, compile=compiles(args))
         step, self.state = training_step(self.policy_model, self.optimizer, args)
-        done, pending = self._restore(resume) if resume else (0, True)
+        done, pending = apply_snapshot(self, resume) if resume else (0, True)
         if self.rank == 0:
             drop_newer(self.folder, done if resume else -1)
             # A killed process may not have come to it.
@@ -342,15 +324,24 @@ class PreferenceRun:
         self.ui.report_train(it, metrics)
         if self.callback is not None:
             info = {"iteration": it, "train_loss": metrics["loss"], **metrics}
-            if (gradients := self._describe_gradients()) is not None:
+            if (gradients := self.describe_gradients()) is not None:
                 info["gradients"] = gradients
             self.callback.on_train_loss_report(info)
 
-    def _describe_gradients(self):
-        """The last update's gradients, module by module, if they are asked for."""
+    def describe_gradients(self) -> dict | None:
+        """
+        Describe the last update's gradients, if that is asked for.
+
+        Returns:
+            dict: What ``gradient_report`` returned, or None.
+
+        Example:
+            >>> callable(PreferenceRun.describe_gradients)
+            True
+        """
         if isinstance(self.gradients, tuple):
             self.gradients = gradient_report(*self.gradients)
-        return self.gradients
+        return self.gradients  # type: ignore[return-value]
 
     def _must_stop(self):
         """Tell whether a signal came, to any rank."""
@@ -370,7 +361,7 @@ class PreferenceRun:
 
     def _save(self, it, pending=False):
         """Write a checkpoint: adapter, state, and the reference's numbers."""
-        arrays, info = self._to_save(pending)
+        arrays, info = take_snapshot(self, pending)
         if self.rank != 0:
             self.saved = it
             return
@@ -383,70 +374,3 @@ class PreferenceRun:
         drop_old(self.folder, self.args.keep_checkpoints)
         self.reference.cache.save()
         self.ui.report_save(checkpoint)
-
-    def _to_save(self, pending):
-        """Collect all that a later process can't compute again."""
-        self.reference.cache.exchange(self.world)
-        # What ranks hold apart is summed: any number of them can go on with it.
-        apart = {"accumulator": self.state[3], "window": self.window.sums or {}}
-        if self.world.size() > 1:
-            # A rank whose every step was skipped has nothing but names.
-            apart["window"] = apart["window"] or dict.fromkeys(SUMS, mx.array(0.0))
-            apart = {
-                name: sum_over_ranks(dict(tree_flatten(tree)), self.world)
-                for name, tree in apart.items()
-            }
-        arrays = {
-            **_with_prefix("optimizer", self.optimizer.state),
-            **_with_prefix("accumulator", apart["accumulator"]),
-            **_with_prefix("window", apart["window"]),
-            **_with_prefix("reference", self.reference.cache.arrays()),
-            "grad_norm": self.grad_norm,
-        }
-        metrics = self.folder / "metrics.jsonl"
-        info = {
-            "pending": pending,
-            "window": self.window.counts(),
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "best": self.best,
-            "gradients": self._describe_gradients(),
-            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
-            "identity": self.identity,
-        }
-        return arrays, info
-
-    def _restore(self, state):
-        """Become the run that wrote a checkpoint."""
-        arrays, info = state.arrays, state.info
-        load_weights(self.policy_model, state.adapter)
-        inner = getattr(self.optimizer, "_optimizer", self.optimizer)
-        rate = inner.state.get("learning_rate")
-        _fill(self.optimizer.state, arrays, "optimizer")
-        # A constant rate may have been changed by the user.
-        if rate is not None and "learning_rate" not in inner._schedulers:
-            inner.state["learning_rate"] = rate
-        if isinstance(self.optimizer, MasterWeights):
-            mx.eval(self.optimizer.state)
-        # The sums of all ranks go on in the first one.
-        if self.rank == 0:
-            if any(name.startswith("accumulator.") for name in arrays):
-                _fill(self.state[3], arrays, "accumulator")
-            sums = {
-                name.removeprefix("window."): x
-                for name, x in arrays.items()
-                if name.startswith("window.")
-            }
-            self.window.restore(info["window"], sums)
-        # Of another reference they would be wrong.
-        if info["identity"].get("reference") == self.identity.get("reference"):
-            self.reference.cache.absorb(
-                arrays["reference.keys"], arrays["reference.logps"]
-            )
-        self.grad_norm = arrays["grad_norm"]
-        self.skipped, self.best = info["skipped"], info["best"]
-        self.gradients = info["gradients"]
-        self.skipped_in_a_row = info["skipped_in_a_row"]
-        self.saved = state.iteration
-        self.ui.start_at(state.iteration)
-        return state.iteration, info["pending"]
