@@ -102,12 +102,14 @@ class TestBadInput(CommandCase):
         file = desk.file(json.dumps(hosts), "hosts.json")
         run = lambda rank: desk.run("--batch-size", 3, MLX_RANK=rank, MLX_HOSTFILE=file)
         with ThreadPoolExecutor(2) as pool:
-            for result in pool.map(run, range(2)):
-                self.assertEqual(result.returncode, 2, result.stderr)
-                self.assertNotIn("Traceback", result.stderr)
-                self.assertRegex(
-                    result.stderr, "Error: batch_size is 3, which 2 processes can't"
-                )
+            results = list(pool.map(run, range(2)))
+        for result in results:
+            self.assertEqual(result.returncode, 2, result.stderr)
+            self.assertNotIn("Traceback", result.stderr)
+        # One of them says it for all.
+        said = "".join(result.stderr for result in results)
+        self.assertRegex(said, "Error: batch_size is 3, which 2 processes can't")
+        self.assertEqual(said.count("Error:"), 1)
         self.assertFalse(desk.adapters.exists() or desk.cache.exists())
 
     def test_single_bad_rows_are_counted(self):

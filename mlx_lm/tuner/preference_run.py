@@ -341,7 +341,7 @@ class PreferenceRun:
         """
         if isinstance(self.gradients, tuple):
             self.gradients = gradient_report(*self.gradients)
-        return self.gradients  # type: ignore[return-value]
+        return self.gradients
 
     def _must_stop(self):
         """Tell whether a signal came, to any rank."""

@@ -103,7 +103,7 @@ def apply_snapshot(run: "PreferenceRun", state: TrainingState) -> tuple[int, boo
     """
     arrays, info = state.arrays, state.info
     load_weights(run.policy_model, state.adapter)
-    inner = getattr(run.optimizer, "_optimizer", run.optimizer)
+    inner: Any = getattr(run.optimizer, "_optimizer", run.optimizer)
     rate = inner.state.get("learning_rate")
     _fill(run.optimizer.state, arrays, "optimizer")
     # A constant rate may have been changed by the user.
