@@ -81,7 +81,8 @@ def predicted(ram: int, shape: str, weights: str, options: tuple) -> int:
     *run, settings = setup(shape, weights, options)
     settings.compile = True
     with chunks_of(ram):
-        return predict_run(*run, settings).total
+        model, reference, optimizer, pairs = run
+        return predict_run(model, reference, optimizer, pairs, settings).total
 
 
 def rows() -> Iterator[tuple[int, str, str, tuple]]:

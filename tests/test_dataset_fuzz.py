@@ -26,7 +26,7 @@ TURNS = "\n\nHuman: Is tea hot?\n\nAssistant: "
 ASK = [{"role": "user", "content": "Is tea hot?"}]
 YES, NO = ([{"role": "assistant", "content": text}] for text in ("Yes.", "No."))
 # A row of every known shape.
-ROWS = [
+ROWS: list[dict] = [
     {"prompt": "Is tea hot?", "chosen": " Yes.", "rejected": " No."},
     {"prompt": ASK, "chosen": YES, "rejected": NO},
     {"prompt": "Is tea hot?", "chosen": ASK + YES, "rejected": ASK + NO},
@@ -70,7 +70,9 @@ texts = st.one_of(
 )
 numbers = st.one_of(st.integers(), st.floats(), st.just(10**400), st.just(-(10**400)))
 columns = st.sampled_from(
-    sorted({name for row in ROWS for name in row} | {"role", "content", "value", "x"})
+    sorted(
+        {name for row in ROWS for name in row} | {"role", "content", "value", "x"}
+    )
 )
 trees = st.recursive(
     st.none() | st.booleans() | numbers | texts,

@@ -8,6 +8,7 @@ import signal
 import time
 import unittest
 from pathlib import Path
+from typing import Any
 
 from killing import EVENTS, Killer
 from resuming import result
@@ -27,7 +28,9 @@ class TestKill(CommandCase):
 
     moments = MOMENTS
     seed = 0
-    whole, counts, died = None, {}, []
+    whole: Any = None
+    counts: dict[str, int] = {}
+    died: list = []
 
     @classmethod
     def setUpClass(cls):
