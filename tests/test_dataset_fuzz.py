@@ -70,9 +70,7 @@ texts = st.one_of(
 )
 numbers = st.one_of(st.integers(), st.floats(), st.just(10**400), st.just(-(10**400)))
 columns = st.sampled_from(
-    sorted(
-        {name for row in ROWS for name in row} | {"role", "content", "value", "x"}
-    )
+    sorted({name for row in ROWS for name in row} | {"role", "content", "value", "x"})
 )
 trees = st.recursive(
     st.none() | st.booleans() | numbers | texts,
