@@ -60,6 +60,12 @@ PreTrainedTokenizerFast(
     chat_template=template + "{% if add_generation_prompt %}a:{% endif %}",
 ).save_pretrained(folder)
 """
+# Plain mlx-lm has no dpo: these are for two environments that both have it.
+DPO_RUNS = {
+    "dpo": ["--fine-tune-type", "lora"],
+    "dpo, dora": ["--fine-tune-type", "dora", "--grad-checkpoint"],
+    "dpo, full": ["--fine-tune-type", "full", "--optimizer", "adamw"],
+}
 RUNS = {
     "lora": ["--fine-tune-type", "lora"],
     "dora": ["--fine-tune-type", "dora", "--grad-checkpoint"],
@@ -81,11 +87,19 @@ def make_inputs(python: str, folder: Path) -> None:
         ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "data" / f"{split}.jsonl").write_text(text)
+        pairs = [
+            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": " Why?"}
+            for row in rows
+        ]
+        text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+        (folder / "pairs").mkdir(exist_ok=True)
+        (folder / "pairs" / f"{split}.jsonl").write_text(text)
 
 
-def call(python: str, *arguments: str) -> str:
+def call(python: str, *arguments: str, **variables: str) -> str:
     """Run an interpreter away from this tree, so that its own mlx-lm is used."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= variables
     result = subprocess.run(
         [os.path.abspath(python), *arguments],
         cwd=tempfile.gettempdir(),
@@ -98,13 +112,37 @@ def call(python: str, *arguments: str) -> str:
     return result.stdout.strip()
 
 
-def train(python: str, folder: Path, out: Path, options: list[str]) -> str:
+def train(
+    python: str, folder: Path, out: Path, options: list[str], command: str = "lora"
+) -> str:
     """Train, and return the SHA-256 of the adapter."""
-    flags = ["--model", folder / "model", "--data", folder / "data", "--train"]
+    data = folder / ("data" if command == "lora" else "pairs")
+    flags = ["--model", folder / "model", "--data", data, "--train"]
     flags += ["--adapter-path", out, "--iters", 20, "--batch-size", 4, "--seed", 3]
     flags += ["--num-layers", 2, "--learning-rate", 1e-3, "--steps-per-eval", 10]
-    call(python, "-m", "mlx_lm", "lora", *map(str, flags), *options)
+    # A reference that an earlier run left in the cache is another computation.
+    cache = str(out.with_name(f"{out.name} cache"))
+    run = ["-m", "mlx_lm", command, *map(str, flags), *options]
+    call(python, *run, XDG_CACHE_HOME=cache)
     return hashlib.sha256((out / "adapters.safetensors").read_bytes()).hexdigest()
+
+
+def compare(pythons: tuple[str, str], folder: Path, dpo: bool) -> list[tuple[str, ...]]:
+    """Train every kind of run in two environments; list both hashes of each."""
+    make_inputs(pythons[0], folder)
+    runs = [("lora", name, options) for name, options in RUNS.items()]
+    if dpo:
+        runs += [("dpo", name, options) for name, options in DPO_RUNS.items()]
+    return [
+        (
+            name,
+            *(
+                train(python, folder, folder / f"{name} {i}", options, command)
+                for i, python in enumerate(pythons)
+            ),
+        )
+        for command, name, options in runs
+    ]
 
 
 def main() -> None:
@@ -120,16 +158,13 @@ def main() -> None:
         raise SystemExit(f"Needs plain against patched, got {' and '.join(versions)}.")
     different = 0
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        make_inputs(args.plain, folder)
-        print(f"| run | {versions[0]} | {versions[1]} | same |")
-        print("|---|---|---|---|")
-        for name, options in RUNS.items():
-            plain = train(args.plain, folder, folder / f"{name} 0", options)
-            patched = train(args.patched, folder, folder / f"{name} 1", options)
-            different += plain != patched
-            same = "yes" if plain == patched else "**no**"
-            print(f"| {name} | {plain[:16]} | {patched[:16]} | {same} |")
+        rows = compare((args.plain, args.patched), Path(scratch), dpo=False)
+    print(f"| run | {versions[0]} | {versions[1]} | same |")
+    print("|---|---|---|---|")
+    for name, plain, patched in rows:
+        different += plain != patched
+        same = "yes" if plain == patched else "**no**"
+        print(f"| {name} | {plain[:16]} | {patched[:16]} | {same} |")
     sys.exit(bool(different))
 
 

@@ -31,8 +31,11 @@ TESTS = (
 )
 # Prints one JSON object: the version under test and test id -> outcome.
 RUNNER = """
-import io, json, sys, unittest
+import io, json, re, sys, unittest
 import mlx_lm
+
+# What differs from run to run: addresses, numbers, temporary folders.
+CHANGING = re.compile(r"0x[0-9a-f]+|/\\S+|\\d+")
 
 class Outcomes(unittest.TestResult):
     def __init__(self):
@@ -41,7 +44,8 @@ class Outcomes(unittest.TestResult):
     def record(self, test, outcome, error=None):
         name = getattr(test, "test_case", test).id()
         if error is not None:
-            outcome += f": {error[0].__name__}"
+            reason = CHANGING.sub("#", str(error[1])).strip().partition("\\n")[0]
+            outcome += f": {error[0].__name__}: {reason[:72]}".rstrip(": ")
         if self.outcomes.get(name, "passed") == "passed":
             self.outcomes[name] = outcome
     def addSuccess(self, test):
@@ -103,6 +107,25 @@ def run_tests(python: str, folder: Path, names: list[str]) -> tuple[str, dict]:
     return version, outcomes
 
 
+def run_each(python: str, folder: Path, names: list[str]) -> dict[str, str]:
+    """Run modules one by one: one that ends the process ends no other."""
+    outcomes: dict[str, str] = {}
+    for name in names:
+        try:
+            outcomes |= run_tests(python, folder, [name])[1]
+        except SystemExit as e:
+            outcomes[name] = f"ended: {str(e).splitlines()[-1][:72]}"
+    return outcomes
+
+
+def compare(before: dict[str, str], after: dict[str, str]) -> list[tuple[str, ...]]:
+    """List each test with both outcomes."""
+    return [
+        (name, before.get(name, "absent"), after.get(name, "absent"))
+        for name in sorted(before.keys() | after.keys())
+    ]
+
+
 def main() -> None:
     """Compare the outcomes test by test."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -125,8 +148,7 @@ def main() -> None:
     print(f"| test | {plain_version} | {patched_version} | same |")
     print("|---|---|---|---|")
     different = 0
-    for name in sorted(plain.keys() | patched.keys()):
-        before, after = plain.get(name, "absent"), patched.get(name, "absent")
+    for name, before, after in compare(plain, patched):
         different += before != after
         same = "yes" if before == after else "**no**"
         print(f"| {name} | {before} | {after} | {same} |")
