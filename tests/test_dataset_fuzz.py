@@ -61,6 +61,24 @@ ROWS: list[dict] = [
         "tools": [{"function": {"name": "look"}}],
         "chat_template_kwargs": {"enable_thinking": True},
     },
+    {"prompt": "Is tea hot?", "ranking": [" Yes.", " No.", " It is."]},
+    {"prompt": ASK, "ranking": [YES, NO]},
+    {"prompt": ASK, "criteria": {"true": {"chosen": YES, "rejected": NO}}},
+    {
+        "prompt": "Is tea hot?",
+        "responses": [" Yes.", " No."],
+        "criteria": {"true": [5, 1.5], "kind": 0},
+    },
+    {
+        "instruction": "Is tea hot?",
+        "completions": [
+            {"response": "Yes.", "annotations": {"true": {"Rating": "5"}}},
+            {"response": "No.", "annotations": {"true": {"Rating": "1"}}},
+        ],
+    },
+    {"prompt": "Is tea hot?", "completion": " Yes.", "label": True},
+    {"prompt": "Is ice hot?", "completion": " No.", "label": 1},
+    {"prompt": ASK, "completion": NO, "label": False, "weight": 0.5, "margin": 1},
 ]
 
 texts = st.one_of(
@@ -136,7 +154,7 @@ class TestFuzz(unittest.TestCase):
 
     def check(self, data, **options):
         """What was used and what was skipped is all that there was."""
-        tokenizer = self.tokenizers[options.pop("kind", 0)]
+        tokenizer = self.tokenizers[options.pop("tokenizer", 0)]
         total = len(data)
         with contextlib.redirect_stdout(io.StringIO()):
             try:
@@ -148,11 +166,21 @@ class TestFuzz(unittest.TestCase):
                 self.assertIs(type(e), ValueError)
                 self.assertRegex(
                     str(e),
-                    rf"\A.* has no rows\.\Z|\A.*: no row of {total:,} can be .*\Z",
+                    rf"\A.* has no rows\.\Z|\A.*: no row of {total:,} can be .*\Z"
+                    r"|\A.*: All rows have the same prompt\. .*\Z"
+                    r"|\A.*: no row has the criterion '(true|kind)'\. .*\Z",
                 )
                 return 0
             self.assertEqual(dataset.num_rows, total)
-            self.assertEqual(len(dataset) + dataset.skipped.total(), total)
+            # A row may give several pairs, or copies.
+            used = {dataset.source_row(i) for i in range(len(dataset))}
+            self.assertEqual(len(used) + dataset.skipped.total(), total)
+            self.assertEqual(dataset.select(range(len(dataset))).num_rows, len(used))
+            self.assertEqual(len(dataset) % dataset.group_size, 0)
+            for name, values in dataset.values.items():
+                self.assertEqual(len(values), len(dataset))
+                self.assertTrue(np.isfinite(values).all(), name)
+            self.assertTrue((dataset.values.get("weights", np.ones(1)) > 0).all())
             self.assertEqual(dataset.skipped.keys(), dataset.first_skipped.keys())
             for line in dataset.summary():
                 self.assertTrue(line.isprintable(), line)
@@ -169,10 +197,29 @@ class TestFuzz(unittest.TestCase):
     @given(
         data=st.lists(rows, max_size=30),
         transcripts=st.sampled_from(["turns", "raw"]),
-        kind=st.integers(0, 1),
+        tokenizer=st.integers(0, 1),
     )
-    def test_rows(self, data, transcripts, kind):
-        self.check(data, transcripts=transcripts, kind=kind)
+    def test_rows(self, data, transcripts, tokenizer):
+        self.check(data, transcripts=transcripts, tokenizer=tokenizer)
+
+    @fuzz
+    @given(
+        data=st.lists(rows, max_size=30),
+        options=st.sampled_from(
+            [
+                {"kind": "labels"},
+                {"kind": "labels", "weight_feature": "weight"},
+                {"kind": "rankings"},
+                {"kind": "rankings", "weight_feature": "score_0"},
+                {"criteria": {"true": 0.5, "kind": 2}},
+                {"criteria": {"true": 1}, "margin_feature": "margin"},
+                {"weight_feature": "weight", "margin_feature": "score_1"},
+            ]
+        ),
+        tokenizer=st.integers(0, 1),
+    )
+    def test_labelled_rows(self, data, options, tokenizer):
+        self.check(data, tokenizer=tokenizer, **options)
 
     @fuzz
     @given(data=st.lists(rows, max_size=12), names=st.tuples(*[columns] * 3))

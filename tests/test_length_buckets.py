@@ -1,7 +1,9 @@
 # Copyright © 2026 MLX Contributors
 
 import unittest
+from unittest import mock
 
+import mlx.core as mx
 import numpy as np
 from tiny import Pairs, pair
 
@@ -220,6 +222,24 @@ class TestPlans(unittest.TestCase):
         free = training_plan(pairs, DPOTrainingArgs(batch_size=4, compile=False))
         self.assertGreater(len(free), len(plan))
         self.assertLess(padded_tokens(free, 4), padded_tokens(plan, 4))
+
+    def test_only_one_batch_of_an_epoch_is_short(self):
+        for n in (4, 77, 200):
+            pairs = pairs_of(random_lengths(n, longest=200))
+            for layout in (*LAYOUTS, "packed"):
+                for ranks in (1, 2, 4):
+                    for compiled, in_order in ((True, False), (False, True)):
+                        args = DPOTrainingArgs(
+                            batch_size=4, sharing=layout, compile=compiled
+                        )
+                        world = mock.Mock(size=lambda ranks=ranks: ranks)
+                        with mock.patch.object(
+                            mx.distributed, "init", return_value=world
+                        ):
+                            plan = training_plan(pairs, args, in_order)
+                        self.assertEqual(batches_per_epoch(plan, 4), -(-n // 4))
+                        short = [b for b in plan if len(b.indices) % 4]
+                        self.assertLessEqual(len(short), 1)
 
 
 class TestEpochs(unittest.TestCase):

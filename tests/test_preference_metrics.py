@@ -6,13 +6,16 @@ import unittest
 import mlx.core as mx
 from tiny import Pairs, Recorder, pair, tiny_model, train
 
+from mlx_lm.tuner.objective import Objective
 from mlx_lm.tuner.preference_metrics import (
     PER_PAIR,
     SUMS,
     MetricsWindow,
     add_metrics,
     all_sum_metrics,
+    hidden_metrics,
     mean_metrics,
+    metric_columns,
     preference_sums,
 )
 
@@ -64,6 +67,51 @@ class TestPreferenceMetrics(unittest.TestCase):
         self.assertNotIn("kl", metrics)
         # Log-ratios 1, -2, 0 and -11: half their squares, a token.
         self.check(metrics, kl_estimate=(0.5 + 2.0 + 60.5) / 12)
+
+    def test_labelled_answers(self):
+        sums = preference_sums(
+            losses=mx.array([0.2, 0.6, 0.4, 9.0]),
+            chosen_rewards=mx.array([0.5, -0.5, 0.2, 9.0]),
+            rejected_rewards=mx.array([9.0, 9.0, 9.0, 9.0]),
+            policy_logps=mx.array([-4.0, -12.0, -6.0, 9.0, 9.0, 9.0, 9.0, 9.0]),
+            reference_logps=mx.zeros((8,)),
+            lengths=mx.array([[1, 3], [1, 5], [1, 4], [1, 9]] + [[1, 9]] * 4),
+            weights=mx.array([1.0, 1.0, 1.0, 0.0]),
+            labels=mx.array([1.0, 0.0, 1.0, 1.0]),
+            baseline=mx.array(0.3),
+        )
+        objective = Objective(loss_type="kto")
+        metrics = mean_metrics(sums, hidden=hidden_metrics(objective))
+        self.assertNotIn("logps/accuracies", metrics)
+        self.check(
+            metrics,
+            loss=0.4,
+            rewards__chosen=0.35,
+            rewards__rejected=-0.5,
+            rewards__margins=0.85,
+            # 0.5 and -0.5 are on their side of 0.3, 0.2 is not.
+            rewards__accuracies=2 / 3,
+            logps__chosen=-5.0,
+            logps__rejected=-12.0,
+            perplexity__policy=math.exp(10 / 5),
+        )
+
+    def test_weights_are_for_the_loss_alone(self):
+        self.check(
+            mean_metrics(sums_by_hand((3.0, 1.0))),
+            loss=0.3,
+            rewards__accuracies=0.5,
+            kl=2.4 / 12,
+        )
+
+    def test_without_a_reference_nothing_is_said_of_it(self):
+        hidden = hidden_metrics(Objective(loss_type="orpo"))
+        metrics = mean_metrics(sums_by_hand(kl=False), hidden=hidden)
+        self.assertFalse([k for k in metrics if "reference" in k or "kl" in k])
+
+    def test_columns(self):
+        batch = dict.fromkeys(("inputs", "lengths", "weights", "labels"), 1)
+        self.assertEqual(set(metric_columns(batch)), {"lengths", "weights", "labels"})
 
     def test_filling_does_not_count(self):
         metrics = mean_metrics(sums_by_hand((1.0, 0.0)))

@@ -26,6 +26,7 @@ from mlx_lm import dpo
 from mlx_lm.tuner import preference_step
 from mlx_lm.tuner.atomic_files import replace_file, user_cache_folder
 from mlx_lm.tuner.logps import sequence_logps
+from mlx_lm.tuner.objective import Objective
 from mlx_lm.tuner.preference_batches import PairBatch, collate_pairs
 from mlx_lm.tuner.preference_step import loss_and_values, reference_pass
 from mlx_lm.tuner.reference import FrozenStart, running
@@ -93,7 +94,7 @@ class TestRememberedReference(unittest.TestCase):
         np.testing.assert_allclose(live, sequence_logps(policy, batch), rtol=1e-6)
         known, _ = reference_pass(policy, None, batch | {"reference_logps": live})
         self.assertIs(known, live)
-        loss, values = loss_and_values(live, known, batch)
+        loss, values = loss_and_values(live, known, batch, Objective())
         self.assertAlmostEqual(loss.item(), 2 * np.log(2), places=5)
         self.assertAlmostEqual(values["losses"].sum().item(), loss.item(), places=5)
 

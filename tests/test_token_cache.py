@@ -21,6 +21,7 @@ from mlx_lm.tuner import token_cache
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 from mlx_lm.tuner.preference_files import FileRows, LocatedRows
 from mlx_lm.tuner.preference_tokens import PairTokenizer, TokenPair
+from mlx_lm.tuner.row_tokens import TOO_LONG, tokenize_rows
 from mlx_lm.tuner.token_cache import (
     TokenCache,
     rows_fingerprint,
@@ -30,10 +31,8 @@ from mlx_lm.tuner.token_columns import (
     CUT,
     EQUAL,
     PARTED,
-    TOO_LONG,
     ColumnsBuilder,
     TokenColumns,
-    tokenize_rows,
 )
 
 CHAT = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "a", "rejected": "b"}

@@ -6,6 +6,11 @@ Only answers are scored, and the gradient of a token's log-prob with respect to
 its hidden state needs nothing but this token's logits. So the head walks over
 chunks of tokens: logits, log-prob, gradient, and the logits are gone. The
 backward pass multiplies by what the loss asks of each token.
+
+    completion_logps(model, states, targets)   log-probs
+    completion_scores(...)                     and how sure the model is
+      _with_gradient(score, sizes, ...)        the gradient in the forward pass
+    paired_completion_logps(...)               both models and their exact KL
 """
 
 from collections.abc import Callable
@@ -16,7 +21,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .model_parts import find_trunk, head_logits
-from .token_scores import score_tokens, token_logps
+from .token_scores import score_tokens, token_log_sum_squares, token_logps
 
 # Bounds of a chunk's float32 logits, of which three times as much is alive at
 # once. Small chunks read the head's weights more often.
@@ -96,38 +101,74 @@ def _chunks(sizes, *arrays):
         start += size
 
 
-def _with_gradient(score: Callable, sizes: list, parameters: dict) -> Callable:
-    """``score`` chunk by chunk, its gradient for the states computed with it."""
+def _first_weighs(weights, parts):
+    # The others carry no gradient.
+    return [weights] + [mx.zeros_like(weights)] * (parts - 1)
+
+
+def _with_gradient(
+    score: Callable, parts: int, sizes: list, parameters: dict
+) -> Callable:
+    """``score`` chunk by chunk, its gradient for the states computed with it.
+
+    Of the arrays that it returns, so many as ``parts``, the first is differentiated.
+    """
     names = list(parameters)
 
     @mx.custom_function
-    def logps(states, targets, *values):
+    def scores(states, targets, *values):
         results: list[tuple] = []
         for x, t in _chunks(sizes, states, targets):
             x = _in_order(x, results[-1] if results else None)
             one = lambda x, t=t: score(x, t, dict(zip(names, values)))
-            y, (dx,) = mx.vjp(one, [x], [mx.ones(x.shape[:1])])
-            results.append((y[0], dx))
-        y, dx = zip(*results)
-        return mx.concatenate(y), mx.concatenate(dx)
+            weights = _first_weighs(mx.ones(x.shape[:1]), parts)
+            y, (dx,) = mx.vjp(one, [x], weights)
+            results.append((*y, dx))
+        return tuple(mx.concatenate(part) for part in zip(*results))
 
-    @logps.vjp
-    def logps_vjp(primals, cotangents, outputs):
+    @scores.vjp
+    def scores_vjp(primals, cotangents, outputs):
         states, targets, *values = primals
-        weights = cotangents[0]
-        dx = outputs[1] * weights[:, None].astype(outputs[1].dtype)
+        weights, dx = cotangents[0], outputs[-1]
+        dx = dx * weights[:, None].astype(dx.dtype)
         totals = [mx.zeros(v.shape, mx.float32) for v in values]
         if values:
             # A trained head: its logits are computed once more, chunk by chunk.
             for x, t, w in _chunks(sizes, states, targets, weights):
                 x = _in_order(x, totals)
                 one = lambda *v, x=x, t=t: score(x, t, dict(zip(names, v)))
-                _, grads = mx.vjp(one, values, [w])
+                _, grads = mx.vjp(one, values, _first_weighs(w, parts))
                 totals = [a + g.astype(mx.float32) for a, g in zip(totals, grads)]
         totals = [t.astype(v.dtype) for t, v in zip(totals, values)]
         return dx, mx.zeros_like(targets), *totals
 
-    return lambda *arrays: logps(*arrays)[0]
+    return lambda *arrays: scores(*arrays)[:-1]
+
+
+def _scores(model, states, targets, functions, gradient, chunk_bytes):
+    """Functions of logits and targets, the first differentiable, chunk by chunk."""
+    width = head_logits(model, states[:1]).shape[-1]
+    sizes = chunk_sizes(states.shape[0], width, chunk_bytes)
+    whole = find_trunk(model) is None
+    # Logits that are there already keep their own, plain gradient.
+    parameters = {} if whole or not gradient else trained_outside_layers(model)
+
+    def score(x, t, values):
+        if values:
+            model.update(tree_unflatten(list(values.items())))
+        logits = head_logits(model, x)[None]
+        return [function(logits, t[None])[0] for function in functions]
+
+    if gradient and not whole:
+        run = _with_gradient(score, len(functions), sizes, parameters)
+        scores = run(states, targets, *parameters.values())
+        if parameters:
+            model.update(tree_unflatten(list(parameters.items())))
+        return scores
+    results: list[list[mx.array]] = []
+    for x, t in _chunks(sizes, states, targets):
+        results.append(score(_in_order(x, results[-1] if results else None), t, {}))
+    return tuple(mx.concatenate(part) for part in zip(*results))
 
 
 def completion_logps(
@@ -158,27 +199,42 @@ def completion_logps(
         >>> completion_logps(identity, logits, targets, chunk_bytes=16).tolist()
         [-1.3862943649291992, -1.3862943649291992, -1.3862943649291992]
     """
-    width = head_logits(model, states[:1]).shape[-1]
-    sizes = chunk_sizes(states.shape[0], width, chunk_bytes)
-    whole = find_trunk(model) is None
-    # Logits that are there already keep their own, plain gradient.
-    parameters = {} if whole or not gradient else trained_outside_layers(model)
+    functions = (token_logps,)
+    return _scores(model, states, targets, functions, gradient, chunk_bytes)[0]
 
-    def score(x, t, values):
-        if values:
-            model.update(tree_unflatten(list(values.items())))
-        return token_logps(head_logits(model, x)[None], t[None])[0]
 
-    if gradient and not whole:
-        run = _with_gradient(score, sizes, parameters)
-        logps = run(states, targets, *parameters.values())
-        if parameters:
-            model.update(tree_unflatten(list(parameters.items())))
-        return logps
-    results: list[mx.array] = []
-    for x, t in _chunks(sizes, states, targets):
-        results.append(score(_in_order(x, results[-1:]), t, {}))
-    return mx.concatenate(results)
+def completion_scores(
+    model: Any,
+    states: mx.array,
+    targets: mx.array,
+    *,
+    gradient: bool = False,
+    chunk_bytes: int | None = None,
+) -> tuple[mx.array, mx.array]:
+    """
+    Log-prob of every target, and ``log sum_v p(v)^2`` where it stands.
+
+    Both come from the same logits, which are computed once.
+
+    Args:
+        model: The model whose head it is, see ``head_logits``.
+        states (mx.array): Hidden states. Shape: ``(N, D)``.
+        targets (mx.array): Token ids. Shape: ``(N,)``.
+        gradient (bool): As for ``completion_logps``. Default: ``False``.
+        chunk_bytes (int, optional): Bytes of a chunk's float32 logits.
+
+    Returns:
+        tuple: float32 log-probs, and the others, which carry no gradient, in
+        nats. Shape: ``(N,)`` each.
+
+    Example:
+        >>> logits, targets = mx.zeros((2, 4)), mx.array([0, 1])
+        >>> completion_scores(lambda x: x, logits, targets)[1].tolist()
+        [-1.3862943649291992, -1.3862943649291992]
+    """
+    functions = (token_logps, lambda logits, _: token_log_sum_squares(logits))
+    logps, squares = _scores(model, states, targets, functions, gradient, chunk_bytes)
+    return logps, mx.stop_gradient(squares)
 
 
 def paired_completion_logps(

@@ -40,9 +40,11 @@ def load_preference_dataset(args: Any, tokenizer: Any) -> tuple:
             (a dict, or a list of dicts, with ``path``). Optional: ``data_dir``,
             ``seed``, ``max_seq_length``, ``valid_fraction``, ``max_bad_rows``,
             ``wrap_text``, ``transcripts``, ``token_cache`` (a folder that keeps
-            token ids, the user's cache folder by default, or ``False``) and
-            ``*_feature``. All but ``seed``, ``max_seq_length``, ``token_cache`` and
-            ``valid_fraction`` also in ``hf_dataset``.
+            token ids, the user's cache folder by default, or ``False``),
+            ``*_feature``, ``criteria`` and ``data_kind`` (the ``kind`` of
+            :class:`PreferenceDataset`). All but ``seed``, ``max_seq_length``,
+            ``token_cache``, ``data_kind`` and ``valid_fraction`` also in
+            ``hf_dataset``.
         tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
 
     Returns:
@@ -71,6 +73,8 @@ def load_preference_dataset(args: Any, tokenizer: Any) -> tuple:
                 f"Found no {_SPLIT_FILES[name]} set in {_source_names(args)}, but "
                 f"{name}: true needs one."
             )
+    if getattr(args, "inspect", None) and "test" not in required:
+        required.append(_inspected_split(args, sources))
     if "train" in required:
         required.append("valid")
     results: dict[str, list] = {"train": [], "valid": [], "test": []}
@@ -84,8 +88,11 @@ def load_preference_dataset(args: Any, tokenizer: Any) -> tuple:
             _hold_out(sets, fraction, getattr(args, "seed", 0) or 0)
         for name, dataset in sets.items():
             results[name].append(dataset)
+    # A batch size that one of them can take, all can.
+    sizes = [part.group_size for parts in results.values() for part in parts]
+    group = max(sizes, default=1)
     return tuple(
-        PreferenceDataset.concatenate(parts) if parts else []
+        PreferenceDataset.concatenate(parts).regroup(group) if parts else []
         for parts in results.values()
     )
 
@@ -118,6 +125,19 @@ def _open_data(args: Any) -> Splits:
     return open_hub_splits(data, {"data_dir": data_dir} if data_dir else {})
 
 
+def _inspected_split(args: Any, sources: list[tuple[Mapping[str, Any], Splits]]) -> str:
+    """The test split if there is one, else that of validation."""
+    for name in ("test", "valid"):
+        if any(name in splits for _, splits in sources):
+            return name
+    if getattr(args, "train", False):
+        return "valid"
+    raise ValueError(
+        f"Found no test or validation set in {_source_names(args)}, but inspect needs "
+        "one."
+    )
+
+
 def _source_names(args: Any) -> str:
     given = getattr(args, "hf_dataset", None)
     if not given:
@@ -145,8 +165,12 @@ def _make_dataset(
         "wrap_text": False,
         "transcripts": "turns",
         "max_bad_rows": 0.1,
+        "weight_feature": None,
+        "margin_feature": None,
+        "criteria": None,
     }
     options = {k: _option(args, given, k, v) for k, v in defaults.items()}
+    options["kind"] = _option(args, {}, "data_kind", "pairs")
     name = f"{given.get('path', _option(args, {}, 'data', ''))} ({_SPLIT_FILES[split]})"
     max_length = _option(args, {}, "max_seq_length", 2048)
     cache = _option(args, {}, "token_cache", True)

@@ -161,3 +161,26 @@ def model_fingerprint(model: nn.Module) -> str:
         for checksum in _checksums(value) if is_array else ():
             digest.update(checksum)
     return digest.hexdigest()
+
+
+def variant_fingerprint(fingerprint: str, variant: str = "") -> str:
+    """
+    Name what is computed from a model in another way than usual.
+
+    Args:
+        fingerprint (str): What ``model_fingerprint`` returned.
+        variant (str): The way, ``""`` for the usual one. Default: ``""``.
+
+    Returns:
+        str: 64 hexadecimal digits; ``fingerprint`` itself for the usual way.
+
+    Example:
+        >>> usual = "0" * 64
+        >>> variant_fingerprint(usual) == usual
+        True
+        >>> variant_fingerprint(usual, "ld_alpha=0.5") == usual
+        False
+    """
+    if not variant:
+        return fingerprint
+    return hashlib.sha256(f"{fingerprint} {variant}".encode()).hexdigest()

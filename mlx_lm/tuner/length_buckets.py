@@ -164,6 +164,7 @@ def _cut_buckets(
     prompt_pad,
     max_length,
     ranks,
+    group,
 ):
     lengths = np.frombuffer(raw, dtype=np.int64).reshape(-1, 3)
     share = -(-batch_size // ranks)
@@ -173,17 +174,20 @@ def _cut_buckets(
         forms = min(share, max_shapes, 4)
         max_shapes //= forms
     features, prices = _features(input_lengths(lengths), layout)
-    parts = [np.arange(len(features))]
-    smallest = max(1, min_batches) * batch_size
-    cut = lambda order: _best_cut(features, order, prices, batch_size, pad, smallest)
+    # Pairs that belong together are cut as one, as long as the longest of them.
+    whole = features.reshape(-1, group, 2).max(axis=1)
+    parts, size = [np.arange(len(whole))], batch_size // group
+    smallest = max(1, min_batches) * size
+    cut = lambda order: _best_cut(whole, order, prices, size, pad, smallest)
     cuts = [cut(parts[0])]
-    needed = int((np.abs(features) * prices).sum())
+    needed = int((np.abs(whole) * prices).sum())
     while len(parts) < max_shapes:
         i = max(range(len(cuts)), key=lambda j: cuts[j][0])
         saved, low, high = cuts[i]
         if saved <= LEAST_SAVING * needed:
             break
         parts[i : i + 1], cuts[i : i + 1] = [low, high], [cut(low), cut(high)]
+    parts = [(part[:, None] * group + np.arange(group)).reshape(-1) for part in parts]
     longest_input = np.iinfo(np.int32).max if max_length is None else max_length - 1
     buckets = [
         Bucket(
@@ -204,6 +208,39 @@ def _cut_buckets(
     return sorted(buckets, key=lambda b: (b.shape.prompt + b.shape.width, b.shape))
 
 
+def check_batch_size(batch_size: int, ranks: int, group: int = 1) -> None:
+    """
+    Refuse a batch that can't be divided.
+
+    Args:
+        batch_size (int): Pairs a batch over all ranks.
+        ranks (int): Machines that share each batch.
+        group (int): So many pairs stay together. Default: ``1``.
+
+    Raises:
+        ValueError: If it is no positive multiple of what stays together.
+
+    Example:
+        >>> check_batch_size(4, 2, group=3)
+        Traceback (most recent call last):
+        ...
+        ValueError: batch_size must be a positive multiple of the 3 pairs that hold \
+the longest ranking, for each of the 2 workers: 6. It is 4.
+    """
+    if batch_size >= 1 and batch_size % (ranks * group) == 0:
+        return
+    if group > 1:
+        raise ValueError(
+            f"batch_size must be a positive multiple of the {group} pairs that hold "
+            f"the longest ranking, for each of the {ranks} workers: {ranks * group}. "
+            f"It is {batch_size}."
+        )
+    raise ValueError(
+        f"batch_size must be a positive multiple of the {ranks} workers, "
+        f"got {batch_size}."
+    )
+
+
 def length_buckets(
     lengths: np.ndarray,
     batch_size: int,
@@ -215,6 +252,7 @@ def length_buckets(
     prompt_pad: int = 1,
     max_length: int | None = None,
     ranks: int = 1,
+    group: int = 1,
 ) -> list[Bucket]:
     """
     Cut a data set into buckets of one batch shape each, with little padding.
@@ -237,9 +275,13 @@ def length_buckets(
         prompt_pad (int): Shared prompts too. Default: ``1``.
         max_length (int, optional): Never pad a row beyond it, in tokens.
         ranks (int): Machines that share each batch. Default: ``1``.
+        group (int): So many neighbouring pairs stay together. Default: ``1``.
 
     Returns:
         list: The buckets, shortest first; every pair is in one of them.
+
+    Raises:
+        ValueError: If ``batch_size`` can't be divided among ranks and groups.
 
     Example:
         >>> lengths = np.array([[3, 5, 6], [3, 4, 5], [40, 60, 42], [41, 43, 61]])
@@ -247,8 +289,9 @@ def length_buckets(
         >>> [(b.shape.prompt, b.shape.width, len(b.indices)) for b in buckets]
         [(2, 3, 2), (40, 20, 2)]
     """
+    check_batch_size(batch_size, ranks, group)
     raw = np.asarray(lengths, dtype=np.int64).tobytes()
-    options = (max_shapes, min_batches, pad, prompt_pad, max_length, ranks)
+    options = (max_shapes, min_batches, pad, prompt_pad, max_length, ranks, group)
     return list(_cut_buckets(raw, batch_size, layout, *options))
 
 
@@ -302,6 +345,7 @@ def plan_batches(
             pad=pad,
             prompt_pad=prompt_pad if grade == "ragged" else 1,
             ranks=ranks,
+            group=getattr(dataset, "group_size", 1),
         )
         for layout in ([grade] if packed else LAYOUTS[LAYOUTS.index(grade) :])
     ]

@@ -5,16 +5,12 @@
     dpo_loss(four logits, targets, masks)     what a user calls
       score_tokens(policy, reference)         log-prob of every target, exact KL
       preference_loss(four summed logps)      per-pair losses and rewards
-        LOSSES[loss_type]                     the formula alone
+        LOSSES[loss_type].function            the formula alone
 
 Everything from the logits on is float32.
 """
 
-import math
-from typing import Callable
-
 import mlx.core as mx
-import mlx.nn as nn
 
 from ._upstream_losses import (
     _js_backward_kernel,
@@ -30,72 +26,11 @@ from ._upstream_losses import (
     can_run_metal,
     js_div_loss,
     kl_div_loss,
+    nn,
 )
+from .objective import Objective, pair_logps, pair_losses, pair_rewards
+from .preference_losses import LOSSES
 from .token_scores import score_tokens, token_logps
-
-
-def sigmoid_loss(logratios: mx.array, beta: float, label_smoothing: float) -> mx.array:
-    """
-    The DPO loss, with label smoothing (conservative DPO) if asked for.
-
-    ``-(1 - e) * log sigmoid(beta * h) - e * log sigmoid(-beta * h)``, where
-    ``h`` is the policy's log-ratio of chosen to rejected minus the reference's.
-
-    Paper: https://arxiv.org/abs/2305.18290, Eq. 7.
-
-    Args:
-        logratios (mx.array): ``h`` in nats. Shape: ``(B,)``.
-        beta (float): Inverse temperature, how strongly the reference holds.
-        label_smoothing (float): ``e``, the probability that a label is wrong.
-
-    Returns:
-        mx.array: One loss a pair, in nats. Shape: ``(B,)``.
-
-    Example:
-        >>> round(sigmoid_loss(mx.array([0.0]), 0.1, 0.0).item(), 6)
-        0.693147
-    """
-    scores = beta * logratios
-    losses = -nn.log_sigmoid(scores)
-    if label_smoothing > 0:
-        losses = (1 - label_smoothing) * losses
-        losses = losses - label_smoothing * nn.log_sigmoid(-scores)
-    return losses
-
-
-LOSSES: dict[str, Callable[[mx.array, float, float], mx.array]] = {
-    "sigmoid": sigmoid_loss,
-}
-
-
-def check_loss_options(beta: float, label_smoothing: float, loss_type: str) -> None:
-    """
-    Check the numbers that shape a preference loss, before any work is done.
-
-    Args:
-        beta (float): Inverse temperature, a positive finite number.
-        label_smoothing (float): Probability that a label is wrong, in [0, 0.5).
-        loss_type (str): A key of ``LOSSES``.
-
-    Raises:
-        ValueError: If one of them is out of range; the message has the value.
-
-    Example:
-        >>> check_loss_options(0.0, 0.0, "sigmoid")
-        Traceback (most recent call last):
-        ...
-        ValueError: beta must be a positive number, got 0.0.
-    """
-    if not (beta > 0 and math.isfinite(beta)):
-        raise ValueError(f"beta must be a positive number, got {beta}.")
-    if not 0 <= label_smoothing < 0.5:
-        raise ValueError(
-            f"label_smoothing must be at least 0 and below 0.5, got {label_smoothing}."
-        )
-    if loss_type not in LOSSES:
-        raise ValueError(
-            f"Unknown loss_type {loss_type!r}, choose from {', '.join(LOSSES)}."
-        )
 
 
 def preference_loss(
@@ -106,15 +41,17 @@ def preference_loss(
     beta: float = 0.1,
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
+    *,
+    objective: Objective | None = None,
+    lengths: mx.array | None = None,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """
     Per-pair losses and rewards from summed log-probabilities.
 
-    ``h = (policy_chosen - policy_rejected) - (reference_chosen -
-    reference_rejected)`` goes into the loss; the implicit reward of an answer is
-    ``beta * (policy - reference)``.
+    The implicit reward of an answer is ``beta * (policy - reference)``.
 
-    Paper: https://arxiv.org/abs/2305.18290, Eq. 5 (rewards) and Eq. 7 (loss).
+    Paper: https://arxiv.org/abs/2305.18290, Eq. 5 (rewards) and Eq. 7 (loss);
+    ``LOSSES`` has those of the other losses.
 
     Args:
         policy_chosen_logps (mx.array): Log-prob of each chosen answer under the
@@ -125,13 +62,17 @@ def preference_loss(
         beta (float): Inverse temperature. Default: ``0.1``.
         label_smoothing (float): Probability that a label is wrong. Default: ``0``.
         loss_type (str): A key of ``LOSSES``. Default: ``"sigmoid"``.
+        objective (Objective, optional): All of it, instead of these three.
+        lengths (mx.array, optional): Tokens of the chosen and of the rejected
+            answers, which losses per token need. Shape: ``(2, B)``.
 
     Returns:
         tuple: losses, chosen rewards and rejected rewards, each of shape
         ``(B,)`` in nats; no gradient flows through the rewards.
 
     Raises:
-        ValueError: If an option is out of range.
+        ValueError: If an option is out of range, lengths are missing, or the loss
+            does not learn from pairs.
 
     Example:
         >>> logps = [mx.array([x]) for x in (-10.0, -12.0, -11.0, -12.0)]
@@ -139,18 +80,25 @@ def preference_loss(
         >>> [round(x.item(), 4) for x in (losses, chosen, rejected)]
         [0.4741, 0.5, 0.0]
     """
-    check_loss_options(beta, label_smoothing, loss_type)
-    policy_chosen_logps, policy_rejected_logps = (
-        x.astype(mx.float32) for x in (policy_chosen_logps, policy_rejected_logps)
+    objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
+    if objective.data != "pairs":
+        name = next(iter(objective.losses))
+        raise ValueError(f"{name} learns from {objective.data}, not from pairs alone.")
+    per_token = [name for name in objective.losses if LOSSES[name].per_token]
+    if per_token and lengths is None:
+        raise ValueError(f"{per_token[0]} needs the answers' lengths in tokens.")
+    batch = {"weights": mx.ones(policy_chosen_logps.shape)}
+    if lengths is not None:
+        # Behind a prompt of one token.
+        ends = lengths.reshape(-1) + 1
+        batch["lengths"] = mx.stack([mx.ones_like(ends), ends], axis=-1)
+    pairs = pair_logps(
+        mx.concatenate([policy_chosen_logps, policy_rejected_logps]),
+        mx.concatenate([reference_chosen_logps, reference_rejected_logps]),
+        batch,
+        objective,
     )
-    chosen_logratios = policy_chosen_logps - reference_chosen_logps
-    rejected_logratios = policy_rejected_logps - reference_rejected_logps
-    losses = LOSSES[loss_type](
-        chosen_logratios - rejected_logratios, beta, label_smoothing
-    )
-    chosen_rewards = beta * mx.stop_gradient(chosen_logratios)  # Eq. 5
-    rejected_rewards = beta * mx.stop_gradient(rejected_logratios)
-    return losses, chosen_rewards, rejected_rewards
+    return pair_losses(pairs, objective), *pair_rewards(pairs, objective)
 
 
 def _check_logits(name, policy, reference, targets, mask):
@@ -232,8 +180,8 @@ def dpo_loss(
             "dpo_loss(..., chosen_targets=chosen_tokens[:, 1:], "
             "rejected_targets=rejected_tokens[:, 1:])."
         )
-    check_loss_options(beta, label_smoothing, loss_type)
-    logps = []
+    objective = Objective(beta, loss_type, label_smoothing=label_smoothing)
+    logps, lengths = [], []
     for name, policy, reference, targets, mask in (
         (
             "chosen",
@@ -254,14 +202,15 @@ def dpo_loss(
         mask = None if mask is None else mask.astype(mx.bool_)
         scores = score_tokens(policy, reference, targets, mask)
         logps.append([x.sum(axis=-1) for x in scores[:2]])
+        counted = mx.ones(targets.shape) if mask is None else mask
+        lengths.append(counted.sum(axis=-1))
     (chosen, reference_chosen), (rejected, reference_rejected) = logps
     losses, _, _ = preference_loss(
         chosen,
         rejected,
         reference_chosen,
         reference_rejected,
-        beta,
-        label_smoothing,
-        loss_type,
+        objective=objective,
+        lengths=mx.stack(lengths),
     )
     return losses.mean()

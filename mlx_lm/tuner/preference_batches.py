@@ -8,7 +8,13 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .length_buckets import BatchShape, Bucket, length_buckets, pair_lengths
+from .length_buckets import (
+    BatchShape,
+    Bucket,
+    check_batch_size,
+    length_buckets,
+    pair_lengths,
+)
 from .packing import pack_rows
 
 
@@ -175,7 +181,11 @@ def count_tokens(batch: dict[str, mx.array]) -> tuple[int, int]:
 
 
 def epoch_batches(
-    buckets: list[Bucket], batch_size: int, seed: int | None = None, epoch: int = 0
+    buckets: list[Bucket],
+    batch_size: int,
+    seed: int | None = None,
+    epoch: int = 0,
+    group: int = 1,
 ) -> list[tuple[BatchShape, list[int]]]:
     """
     The batches of one pass over the data, without replacement.
@@ -189,6 +199,8 @@ def epoch_batches(
         seed (int, optional): Shuffles the pairs of each bucket, and the batches.
             In order of length if it is not given.
         epoch (int): Which pass over the data. Default: ``0``.
+        group (int): So many neighbours of a bucket stay together, and
+            ``batch_size`` is a multiple of it. Default: ``1``.
 
     Returns:
         list: Shape and indices of each batch; every index occurs once.
@@ -201,7 +213,9 @@ def epoch_batches(
     rng = None if seed is None else np.random.default_rng([seed, epoch])
     batches = []
     for shape, indices in buckets:
-        order = indices if rng is None else rng.permutation(indices)
+        order = indices
+        if rng is not None:
+            order = rng.permutation(indices.reshape(-1, group)).reshape(-1)
         for i in range(0, len(order), batch_size):
             batches.append((shape, order[i : i + batch_size].tolist()))
     if rng is not None:
@@ -242,7 +256,7 @@ def iterate_preference_batches(
 
     Raises:
         ValueError: If the data set holds fewer pairs than a looping batch needs,
-            or ``batch_size`` can't be divided among the ranks.
+            or ``batch_size`` can't be divided among ranks and rankings.
 
     Example:
         >>> pairs = [([5], [7], [8, 9], (1, 2, 3))]
@@ -250,22 +264,19 @@ def iterate_preference_batches(
         1
     """
     rank, size = (comm_group.rank(), comm_group.size()) if comm_group else (0, 1)
-    if batch_size < 1 or batch_size % size != 0:
-        raise ValueError(
-            f"batch_size must be a positive multiple of the {size} workers, "
-            f"got {batch_size}."
-        )
+    group = getattr(dataset, "group_size", 1)
+    check_batch_size(batch_size, size, group)
     if loop and len(dataset) < batch_size:
         raise ValueError(
             f"The training set has {len(dataset)} usable pairs, fewer than "
             f"batch_size={batch_size}. Lower batch_size or add pairs."
         )
     if buckets is None:
-        buckets = length_buckets(pair_lengths(dataset), batch_size)
+        buckets = length_buckets(pair_lengths(dataset), batch_size, group=group)
     per_epoch = sum(-(-len(b.indices) // batch_size) for b in buckets)
     epoch, first = divmod(first_batch, per_epoch)
     while True:
-        batches = epoch_batches(buckets, batch_size, seed, epoch)
+        batches = epoch_batches(buckets, batch_size, seed, epoch, group)
         if 0 < num_batches < len(batches):
             sample = np.linspace(0, len(batches) - 1, num_batches).round()
             batches = [batches[int(i)] for i in sample]
@@ -276,12 +287,49 @@ def iterate_preference_batches(
         epoch, first = epoch + 1, 0
 
 
+def value_arrays(
+    dataset: Any, indices: list[int], weights: mx.array
+) -> dict[str, mx.array]:
+    """
+    The numbers that a batch's pairs bring along.
+
+    Args:
+        dataset (PreferenceDataset): The pairs, with or without ``values``.
+        indices (list): Those of the batch, without filling.
+        weights (mx.array): 1 for a pair and 0 for filling. Shape: ``(B,)``.
+
+    Returns:
+        dict: Those in use of ``weights``, 0 for filling; ``margins`` in nats;
+        ``labels``, 1 or 0; all of shape ``(B,)``; and ``places`` of shape ``(2B,)``,
+        chosen answers first, -1 for filling and for copies.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> pairs = SimpleNamespace(values={"weights": np.array([0.5, 2.0])})
+        >>> value_arrays(pairs, [1], mx.array([1.0, 0.0]))["weights"].tolist()
+        [2.0, 0.0]
+    """
+    counts = np.array(weights) > 0
+    found = {}
+    for name, values in getattr(dataset, "values", {}).items():
+        # Filling is put behind the pairs, as copies of the first.
+        rows = values[indices + indices[:1] * (len(counts) - len(indices))]
+        if name == "weights":
+            rows = rows * counts
+        if name == "places":
+            rows = np.where(counts[:, None], rows, -1).T.reshape(-1)
+        found[name] = mx.array(rows.astype(np.float32))
+    return found
+
+
 def _share_of_batch(dataset, indices, batch_size, shape, rank, size):
-    mine = indices[rank::size]
+    group = getattr(dataset, "group_size", 1)
+    mine = np.array(indices).reshape(-1, group)[rank::size].reshape(-1).tolist()
     # A short last batch may leave this rank nothing: fill with weight 0.
-    taken = mine or indices[:1]
+    taken = mine or indices[:group]
     batch = collate_pairs([dataset[i] for i in taken], batch_size // size, shape)
     if not mine:
         batch["weights"] = mx.zeros_like(batch["weights"])
+    batch |= value_arrays(dataset, taken, batch["weights"])
     filling = [taken[0]] * (batch_size // size - len(taken))
     return PairBatch(taken + filling, batch)

@@ -4,19 +4,24 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .held_out import choose_held_out
+from .labelled_rows import KINDS
+from .labelled_rows import KNOWN_SHAPES as LABELLED_SHAPES
+from .labelled_rows import NO_WEIGHT, check_criteria
 from .preference_rows import KNOWN_SHAPES, TIE
 from .preference_tokens import PairTokenizer
+from .row_tokens import TOO_LONG, tokenize_rows
 from .token_cache import TokenCache
-from .token_columns import CUT, EQUAL, PARTED, TOO_LONG, TokenColumns, tokenize_rows
+from .token_columns import CUT, EQUAL, PARTED, TokenColumns
 
 # Rows that are left out by rule, not because something is wrong with them.
-_NOT_BAD = {TIE, TOO_LONG}
+_NOT_BAD = {TIE, TOO_LONG, NO_WEIGHT}
 MAX_VALID_PAIRS = 500
 
 
@@ -25,7 +30,8 @@ class PreferenceDataset:
     Preference pairs as token ids: a prompt, a chosen and a rejected answer each.
 
     Sequences longer than ``max_length`` keep their start. Rows that can't be used
-    are skipped and counted by reason. :mod:`.preference_rows` lists the shapes.
+    are skipped and counted by reason. :mod:`.preference_rows` lists the shapes, and
+    :mod:`.labelled_rows` those of rows that are not one pair.
 
     Args:
         data (Sequence): Raw rows: dicts, or a Hugging Face dataset. A ``location``
@@ -46,6 +52,13 @@ class PreferenceDataset:
         source (str, optional): A name of the data, for messages.
         token_cache (str or Path, optional): A folder that keeps the token ids of
             more than 2,000 rows, see :mod:`.token_cache`. Default: none.
+        kind (str): ``"pairs"``; ``"rankings"``, every row ``group_size`` pairs with
+            their places; or ``"labels"``, every pair an answer with a label and, as
+            the rejected one, the answer to another prompt. Default: ``"pairs"``.
+        weight_feature (str, optional): Column of a weight, above 0. Rows with a
+            weight of 0 are left out.
+        margin_feature (str, optional): Column of a margin in nats.
+        criteria (dict, optional): Weights of the criteria to compare answers by.
 
     Raises:
         ValueError: If an option is wrong, too many rows are bad, or none is usable.
@@ -77,6 +90,12 @@ class PreferenceDataset:
         prompt   'Sky is'
         chosen   'blue'
         rejected 'red'
+        >>> rows = [{"prompt": "Sky is", "ranking": [" blue", " red", " is"]}]
+        >>> ranked = PreferenceDataset(rows, tokenizer, kind="rankings")
+        >>> ranked.group_size, ranked.values["places"].tolist()
+        (2, [[0.0, 1.0], [-1.0, 2.0]])
+        >>> len(ranked.regroup(3))
+        3
     """
 
     def __init__(
@@ -93,11 +112,17 @@ class PreferenceDataset:
         max_bad_rows: float = 0.1,
         source: str | None = None,
         token_cache: str | Path | None = None,
+        kind: str = "pairs",
+        weight_feature: str | None = None,
+        margin_feature: str | None = None,
+        criteria: Mapping[str, float] | None = None,
     ):
         encode = PairTokenizer(tokenizer)
         _check_options(encode, max_length, wrap_text, transcripts, max_bad_rows)
+        _check_kind(kind, margin_feature, criteria)
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.kind = kind
         self.source = source or "preference data"
         self._warn_raw = encode.has_chat_template
         options = {
@@ -106,17 +131,25 @@ class PreferenceDataset:
             "rejected_feature": rejected_feature,
             "turns": transcripts == "turns" and encode.has_chat_template,
             "wrap_text": wrap_text,
+            "kind": kind,
+            "weight_feature": weight_feature,
+            "margin_feature": margin_feature,
+            "criteria": dict(criteria) if criteria else None,
         }
         cache = None
         if token_cache:
             settings = {**options, "max_length": max_length}
             cache = TokenCache(token_cache, tokenizer, settings)
         found = cache.load(data) if cache else None
-        self._columns, notes = found or tokenize_rows(data, encode, max_length, options)
+        made = found or tokenize_rows(data, encode, max_length, options)
+        self._columns: TokenColumns = made[0]
+        notes = made[1]
         self._take_notes(**notes)
         if cache and not found:
             cache.save(data, self._columns, notes)
+        self._check_criteria(criteria)
         self._check_skipped(max_bad_rows)
+        self._pair_up()
 
     def __len__(self) -> int:
         return len(self._columns)
@@ -147,6 +180,16 @@ class PreferenceDataset:
             prompt and rejected answer. Not to be changed. int32, shape: ``(n, 3)``.
         """
         return self._columns.lengths
+
+    @property
+    def values(self) -> dict[str, np.ndarray]:
+        """Numbers of the pairs, those of ``token_columns.VALUES`` that are in use."""
+        return self._columns.values
+
+    @property
+    def group_size(self) -> int:
+        """So many neighbouring pairs share one ranking; else 1."""
+        return self._columns.group
 
     def source_row(self, index: int) -> str | int:
         """
@@ -190,13 +233,38 @@ class PreferenceDataset:
             source (str, optional): A name of the new dataset, for messages.
 
         Returns:
-            PreferenceDataset: The pairs. Skipped rows stay with this dataset.
+            PreferenceDataset: The pairs. Skipped rows stay with this dataset. Labels
+            get their other answers from among these pairs.
+
+        Raises:
+            ValueError: If a ranking would be taken apart, or labels have one prompt.
         """
+        chosen = np.fromiter(indices, dtype=np.int64)
+        size = self.group_size
+        if len(chosen) % size or (np.diff(chosen.reshape(-1, size)) != 1).any():
+            raise ValueError(f"Select all {size} pairs of a ranking, in their order.")
+        if (chosen[::size] % size).any():
+            raise ValueError(f"Select rankings from their first of {size} pairs on.")
         result = copy.copy(self)
-        result._columns = self._columns.select(indices)
-        result.num_rows = len(result)
+        result._columns = self._columns.select(chosen)
+        result.num_rows = result._columns.count_rows()
         result.skipped, result.first_skipped = Counter(), {}
         result.source = source or self.source
+        result._pair_up()
+        return result
+
+    def regroup(self, group_size: int) -> "PreferenceDataset":
+        """
+        Make all rankings as long as those of another dataset.
+
+        Args:
+            group_size (int): Pairs for each ranking, at least as many as now.
+
+        Returns:
+            PreferenceDataset: The pairs, with copies that count nowhere.
+        """
+        result = copy.copy(self)
+        result._columns = self._columns.regroup(group_size)
         return result
 
     def hold_out(
@@ -205,32 +273,30 @@ class PreferenceDataset:
         """
         Split off a part for validation, whole prompts where that is possible.
 
+        Whole rows always stay together. Labels are held out for two prompts or more,
+        since each answer is compared with that to another prompt.
+
         Args:
             fraction (float): Share of the pairs: at least one, at most 500 pairs.
             seed (int): Seed of the choice. Default: ``0``.
 
         Returns:
             tuple: The pairs that remain, and those held out: an empty list if
-            ``fraction`` is 0 or there is only one pair.
+            ``fraction`` is 0 or there are too few rows.
         """
         size = min(MAX_VALID_PAIRS, max(1, round(fraction * len(self))))
         if not fraction or len(self) <= size:
             return self, []
-        # RandomState keeps its numbers across NumPy versions.
-        shuffled = np.random.RandomState(seed).permutation(len(self)).tolist()
-        groups: dict[bytes, list[int]] = {}
-        for i in shuffled:
-            prompt = self[i][0].tobytes()
-            groups.setdefault(prompt or b"row %d" % i, []).append(i)
-        held: set[int] = set()
-        for group in groups.values():
-            if len(held) + len(group) <= size:
-                held.update(group)
-        held = held or set(shuffled[:size])
-        train = self.select(i for i in range(len(self)) if i not in held)
-        train.num_rows = self.num_rows - len(held)
+        prompts = [self[i][0].tobytes() for i in range(len(self))]
+        rows = self._columns.rows.tolist()
+        held = choose_held_out(prompts, rows, size, seed, self.kind == "labels")
+        if not held:
+            return self, []
+        valid = self.select(held, f"{self.source} (held out)")
+        train = self.select(sorted(set(range(len(self))) - set(held)))
+        train.num_rows = self.num_rows - valid.num_rows
         train.skipped, train.first_skipped = self.skipped, self.first_skipped
-        return train, self.select(sorted(held), f"{self.source} (held out)")
+        return train, valid
 
     @staticmethod
     def concatenate(datasets: Sequence["PreferenceDataset"]) -> "PreferenceDataset":
@@ -267,14 +333,15 @@ class PreferenceDataset:
             f"{'' if len(kinds) == 1 else f'{n:,} of '}{shape}, {format}"
             for (shape, format), n in kinds.most_common()
         )
-        counts = f"{_count(len(self))} of {_count(self.num_rows, 'row')}"
+        noun = "answer" if self.kind == "labels" else "pair"
+        counts = f"{_count(len(self), noun)} of {_count(self.num_rows, 'row')}"
         lines = [f"{self.source}: {counts} ({kinds_text})."]
         for reason, count in self.skipped.most_common():
             level = "" if reason in _NOT_BAD else "[WARNING] "
             lines.append(f"{level}Skipped {self._describe(reason, count)}.")
         cut, equal, parted = map(self._count_flag, (CUT, EQUAL, PARTED))
         if cut:
-            lines.append(f"Cut to {self.max_length:,} tokens: {_count(cut)}.")
+            lines.append(f"Cut to {self.max_length:,} tokens: {_count(cut, noun)}.")
         if equal:
             lines.append(
                 f"[WARNING] {_count(equal)} have equal answers after the cut and teach "
@@ -283,7 +350,7 @@ class PreferenceDataset:
         if parted:
             tail = self.tokenizer.decode(self._dropped_tail)
             lines.append(
-                f"In {_count(parted)} the prompt alone ends in other tokens than "
+                f"In {_count(parted, noun)} the prompt alone ends in other tokens than "
                 f"before an answer, the answer starts where they part: {tail[-60:]!r}."
             )
         if self._warn_raw and any(format == "text" for _, format in kinds):
@@ -303,7 +370,11 @@ class PreferenceDataset:
         prompt, chosen, rejected, _ = self[0]
         decode = lambda ids: repr(self.tokenizer.decode(ids.tolist()))
         lines = [f"prompt   {decode(prompt[-24:])}"]
-        for name, ids in (("chosen", chosen), ("rejected", rejected)):
+        answers = {"chosen": chosen, "rejected": rejected}
+        if self.kind == "labels":
+            label = "desired" if self.values["labels"][0] else "not desired"
+            answers = {label: chosen}
+        for name, ids in answers.items():
             text = decode(ids)
             if len(ids) > 24:
                 text = f"{decode(ids[:16])} … {decode(ids[-8:])}"
@@ -317,11 +388,29 @@ class PreferenceDataset:
         first_skipped: dict[str, str | int],
         details: dict[str, str],
         dropped_tail: list[int],
+        criteria: list[str],
     ) -> None:
-        self.num_rows = num_rows
+        self.num_rows, self._criteria = num_rows, criteria
         self.skipped: Counter[str] = Counter(skipped)
         self.first_skipped = first_skipped
         self._details, self._dropped_tail = details, dropped_tail
+
+    def _pair_up(self) -> None:
+        if self.kind != "labels" or not len(self):
+            return
+        try:
+            self._columns = self._columns.mismatch(self.max_length)
+        except ValueError as e:
+            raise ValueError(f"{self.source}: {e}") from e
+
+    def _check_criteria(self, criteria: Mapping[str, float] | None) -> None:
+        for name in criteria or ():
+            if str(name) not in self._criteria:
+                known = ", ".join(map(repr, self._criteria[:20])) or "none"
+                raise ValueError(
+                    f"{self.source}: no row has the criterion {name!r}. There are: "
+                    f"{known}."
+                )
 
     def _commonest(self, part: int) -> str:
         counts: Counter[str] = Counter()
@@ -343,7 +432,7 @@ class PreferenceDataset:
             raise ValueError(f"{self.source} has no rows.")
         if not len(self):
             worst = self._describe(*self.skipped.most_common(1)[0])
-            hint = f"Known shapes: {'; '.join(KNOWN_SHAPES)}."
+            hint = f"Known shapes: {'; '.join((*KNOWN_SHAPES, *LABELLED_SHAPES))}."
             if TOO_LONG in self.skipped:
                 hint = f"Raise max_seq_length, which is {self.max_length:,}."
             raise ValueError(
@@ -377,6 +466,15 @@ def _check_options(
         raise ValueError("wrap_text needs a tokenizer with a chat template.")
     if wrap_text and transcripts == "raw":
         raise ValueError("wrap_text: true and transcripts: raw exclude each other.")
+
+
+def _check_kind(kind: str, margin_feature: str | None, criteria: Any) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    check_criteria(criteria)
+    for name, value in (("margin_feature", margin_feature), ("criteria", criteria)):
+        if value and kind != "pairs":
+            raise ValueError(f"{name} belongs to pairs, not to {kind}.")
 
 
 def _count(number: int, noun: str = "pair") -> str:

@@ -23,6 +23,7 @@ def evaluate_pairs(
     buckets: list[Bucket] | None,
     clear_cache_threshold: int,
     progress_callback: Callable[[], Any] | None,
+    hidden: frozenset[str] = frozenset(),
 ) -> dict[str, float]:
     """
     Score a data set, or a sample of its batches, and average over all ranks.
@@ -37,6 +38,7 @@ def evaluate_pairs(
         clear_cache_threshold (int): Clear the allocator's cache beyond so many
             bytes.
         progress_callback (Callable, optional): Called after every batch.
+        hidden (frozenset): What ``hidden_metrics`` returned. Default: nothing.
 
     Returns:
         dict: What ``mean_metrics`` returns, and ``pairs``.
@@ -64,5 +66,5 @@ def evaluate_pairs(
         if progress_callback is not None:
             progress_callback()
     totals = all_sum_metrics(totals, group)
-    means = {k: v.item() for k, v in mean_metrics(totals).items()}
+    means = {k: v.item() for k, v in mean_metrics(totals, hidden=hidden).items()}
     return means | {"pairs": totals["pairs"].item()}

@@ -4,14 +4,25 @@
 
 import mlx.core as mx
 
+from .objective import Objective
+
+# What a metric is averaged over.
 PER_PAIR = (
-    "loss",
-    "rewards/chosen",
-    "rewards/rejected",
-    "rewards/margins",
     "rewards/accuracies",
-    "logps/chosen",
-    "logps/rejected",
+    "logps/accuracies",
+    "logps/accuracies_per_token",
+    "reference_logps/accuracies",
+    "reference_logps/accuracies_per_token",
+)
+PER_CHOSEN = ("rewards/chosen", "logps/chosen")
+PER_REJECTED = ("rewards/rejected", "logps/rejected")
+OF_REFERENCE = (
+    "reference_logps/accuracies",
+    "reference_logps/accuracies_per_token",
+    "perplexity/reference",
+    "kl_estimate",
+)
+OF_TWO_ANSWERS = (
     "logps/accuracies",
     "logps/accuracies_per_token",
     "reference_logps/accuracies",
@@ -21,6 +32,9 @@ PER_PAIR = (
 _UNTIMED = ("untimed/pairs", "untimed/tokens")
 SUMS = (
     *PER_PAIR,
+    *PER_CHOSEN,
+    *PER_REJECTED,
+    "loss",
     "kl_estimate",
     "nll/policy",
     "nll/reference",
@@ -28,6 +42,9 @@ SUMS = (
     "tokens/completion",
     "tokens/all",
     "pairs",
+    "chosen",
+    "rejected",
+    "weights",
 )
 
 
@@ -40,9 +57,14 @@ def preference_sums(
     lengths: mx.array,
     weights: mx.array,
     kl: mx.array | None = None,
+    labels: mx.array | None = None,
+    baseline: mx.array | None = None,
 ) -> dict[str, mx.array]:
     """
     Sum a batch's metrics over its pairs.
+
+    Of labelled answers those that are desirable count as chosen, the others as
+    rejected, and one is right whose reward is on its label's side of the baseline.
 
     Args:
         losses (mx.array): Per-pair losses in nats. Shape: ``(B,)``.
@@ -53,10 +75,14 @@ def preference_sums(
         reference_logps (mx.array): The same under the reference.
         lengths (mx.array): Prompt length and whole length of each row, in
             tokens. Shape: ``(2B, 2)``.
-        weights (mx.array): 1 for a pair that counts, 0 for filling. Shape:
+        weights (mx.array): What a pair's loss counts, 0 for filling. Shape:
             ``(B,)``.
         kl (mx.array, optional): Exact KL of each row's completion in nats,
             shape ``(2B,)``; estimated from the log-ratios if not given.
+        labels (mx.array, optional): 1 for a desirable answer, 0 for another; then
+            only the first ``B`` rows are answers of the data. Shape: ``(B,)``.
+        baseline (mx.array, optional): The reward of a batch's labelled answers to
+            compare with, in nats.
 
     Returns:
         dict: float32 scalars; ``mean_metrics`` turns them into averages.
@@ -68,39 +94,70 @@ def preference_sums(
         >>> sums["rewards/accuracies"].item(), sums["tokens/completion"].item()
         (1.0, 3.0)
     """
-    policy = mx.stop_gradient(policy_logps)
+    policy, real = mx.stop_gradient(policy_logps), (weights > 0).astype(mx.float32)
     counts = (lengths[:, 1] - mx.maximum(lengths[:, 0], 1)).astype(mx.float32)
+    sums = {"loss": (mx.stop_gradient(losses) * weights).sum()}
+    sums |= _compare(policy, reference_logps, counts, real)
+    if labels is None:
+        is_chosen, is_rejected = real, real
+        right = chosen_rewards > rejected_rewards
+        rows = mx.concatenate([real, real])
+    else:
+        is_chosen, is_rejected = real * labels, real * (1 - labels)
+        rejected_rewards = chosen_rewards
+        above = chosen_rewards > (0.0 if baseline is None else baseline)
+        right = above == (labels > 0)
+        # The second half of the rows is there for the baseline alone.
+        rows = mx.concatenate([real, mx.zeros_like(real)])
     chosen, rejected = mx.split(policy, 2)
-    values = {
-        "loss": mx.stop_gradient(losses),
-        "rewards/chosen": chosen_rewards,
-        "rewards/rejected": rejected_rewards,
-        "rewards/margins": chosen_rewards - rejected_rewards,
-        "rewards/accuracies": chosen_rewards > rejected_rewards,
-        "logps/chosen": chosen,
-        "logps/rejected": rejected,
-    }
-    for name, logps in (("logps", policy), ("reference_logps", reference_logps)):
-        per_token = logps / mx.maximum(counts, 1)
-        for suffix, x in (("", logps), ("_per_token", per_token)):
-            chosen, rejected = mx.split(x, 2)
-            values[f"{name}/accuracies{suffix}"] = chosen > rejected
-    sums = {k: (v * weights).sum() for k, v in values.items()}
-
-    rows = mx.concatenate([weights, weights])
-    is_chosen = mx.concatenate([weights, mx.zeros_like(weights)])
+    sums["rewards/accuracies"] = (right * real).sum()
+    sums["rewards/chosen"] = (chosen_rewards * is_chosen).sum()
+    sums["rewards/rejected"] = (rejected_rewards * is_rejected).sum()
+    sums["logps/chosen"] = (chosen * is_chosen).sum()
+    sums["logps/rejected"] = (
+        (rejected if labels is None else chosen) * is_rejected
+    ).sum()
     if kl is None:
         # Half the squared log-ratio: Schulman's k2, on the data's answers.
         sums["kl_estimate"] = (0.5 * (policy - reference_logps) ** 2 * rows).sum()
     else:
         sums["kl"] = (mx.stop_gradient(kl) * rows).sum()
-    sums["nll/policy"] = -(policy * is_chosen).sum()
-    sums["nll/reference"] = -(reference_logps * is_chosen).sum()
-    sums["tokens/chosen"] = (counts * is_chosen).sum()
+    likely = mx.concatenate([is_chosen, mx.zeros_like(is_chosen)])
+    sums["nll/policy"] = -(policy * likely).sum()
+    sums["nll/reference"] = -(reference_logps * likely).sum()
+    sums["tokens/chosen"] = (counts * likely).sum()
     sums["tokens/completion"] = (counts * rows).sum()
     sums["tokens/all"] = (lengths[:, 1] * rows).sum()
-    sums["pairs"] = weights.sum()
+    totals = {"pairs": real, "chosen": is_chosen, "rejected": is_rejected}
+    return sums | {k: v.sum() for k, v in (totals | {"weights": weights}).items()}
+
+
+def _compare(policy, reference_logps, counts, real):
+    """How often the chosen answer is the likelier one, summed and per token."""
+    sums = {}
+    for name, logps in (("logps", policy), ("reference_logps", reference_logps)):
+        per_token = logps / mx.maximum(counts, 1)
+        for suffix, x in (("", logps), ("_per_token", per_token)):
+            chosen, rejected = mx.split(x, 2)
+            sums[f"{name}/accuracies{suffix}"] = ((chosen > rejected) * real).sum()
     return sums
+
+
+def metric_columns(batch: dict[str, mx.array]) -> dict[str, mx.array]:
+    """
+    What ``preference_sums`` takes of a batch itself.
+
+    Args:
+        batch (dict): What ``collate_pairs`` made, with the data's own columns.
+
+    Returns:
+        dict: Lengths, weights, and labels where there are any.
+
+    Example:
+        >>> list(metric_columns({"inputs": 0, "weights": 1, "lengths": 2}))
+        ['lengths', 'weights']
+    """
+    return {k: batch[k] for k in ("lengths", "weights", "labels") if k in batch}
 
 
 def sum_values(
@@ -127,13 +184,39 @@ def sum_values(
         1.0
     """
     arrays = {k: v for k, v in values.items() if k not in ("skipped", "grad_norm")}
-    arrays |= {k: batch[k] for k in ("lengths", "weights")}
+    arrays |= metric_columns(batch)
     mx.eval(arrays)
     with mx.stream(mx.cpu):
         return preference_sums(**arrays)
 
 
-def mean_metrics(sums: dict[str, mx.array], prefix: str = "") -> dict[str, mx.array]:
+def hidden_metrics(objective: Objective) -> frozenset[str]:
+    """
+    The metrics that mean nothing for an objective.
+
+    Args:
+        objective (Objective): What is minimised.
+
+    Returns:
+        frozenset: Names of ``mean_metrics``.
+
+    Example:
+        >>> sorted(hidden_metrics(Objective(loss_type="simpo")))[:2]
+        ['kl_estimate', 'perplexity/reference']
+    """
+    names: set[str] = set()
+    if not objective.needs_reference:
+        names.update(OF_REFERENCE)
+    if objective.data == "labels":
+        names.update(OF_TWO_ANSWERS)
+    return frozenset(names)
+
+
+def mean_metrics(
+    sums: dict[str, mx.array],
+    prefix: str = "",
+    hidden: frozenset[str] = frozenset(),
+) -> dict[str, mx.array]:
     """
     Average summed metrics: per pair, KL per token, perplexity of the chosen.
 
@@ -141,27 +224,33 @@ def mean_metrics(sums: dict[str, mx.array], prefix: str = "") -> dict[str, mx.ar
         sums (dict): What ``preference_sums`` returned, added over batches and
             ranks.
         prefix (str): Put before every name, for example ``"val_"``.
+        hidden (frozenset): What ``hidden_metrics`` returned. Default: nothing.
 
     Returns:
         dict: float32 scalars by name. Losses, rewards and log-probs in nats.
 
     Example:
-        >>> sums = dict.fromkeys(PER_PAIR, mx.array(3.0))
-        >>> sums |= {"pairs": 2, "tokens/chosen": 4, "tokens/completion": 8}
-        >>> sums |= {"nll/policy": 0.0, "nll/reference": 0.0, "kl": 4.0}
+        >>> sums = dict.fromkeys(SUMS, mx.array(3.0)) | {"weights": 2}
+        >>> sums |= {"nll/policy": 0.0, "kl": 1.5}
         >>> metrics = mean_metrics(sums, "val_")
         >>> [metrics[f"val_{k}"].item() for k in ("loss", "kl", "perplexity/policy")]
         [1.5, 0.5, 1.0]
     """
-    pairs, chosen, completion = (
-        mx.maximum(sums[k], 1.0)
-        for k in ("pairs", "tokens/chosen", "tokens/completion")
-    )
-    means = {k: sums[k] / pairs for k in PER_PAIR}
-    means |= {k: sums[k] / completion for k in ("kl", "kl_estimate") if k in sums}
+    # A mean of nothing is 0, and weights may be small.
+    means = {"loss": sums["loss"] / mx.maximum(sums["weights"], 1e-9)}
+    for names, what in (
+        (PER_PAIR, "pairs"),
+        (PER_CHOSEN, "chosen"),
+        (PER_REJECTED, "rejected"),
+        (("kl", "kl_estimate"), "tokens/completion"),
+    ):
+        count = mx.maximum(sums[what], 1.0)
+        means |= {name: sums[name] / count for name in names if name in sums}
+    means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
+    tokens = mx.maximum(sums["tokens/chosen"], 1.0)
     for who in ("policy", "reference"):
-        means[f"perplexity/{who}"] = mx.exp(sums[f"nll/{who}"] / chosen)
-    return {f"{prefix}{k}": v for k, v in means.items()}
+        means[f"perplexity/{who}"] = mx.exp(sums[f"nll/{who}"] / tokens)
+    return {f"{prefix}{k}": v for k, v in means.items() if k not in hidden}
 
 
 def all_sum_metrics(
@@ -211,13 +300,17 @@ class MetricsWindow:
     """
     What happened since the last report, and counts over the whole run.
 
+    Args:
+        hidden (frozenset): Metrics that are not reported, see ``hidden_metrics``.
+
     Example:
         >>> window = MetricsWindow()
         >>> window.seconds
         0.0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hidden: frozenset[str] = frozenset()) -> None:
+        self.hidden = hidden
         self.trained_pairs = self.trained_tokens = 0.0
         self._clear()
 
@@ -330,7 +423,7 @@ class MetricsWindow:
         # A window whose every step was skipped has nothing but names.
         sums = self.sums or dict.fromkeys(SUMS, mx.array(0.0))
         sums = all_sum_metrics({**sums, **computed}, group)
-        means = {k: v.item() for k, v in mean_metrics(sums).items()}
+        means = mean_metrics(sums, hidden=self.hidden)
         pairs, tokens = sums["pairs"].item(), sums["tokens/all"].item()
         timed = [pairs, tokens]
         if self.seconds and any(self.untimed):
@@ -341,7 +434,7 @@ class MetricsWindow:
         seconds = max(self.seconds or compile_seconds, 1e-9)
         padding = 1 - sums["real"].item() / max(sums["padded"].item(), 1.0)
         self._clear()
-        return means | {
+        return {k: v.item() for k, v in means.items()} | {
             "pairs_per_second": timed[0] / seconds,
             "tokens_per_second": timed[1] / seconds,
             "compile_seconds": compile_seconds,

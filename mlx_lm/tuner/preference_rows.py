@@ -19,6 +19,8 @@ The shape of a row is told by its columns:
 | question, answer_0, answer_1, score_0, score_1 | WebGPT comparisons |
 | system and prompt or question, chosen, rejected | Orca pairs |
 
+:mod:`.labelled_rows` has the shapes of rankings, criteria and labels.
+
 Text and shared text stay raw text. Transcripts, SHP, WebGPT comparisons and Orca
 pairs become turns where the tokenizer has a chat template.
 """
@@ -59,10 +61,13 @@ class PreferenceRow:
     Args:
         prompt (str or list): Text, or messages with roles and contents.
         chosen (str or list): The preferred answer, of the prompt's type.
-        rejected (str or list): The other answer, of the prompt's type.
+        rejected (str or list or None): The other answer, of the prompt's type. None
+            for an answer with a label, which has no other.
         shape (str): Name of the shape that the row had.
         wrapped (bool): Whether the messages were made of raw text.
         template_kwargs (dict): Arguments for the chat template, tools included.
+        values (dict): Numbers that belong to the pair, by their names in
+            :data:`.token_columns.VALUES`.
 
     Example:
         >>> PreferenceRow("The sky is", " blue.", " green.", "text").format
@@ -75,6 +80,7 @@ class PreferenceRow:
     shape: str
     wrapped: bool = False
     template_kwargs: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, Any] = field(default_factory=dict)
 
     @property
     def format(self) -> str:

@@ -2,6 +2,7 @@
 
 """One preference step: both forwards, the loss, its gradient and the update."""
 
+from dataclasses import replace
 from typing import Any, Callable
 
 import mlx.core as mx
@@ -10,11 +11,17 @@ import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
 from .frozen_layers import FrozenLayers
-from .logps import sequence_logps
-from .losses import check_loss_options, preference_loss
+from .logps import sequence_logps, weighted_sequence_logps
 from .master_weights import MasterWeights
-from .preference_metrics import mean_metrics, preference_sums
-from .ranks import average_over_ranks
+from .objective import Objective, pair_logps, pair_losses, pair_rewards
+from .preference_losses import kl_baseline
+from .preference_metrics import (
+    hidden_metrics,
+    mean_metrics,
+    metric_columns,
+    preference_sums,
+)
+from .ranks import average_over_ranks, gather_pairs
 from .reference import FrozenStart, running
 
 
@@ -22,6 +29,7 @@ def reference_pass(
     policy_model: Any,
     reference_model: Callable[[mx.array], mx.array] | None,
     batch: dict[str, mx.array],
+    ld_alpha: float = 1.0,
 ) -> tuple[mx.array, FrozenLayers]:
     """
     The reference's log-probs, and what the policy need not compute again.
@@ -31,6 +39,7 @@ def reference_pass(
         reference_model (Callable, optional): A ``FrozenStart`` or another model.
             None: the batch brings ``reference_logps``.
         batch (dict): What ``collate_pairs`` made of ``B`` pairs.
+        ld_alpha (float): What tokens beyond the shorter answer count. Default: 1.
 
     Returns:
         tuple: Summed log-probs in nats, shape ``(2B,)``, and the outputs of the
@@ -55,14 +64,46 @@ def reference_pass(
     own = isinstance(reference_model, FrozenStart)
     frozen = FrozenLayers(policy_model if own else None)
     with running(reference_model) as model, frozen.recording():
-        return mx.stop_gradient(sequence_logps(model, batch)), frozen
+        logps = sequence_logps(model, batch, ld_alpha=ld_alpha)
+        return mx.stop_gradient(logps), frozen
+
+
+def answer_logps(
+    model: Any, batch: dict[str, mx.array], objective: Objective, gradient: bool = False
+) -> tuple[mx.array, mx.array | None]:
+    """
+    What the policy says of every answer, as an objective reads it.
+
+    Args:
+        model (Callable): The policy.
+        batch (dict): What ``collate_pairs`` made of ``B`` pairs.
+        objective (Objective): For ``ld_alpha`` and ``use_weighting``.
+        gradient (bool): Whether the result will be differentiated. Default:
+            ``False``.
+
+    Returns:
+        tuple: Summed log-probs in nats, shape ``(2B,)``, and the confidences that
+        ``use_weighting`` asks for, or None.
+
+    Example:
+        >>> from mlx_lm.tuner.preference_batches import collate_pairs
+        >>> uniform = lambda tokens: mx.zeros((*tokens.shape, 4))
+        >>> batch = collate_pairs([([1], [2], [3], (1, 2, 2))])
+        >>> answer_logps(uniform, batch, Objective())[0].tolist()
+        [-1.3862943649291992, -1.3862943649291992]
+    """
+    options: dict[str, Any] = {"gradient": gradient, "ld_alpha": objective.ld_alpha}
+    if objective.use_weighting:
+        return weighted_sequence_logps(model, batch, **options)
+    return sequence_logps(model, batch, **options), None
 
 
 def loss_and_values(
     policy_logps: mx.array,
     reference_logps: mx.array,
     batch: dict[str, mx.array],
-    **objective: Any,
+    objective: Objective,
+    confidences: mx.array | None = None,
 ) -> tuple[mx.array, dict[str, mx.array]]:
     """
     The loss summed over a batch's pairs, and what metrics are made of.
@@ -70,8 +111,10 @@ def loss_and_values(
     Args:
         policy_logps (mx.array): Summed log-probs in nats. Shape: ``(2B,)``.
         reference_logps (mx.array): The same under the reference.
-        batch (dict): For ``weights``.
-        objective: ``beta``, ``label_smoothing`` and ``loss_type``.
+        batch (dict): What ``collate_pairs`` made, with the data's own columns.
+        objective (Objective): The losses.
+        confidences (mx.array, optional): How likely the policy would write each
+            answer, see ``use_weighting``. Shape: ``(2B,)``.
 
     Returns:
         tuple: a float32 scalar, and arguments of ``preference_sums`` by name.
@@ -79,20 +122,39 @@ def loss_and_values(
     Example:
         >>> batch = {"weights": mx.ones((1,))}
         >>> logps = mx.array([-1.0, -2.0])
-        >>> round(loss_and_values(logps, logps, batch)[0].item(), 6)
+        >>> round(loss_and_values(logps, logps, batch, Objective())[0].item(), 6)
         0.693147
     """
-    losses, chosen_rewards, rejected_rewards = preference_loss(
-        *mx.split(policy_logps, 2), *mx.split(reference_logps, 2), **objective
-    )
+    pairs = pair_logps(policy_logps, reference_logps, batch, objective)
+    chosen_rewards, rejected_rewards = pair_rewards(pairs, objective)
     values = {
-        "losses": losses,
         "chosen_rewards": chosen_rewards,
         "rejected_rewards": rejected_rewards,
         "policy_logps": policy_logps,
         "reference_logps": reference_logps,
     }
-    return (losses * batch["weights"]).sum(), values
+    if objective.couples:
+        loss, values["losses"] = _coupled_loss(pairs, objective, values)
+        return loss, values
+    if confidences is not None:
+        chosen, rejected = mx.split(confidences, 2)
+        confidences = chosen * rejected
+    values["losses"] = pair_losses(pairs, objective, confidences)
+    return (values["losses"] * batch["weights"]).sum(), values
+
+
+def _coupled_loss(pairs, objective, values):
+    """The loss of pairs that depend on those of all ranks."""
+    arrays = {k: v for k, v in vars(pairs).items() if isinstance(v, mx.array)}
+    gathered, own = gather_pairs(arrays)
+    everyone = replace(pairs, **gathered)
+    losses = pair_losses(everyone, objective)
+    if objective.data == "labels":
+        values["baseline"] = objective.beta * kl_baseline(everyone)
+    mine = (losses[own] * pairs.weights).sum()
+    # This rank's pairs also change the losses of others: a gradient, no value.
+    others = (losses * everyone.weights).sum() - mine
+    return mine + others - mx.stop_gradient(others), losses[own]
 
 
 def _all_finite(tree):
@@ -141,6 +203,7 @@ def dpo_step(
     *,
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
+    objective: Objective | None = None,
     max_grad_norm: float | None = None,
     accumulator: dict | None = None,
     do_update: bool = True,
@@ -163,6 +226,8 @@ def dpo_step(
         beta (float): Inverse temperature. Default: ``0.1``.
         label_smoothing (float): Probability that a label is wrong. Default: ``0``.
         loss_type (str): A key of ``losses.LOSSES``. Default: ``"sigmoid"``.
+        objective (Objective, optional): All of what is minimised, instead of beta,
+            smoothing and type.
         max_grad_norm (float, optional): Clip the gradient to this norm.
         accumulator (dict, optional): Holds the gradient of earlier batches, see
             ``gradient_accumulator``. The update uses the mean over all pairs
@@ -201,19 +266,19 @@ def dpo_step(
         >>> loss.item() < 0.6931, metrics["rewards/accuracies"].item()
         (True, 1.0)
     """
-    objective: dict[str, Any] = {
-        "beta": beta,
-        "label_smoothing": label_smoothing,
-        "loss_type": loss_type,
-    }
-    check_loss_options(**objective)
-    reference_logps, frozen = reference_pass(policy_model, reference_model, batch)
+    objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
+    reference_logps, frozen = reference_pass(
+        policy_model, reference_model, batch, objective.ld_alpha
+    )
     parameters = policy_model.trainable_parameters()
 
     def loss_fn(batch):
         with frozen.replaying():
-            logps = sequence_logps(policy_model, batch, gradient=True)
-        return loss_and_values(logps, reference_logps, batch, **objective)
+            logps = answer_logps(policy_model, batch, objective, gradient=True)
+        policy_logps, confidences = logps
+        return loss_and_values(
+            policy_logps, reference_logps, batch, objective, confidences
+        )
 
     (loss, values), gradients = nn.value_and_grad(policy_model, loss_fn)(batch)
     # Differentiation leaves its tracers in the model.
@@ -237,10 +302,8 @@ def dpo_step(
         pairs = mx.where(applies, pairs, mx.nan)
     metrics = values
     if reduce:
-        sums = preference_sums(
-            **values, lengths=batch["lengths"], weights=batch["weights"]
-        )
-        metrics = mean_metrics(sums)
+        sums = preference_sums(**values, **metric_columns(batch))
+        metrics = mean_metrics(sums, hidden=hidden_metrics(objective))
     if do_update:
         metrics["grad_norm"], updated, gradients = _update(
             policy_model, optimizer, gradients, pairs, max_grad_norm

@@ -21,7 +21,7 @@ class TokenPair:
     Args:
         prompt (list): Ids of the prompt.
         chosen (list): Ids of the preferred answer.
-        rejected (list): Ids of the other answer.
+        rejected (list): Ids of the other answer, none where there is no other.
         dropped (list): Ids at the end of the prompt alone that prompt and answer
             together don't have.
         shape (str): Name of the shape that the row had.
@@ -135,19 +135,19 @@ class PairTokenizer:
                 places[is_text].append(i)
         ids = self._encode_texts(texts[True]), self._encode_chats(texts[False])
         for indices, triples in zip((places[True], places[False]), ids):
-            for i, triple in zip(indices, triples, strict=True):
-                results[i] = _make_pair(rows[i], *triple)
+            for i, parts in zip(indices, triples, strict=True):
+                results[i] = _make_pair(rows[i], *parts)
         return results
 
     def _texts(self, row: PreferenceRow) -> list[str]:
         answers = [
             text if text.endswith(self._eos) else text + self._eos
-            for text in (row.chosen, row.rejected)
+            for text in _answers(row)
         ]
         return [row.prompt, *(row.prompt + answer for answer in answers)]
 
     def _chats(self, row: PreferenceRow) -> list:
-        """The three conversations, rendered, or as ids where the tokenizer
+        """The two or three conversations, rendered, or as ids where the tokenizer
         has a renderer of its own."""
         if not self.has_chat_template:
             raise RowFault("messages need a chat template, the tokenizer has none")
@@ -157,8 +157,7 @@ class PairTokenizer:
         try:
             parts = [
                 self._render(row.prompt, add_generation_prompt=True, **kwargs),
-                self._render(row.prompt + row.chosen, **kwargs),
-                self._render(row.prompt + row.rejected, **kwargs),
+                *(self._render(row.prompt + a, **kwargs) for a in _answers(row)),
             ]
         except Exception as e:
             # A template is a program: it may raise anything.
@@ -168,11 +167,11 @@ class PairTokenizer:
         return [check_text(text, "the rendered chat") for text in parts]
 
     def _encode_texts(self, rows: list[list[str]]) -> list[list[list[int]]]:
-        ids = self._encode([text for row in rows for text in row], True)
-        return [ids[i : i + 3] for i in range(0, len(ids), 3)]
+        ids = iter(self._encode([text for row in rows for text in row], True))
+        return [[next(ids) for _ in row] for row in rows]
 
     def _encode_chats(self, rows: list[list[str]]) -> list[list[list[int]]]:
-        """The start that three texts share is encoded once, up to a border."""
+        """The start that a row's texts share is encoded once, up to a border."""
         known = self._find_borders(rows[0][0]) if rows and self._backend else []
         cuts = [_find_cut(row, known) for row in rows]
         texts = []
@@ -180,9 +179,9 @@ class PairTokenizer:
             texts += [row[0][:cut], *(text[cut:] for text in row)]
         ids = iter(self._encode(texts, False))
         results = []
-        for _ in rows:
+        for row in rows:
             start = next(ids)
-            results.append([start + next(ids) for _ in range(3)])
+            results.append([start + next(ids) for _ in row])
         return results
 
     def _find_borders(self, text: str) -> list[str]:
@@ -217,6 +216,10 @@ class PairTokenizer:
         return [e.ids for e in self._backend.encode_batch_fast(texts, **kwargs)]
 
 
+def _answers(row: PreferenceRow) -> list[Any]:
+    return [row.chosen] if row.rejected is None else [row.chosen, row.rejected]
+
+
 def _overlaps(other: str, token: str) -> bool:
     """Whether another token may begin before this one and reach into it."""
     ends = (other[i:] for i in range(1, len(other)))
@@ -232,16 +235,15 @@ def _find_cut(texts: list[str], borders: list[str]) -> int:
 
 
 def _make_pair(
-    row: PreferenceRow, prompt: list[int], chosen: list[int], rejected: list[int]
+    row: PreferenceRow, prompt: list[int], *answers: list[int]
 ) -> TokenPair | RowFault:
     # Some templates render the prompt alone differently, and tokens may merge
     # across the border: the answers start where the ids part.
-    size = min(
-        common_prefix_length(prompt, chosen), common_prefix_length(prompt, rejected)
-    )
-    if len(chosen) == size or len(rejected) == size:
+    size = min(common_prefix_length(prompt, answer) for answer in answers)
+    if any(len(answer) == size for answer in answers):
         return RowFault("empty answer", "it has no tokens")
-    if chosen == rejected:
+    if len(answers) > 1 and answers[0] == answers[1]:
         return RowFault("equal answers", "they have the same tokens")
-    answers = chosen[size:], rejected[size:]
-    return TokenPair(prompt[:size], *answers, prompt[size:], row.shape, row.format)
+    chosen, rejected = [*(answer[size:] for answer in answers), []][:2]
+    dropped = prompt[size:]
+    return TokenPair(prompt[:size], chosen, rejected, dropped, row.shape, row.format)

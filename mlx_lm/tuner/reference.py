@@ -7,6 +7,7 @@ from typing import Any, Iterator
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
 
 @contextmanager
@@ -54,6 +55,86 @@ class FrozenStart:
     def __call__(self, tokens: mx.array) -> mx.array:
         with running(self) as policy:
             return policy(tokens)
+
+    def sync(self, mixing: float) -> None:
+        """
+        Move the reference towards the policy as it is now.
+
+        TR-DPO, https://arxiv.org/abs/2404.09656: ``mixing * policy +
+        (1 - mixing) * reference``, in float32, for all that is trained. Compiled
+        functions that got ``state`` as an input see it. Log-probs that were
+        remembered are those of another model from then on.
+
+        Args:
+            mixing (float): Above 0 and at most 1, which makes the policy the
+                reference.
+
+        Raises:
+            ValueError: If ``mixing`` is out of range.
+
+        Example:
+            >>> policy = nn.Linear(1, 1)
+            >>> policy.bias = mx.array([1.0])
+            >>> reference = FrozenStart(policy)
+            >>> policy.bias = mx.array([3.0])
+            >>> reference.sync(0.25)
+            >>> reference.state["bias"].item()
+            1.5
+        """
+        if not 0 < mixing <= 1:
+            raise ValueError(
+                f"The reference's mixing must be above 0 and at most 1, got {mixing}."
+            )
+
+        def mix(start, now):
+            mixed = (1 - mixing) * start.astype(mx.float32)
+            return (mixed + mixing * now.astype(mx.float32)).astype(start.dtype)
+
+        policy = self.policy.trainable_parameters()
+        # In place: compiled functions hold on to the dict.
+        self.state.update(tree_map(mix, self.state, policy))
+        mx.eval(self.state)
+
+    def arrays(self) -> dict[str, mx.array]:
+        """
+        The reference's parameters by name, for a checkpoint of a run that syncs.
+
+        Returns:
+            dict: What ``restore`` takes.
+
+        Example:
+            >>> sorted(FrozenStart(nn.Linear(1, 1)).arrays())
+            ['bias', 'weight']
+        """
+        return dict(tree_flatten(self.state))
+
+    def restore(self, arrays: dict[str, mx.array]) -> None:
+        """
+        Go back to the reference of a checkpoint, in place.
+
+        Args:
+            arrays (dict): What ``arrays`` returned; others are left alone.
+
+        Raises:
+            ValueError: If the checkpoint is of another policy.
+
+        Example:
+            >>> reference = FrozenStart(nn.Linear(1, 1))
+            >>> reference.restore(reference.arrays() | {"bias": mx.array([7.0])})
+            >>> reference.state["bias"].item()
+            7.0
+        """
+
+        def saved(name, x):
+            found = arrays.get(name)
+            if found is None or found.shape != x.shape or found.dtype != x.dtype:
+                raise ValueError(
+                    f"The checkpoint's reference has no {name} of shape {x.shape} "
+                    f"and {x.dtype}: it is of another run."
+                )
+            return found
+
+        self.state.update(tree_map_with_path(saved, self.state))
 
 
 @contextmanager

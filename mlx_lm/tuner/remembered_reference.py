@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from .preference_batches import PairBatch
+from .reference import FrozenStart
 from .reference_cache import ReferenceCache, pair_key
 
 
@@ -22,6 +23,8 @@ class RememberedReference:
             every number is in the cache.
         cache (ReferenceCache, optional): Default: one in memory alone.
         keep (bool): Keep the model when all numbers are known. Default: ``True``.
+        moving (bool): ``sync`` will be called: the model is kept, and numbers are
+            neither read from the disk nor written to it. Default: ``False``.
 
     Example:
         >>> dataset = [([1], [2], [3, 4], (1, 2, 3))]
@@ -39,12 +42,15 @@ class RememberedReference:
         model: Callable[[mx.array], mx.array] | None,
         cache: ReferenceCache | None = None,
         keep: bool = True,
+        moving: bool = False,
     ):
         self.model = model
         # An empty one counts as False.
         self.cache = ReferenceCache(None, "") if cache is None else cache
-        self.keep = keep
+        self.keep = keep or moving
         self._forms: list[dict[bool, Callable]] = []
+        if moving:
+            self.forget()
 
     def recall(self, dataset: Any, batch: PairBatch) -> dict[str, mx.array]:
         """
@@ -89,6 +95,48 @@ class RememberedReference:
         keys = _keys(dataset, [index for index, _ in places])
         rows = np.array(logps, dtype=np.float32).reshape(2, -1).T
         self.cache.store(keys, rows[[i for _, i in places]])
+
+    def forget(self) -> None:
+        """
+        Drop all numbers; from now on they are remembered in memory alone.
+
+        Example:
+            >>> reference, batch = RememberedReference(None), PairBatch([0], {})
+            >>> dataset = [([1], [2], [3], (1, 2, 2))]
+            >>> reference.remember(dataset, batch, mx.zeros((2,)))
+            >>> reference.forget()
+            >>> reference.unknown(dataset)
+            1
+        """
+        self.cache = ReferenceCache(None, self.cache.fingerprint)
+
+    def sync(self, mixing: float) -> None:
+        """
+        Move the reference towards the policy, and forget what the old one gave.
+
+        Args:
+            mixing (float): See ``FrozenStart.sync``.
+
+        Raises:
+            ValueError: If the reference is another model, or was let go.
+
+        Example:
+            >>> from mlx.nn import Linear
+            >>> policy = Linear(1, 1)
+            >>> reference = RememberedReference(FrozenStart(policy), moving=True)
+            >>> policy.bias = mx.array([3.0])
+            >>> reference.sync(1.0)
+            >>> reference.model.state["bias"].item()
+            3.0
+        """
+        if not isinstance(self.model, FrozenStart):
+            raise ValueError(
+                "sync_reference mixes the policy into its own frozen start, and this "
+                "run's reference is not that. Leave out reference_model or "
+                "sync_reference."
+            )
+        self.model.sync(mixing)
+        self.forget()
 
     def unknown(self, *datasets: Any) -> int:
         """
@@ -178,6 +226,37 @@ class RememberedReference:
             return forms[known](batch, *args)
 
         return run
+
+
+class NoReference(RememberedReference):
+    """
+    What a loss without a reference gets: log-probs of 0, which cost nothing.
+
+    Args:
+        model (Callable, optional): What a test after the run measures from.
+
+    Example:
+        >>> reference = NoReference()
+        >>> reference.recall([], PairBatch([0], {}))["reference_logps"].tolist()
+        [0.0, 0.0]
+        >>> reference.unknown([([1], [2], [3], (1, 2, 2))]), reference.model
+        (0, None)
+    """
+
+    def __init__(self, model: Callable[[mx.array], mx.array] | None = None):
+        super().__init__(model)
+
+    def recall(self, dataset: Any, batch: PairBatch) -> dict[str, mx.array]:
+        """Add zeros to a batch, see ``RememberedReference.recall``."""
+        zeros = mx.zeros((2 * len(batch.indices),))
+        return batch.arrays | {"reference_logps": zeros}
+
+    def remember(self, dataset: Any, batch: PairBatch, logps: mx.array) -> None:
+        """Keep nothing."""
+
+    def unknown(self, *datasets: Any) -> int:
+        """Count the pairs that have to be computed: none."""
+        return 0
 
 
 def _keys(dataset, indices):

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from ..cli_ui import rprint
 from .policy import TRAINED_WITH, adapter_config
 from .reference_cache import pair_key
@@ -29,6 +31,10 @@ FREE_KEYS = (
     "save_best",
     "max_skipped_steps",
     "debug_gradients",
+    "report",
+    "sample_prompts",
+    "sample_tokens",
+    "retain_data",
     "clear_cache_threshold",
     "report_to",
     "project_name",
@@ -117,7 +123,7 @@ def _refuse(what, before, key, args):
 
 def data_fingerprint(dataset: Any) -> str:
     """
-    A name for the pairs of a data set, in their order.
+    A name for the pairs of a data set and their weights, labels and the like.
 
     Args:
         dataset (PreferenceDataset): The pairs; may be empty.
@@ -132,6 +138,8 @@ def data_fingerprint(dataset: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for i in range(len(dataset or [])):
         digest.update(pair_key(*dataset[i][:3]))
+    for name, values in sorted(getattr(dataset, "values", {}).items()):
+        digest.update(name.encode() + np.asarray(values, "<f4").tobytes())
     return digest.hexdigest()
 
 

@@ -30,24 +30,43 @@ from .. import tokenizer_utils
 from .._version import __version__
 from ..cli_ui import rprint
 from ..tokenizer_utils import TokenizerWrapper
-from . import preference_messages, preference_rows, preference_tokens, token_columns
+from . import (
+    labelled_rows,
+    preference_messages,
+    preference_rows,
+    preference_tokens,
+    row_tokens,
+    token_columns,
+)
 from .atomic_files import replace_file
 from .token_columns import TokenColumns
 
-FORMAT = b"mlxtok01"
+FORMAT = b"mlxtok02"
 # Fewer rows are tokenized in a second or two.
 MIN_ROWS = 2000
 # The folder's size, in bytes. The files used longest ago go first.
 MAX_BYTES = 20 * 2**30
 _ALIGNMENT = 64
-_ARRAYS = ("ids", "starts", "lengths", "largest", "kinds", "flags")
+_ARRAYS = (
+    "ids",
+    "starts",
+    "others",
+    "kept",
+    "lengths",
+    "largest",
+    "kinds",
+    "flags",
+    "rows",
+)
 # Other packages' tokenizers may change without a sign.
 _KNOWN_PACKAGES = {"transformers", "mlx_lm", "builtins"}
 _CODE = (
     tokenizer_utils,
+    labelled_rows,
     preference_messages,
     preference_rows,
     preference_tokens,
+    row_tokens,
     token_columns,
 )
 # What is finer than a day.
@@ -275,13 +294,16 @@ def _serialize(
     name: str, columns: TokenColumns, notes: Mapping[str, Any]
 ) -> list[bytes | memoryview]:
     """The file: format, checksum of the rest, size of the head, head, arrays."""
-    arrays = [np.ascontiguousarray(getattr(columns, name)) for name in _ARRAYS]
+    parts = [*(getattr(columns, name) for name in _ARRAYS), *columns.values.values()]
+    arrays = [np.ascontiguousarray(array) for array in parts]
     head = json.dumps(
         {
             "name": name,
             "notes": notes,
             "places": columns.places.tolist(),
             "kind_names": columns.kind_names,
+            "values": list(columns.values),
+            "group": columns.group,
             "arrays": [(array.dtype.str, array.shape) for array in arrays],
         }
     ).encode()
@@ -310,7 +332,8 @@ def _read(path: Path, name: str) -> tuple[TokenColumns, dict[str, Any]]:
     if head["name"] != name:
         raise ValueError("The file has another file's name.")
     arrays = {}
-    for column, (dtype, shape) in zip(_ARRAYS, head["arrays"], strict=True):
+    names = [*_ARRAYS, *head["values"]]
+    for column, (dtype, shape) in zip(names, head["arrays"], strict=True):
         size = int(np.prod(shape))
         array = np.frombuffer(data, np.dtype(dtype), size, offset)
         arrays[column] = array.reshape(shape)
@@ -318,7 +341,15 @@ def _read(path: Path, name: str) -> tuple[TokenColumns, dict[str, Any]]:
     places = np.empty(len(head["places"]), dtype=object)
     places[:] = head["places"]
     kind_names = tuple((shape, format) for shape, format in head["kind_names"])
-    return TokenColumns(**arrays, places=places, kind_names=kind_names), head["notes"]
+    values = {name: arrays.pop(name) for name in head["values"]}
+    columns = TokenColumns(
+        **arrays,
+        places=places,
+        kind_names=kind_names,
+        values=values,
+        group=head["group"],
+    )
+    return columns, head["notes"]
 
 
 def _drop_oldest(newest: Path) -> None:

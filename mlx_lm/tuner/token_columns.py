@@ -4,22 +4,27 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from .preference_messages import RowFault
-from .preference_rows import PreferenceRow, read_row
-from .preference_tokens import PairTokenizer, TokenPair
-
-TOO_LONG = "prompt fills max_length"
-_CHUNK = 512
+from .preference_tokens import TokenPair
 
 # Bits of a pair's flags: cut to the longest length, with answers that are equal
 # after the cut, and with a prompt that ends in other tokens on its own.
 CUT, EQUAL, PARTED = 1, 2, 4
+
+# What pairs may bring along, and what it is where a row has none: the weight in the
+# loss; a margin in nats; whether the chosen answer is desirable; the places of both
+# answers in their ranking, counted from 0, -1 for a copy.
+VALUES: dict[str, tuple[float, ...]] = {
+    "weights": (1.0,),
+    "margins": (0.0,),
+    "labels": (1.0,),
+    "places": (0.0, 1.0),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,15 +37,24 @@ class TokenColumns:
             rejected answer. int32, shape: ``(tokens,)``.
         starts (np.ndarray): Where each pair starts in ``ids``. int64, shape:
             ``(n,)``.
+        others (np.ndarray): Where its rejected answer starts. int64, shape:
+            ``(n,)``.
+        kept (np.ndarray): Ids of its chosen answer that are there, of which
+            ``lengths`` may count fewer. int32, shape: ``(n,)``.
         lengths (np.ndarray): Tokens of the prompt, and of the prompt with the
             chosen and with the rejected answer. int32, shape: ``(n, 3)``.
         largest (np.ndarray): The largest id of each pair. int32, shape: ``(n,)``.
         kinds (np.ndarray): Index into ``kind_names``. int32, shape: ``(n,)``.
         flags (np.ndarray): Bits ``CUT``, ``EQUAL`` and ``PARTED``. uint8, shape:
             ``(n,)``.
+        rows (np.ndarray): A number of the row that each pair comes from. int64,
+            shape: ``(n,)``.
         places (np.ndarray): For each pair where its row was: a text or a row
             number. Objects, shape: ``(n,)``.
         kind_names (tuple): Each kind's shape and format.
+        values (dict): Those of ``VALUES`` that some row has. float32, shape:
+            ``(n,)``, of ``places`` ``(n, 2)``.
+        group (int): So many pairs, one after the other, belong together.
 
     Example:
         >>> builder = ColumnsBuilder(max_length=3)
@@ -52,18 +66,31 @@ class TokenColumns:
         >>> columns.places.tolist(), columns.flags.tolist(), columns.count_kinds()
         ([7], [1], Counter({('text', 'text'): 1}))
         >>> twice = TokenColumns.concatenate([columns, columns])
-        >>> len(twice), len(twice.select([1]))
-        (2, 1)
+        >>> len(twice), len(twice.select([1])), twice.count_rows()
+        (2, 1, 2)
+        >>> twice.regroup(2).pair(1)[0].tolist(), twice.regroup(2).group
+        ([1, 2], 2)
+        >>> builder = ColumnsBuilder(max_length=3)
+        >>> builder.add(0, TokenPair([1], [2], [], [], "labelled", "text"))
+        >>> builder.add(1, TokenPair([3], [4], [], [], "labelled", "text"))
+        >>> other = builder.finish().mismatch(max_length=3).by_turns()
+        >>> [other.pair(i)[2].tolist() for i in range(2)]
+        [[4], [2]]
     """
 
     ids: np.ndarray
     starts: np.ndarray
+    others: np.ndarray
+    kept: np.ndarray
     lengths: np.ndarray
     largest: np.ndarray
     kinds: np.ndarray
     flags: np.ndarray
+    rows: np.ndarray
     places: np.ndarray
     kind_names: tuple[tuple[str, str], ...]
+    values: dict[str, np.ndarray]
+    group: int = 1
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -82,10 +109,19 @@ class TokenColumns:
             and the pair's ``lengths``.
         """
         prompt, chosen, rejected = self.lengths[index].tolist()
-        start = int(self.starts[index])
-        ids = self.ids[start : start + chosen + rejected - prompt]
-        lengths = (prompt, chosen, rejected)
-        return ids[:prompt], ids[prompt:chosen], ids[chosen:], lengths
+        start, other = int(self.starts[index]), int(self.others[index])
+        ids = self.ids[start : start + chosen]
+        answer = self.ids[other : other + rejected - prompt]
+        return ids[:prompt], ids[prompt:], answer, (prompt, chosen, rejected)
+
+    def count_rows(self) -> int:
+        """
+        Count the rows that the pairs come from.
+
+        Returns:
+            int: The number of rows.
+        """
+        return len(np.unique(self.rows))
 
     def count_kinds(self) -> Counter:
         """
@@ -112,8 +148,81 @@ class TokenColumns:
             TokenColumns: The pairs.
         """
         chosen = np.fromiter(indices, dtype=np.int64)
-        names = ("starts", "lengths", "largest", "kinds", "flags", "places")
-        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+        arrays = {name: getattr(self, name)[chosen] for name in _OF_PAIRS}
+        values = {name: array[chosen] for name, array in self.values.items()}
+        return replace(self, **arrays, values=values)
+
+    def regroup(self, group: int, counts: Any = None) -> "TokenColumns":
+        """
+        Make all groups of pairs as large: with copies that count nowhere.
+
+        Args:
+            group (int): Pairs of a group, at least as many as any has.
+            counts (array, optional): Pairs that each group has. Default: ``group``
+                of these columns.
+
+        Returns:
+            TokenColumns: The groups, each with copies of its first pair behind it,
+            whose ``places`` are -1.
+        """
+        if counts is None and group == self.group:
+            return self
+        if counts is None:
+            counts = np.full(len(self) // self.group, self.group)
+        counts = np.asarray(counts, np.int64)[:, None]
+        firsts, steps = np.cumsum(counts)[:, None] - counts, np.arange(group)
+        is_copy = (steps >= counts).reshape(-1)
+        result = self.select(np.where(steps < counts, firsts + steps, firsts).flat)
+        result.flags[is_copy] = 0
+        if "places" in result.values:
+            result.values["places"][is_copy] = -1
+        return replace(result, group=group)
+
+    def by_turns(self) -> "TokenColumns":
+        """
+        Order the pairs: the first of every row, then the second of every row.
+
+        Returns:
+            TokenColumns: All pairs.
+        """
+        _, firsts, row = np.unique(self.rows, return_index=True, return_inverse=True)
+        turns = np.arange(len(self)) - firsts[row.reshape(-1)]
+        return self.select(np.argsort(turns, kind="stable").tolist())
+
+    def mismatch(self, max_length: int) -> "TokenColumns":
+        """
+        Give each prompt the answer to another one as its rejected answer.
+
+        It is the chosen answer of the last pair before it, in a circle, that has
+        another prompt.
+
+        Args:
+            max_length (int): The most tokens of prompt and answer.
+
+        Returns:
+            TokenColumns: The pairs. No ids are copied.
+
+        Raises:
+            ValueError: If there is only one prompt.
+        """
+        prompts = [self.pair(i)[0].tobytes() for i in range(len(self))]
+        last = len(prompts) - 1
+        while last > 0 and prompts[last] == prompts[0]:
+            last -= 1
+        if last <= 0:
+            raise ValueError(
+                "All rows have the same prompt. KTO compares each answer with that "
+                "to another prompt: add rows with other prompts."
+            )
+        partners = [last]
+        for i in range(1, len(prompts)):
+            is_same = prompts[i] == prompts[i - 1]
+            partners.append(partners[-1] if is_same else i - 1)
+        sizes = self.lengths[:, 0]
+        lengths = self.lengths.copy()
+        lengths[:, 2] = np.minimum(sizes + self.kept[partners], max_length)
+        others = (self.starts + sizes)[partners]
+        return replace(self, others=others, lengths=lengths)
 
     @staticmethod
     def concatenate(parts: Sequence["TokenColumns"]) -> "TokenColumns":
@@ -129,23 +238,58 @@ class TokenColumns:
         if len(parts) == 1:
             return parts[0]
         names = tuple(dict.fromkeys(kind for p in parts for kind in p.kind_names))
+        group = max(part.group for part in parts)
+        parts = [p if p.group == group else p.regroup(group) for p in parts]
         offsets = np.cumsum([0, *(len(p.ids) for p in parts)])
+        rows = np.cumsum([0, *(int(p.rows.max(initial=-1)) + 1 for p in parts)])
         moved = [
             replace(
                 part,
                 starts=part.starts + offset,
+                others=part.others + offset,
+                rows=part.rows + row,
                 kinds=np.array([names.index(k) for k in part.kind_names], np.int32)[
                     part.kinds
                 ],
             )
-            for part, offset in zip(parts, offsets)
+            for part, offset, row in zip(parts, offsets, rows)
         ]
         arrays = {
             name: np.concatenate([getattr(part, name) for part in moved])
-            for name in TokenColumns.__annotations__
-            if name != "kind_names"
+            for name in ("ids", *_OF_PAIRS)
         }
-        return TokenColumns(**arrays, kind_names=names)
+        values = {
+            name: np.concatenate([_values(part, name) for part in moved])
+            for name in VALUES
+            if any(name in part.values for part in parts)
+        }
+        return TokenColumns(**arrays, kind_names=names, values=values, group=group)
+
+
+# The arrays with an entry for each pair.
+_OF_PAIRS = (
+    "starts",
+    "others",
+    "kept",
+    "lengths",
+    "largest",
+    "kinds",
+    "flags",
+    "rows",
+    "places",
+)
+
+
+def _values(columns: TokenColumns, name: str) -> np.ndarray:
+    if name in columns.values:
+        return columns.values[name]
+    return _filled(name, len(columns))
+
+
+def _filled(name: str, count: int) -> np.ndarray:
+    """The values of pairs whose rows have none."""
+    default = np.array(VALUES[name], np.float32)
+    return np.tile(default, (count, 1)) if len(default) > 1 else default.repeat(count)
 
 
 class ColumnsBuilder:
@@ -154,6 +298,8 @@ class ColumnsBuilder:
 
     Args:
         max_length (int): The most tokens of prompt and answer.
+        keep_whole (bool): Keep chosen answers of up to this length, cut or not,
+            for other prompts. Default: ``False``.
 
     Example:
         >>> builder = ColumnsBuilder(max_length=8)
@@ -162,29 +308,45 @@ class ColumnsBuilder:
         [[1, 2, 3]]
     """
 
-    def __init__(self, max_length: int):
-        self._limit = max_length
+    def __init__(self, max_length: int, keep_whole: bool = False):
+        self._limit, self._keep_whole = max_length, keep_whole
         # Compact arrays: lists of 100 million integers would fill the memory.
         self._ids, self._lengths = array("i"), array("i")
         self._kinds, self._flags = array("i"), array("B")
+        self._kept, self._rows = array("i"), array("q")
         self._places: list[str | int] = []
+        self._values: dict[str, dict[int, Any]] = {}
         self._kind_names: dict[tuple[str, str], int] = {}
 
-    def add(self, place: str | int, pair: TokenPair) -> None:
+    def add(
+        self,
+        place: str | int,
+        pair: TokenPair,
+        row: int | None = None,
+        values: Mapping[str, Any] | None = None,
+    ) -> None:
         """
         Add a pair. Both sequences keep their start where they are too long.
 
         Args:
             place (str or int): Where the pair's row is.
             pair (TokenPair): The pair, its prompt shorter than the length.
+            row (int, optional): A number of the row. Default: one of its own.
+            values (Mapping, optional): Some of ``VALUES``.
         """
+        number = len(self._places)
+        self._rows.append(number if row is None else row)
+        for name, value in (values or {}).items():
+            self._values.setdefault(name, {})[number] = value
         size = len(pair.prompt)
         room = self._limit - size
         chosen, rejected = pair.chosen[:room], pair.rejected[:room]
         flags = PARTED if pair.dropped else 0
         if max(len(pair.chosen), len(pair.rejected)) > room:
             flags |= CUT | (EQUAL if chosen == rejected else 0)
-        for ids in (pair.prompt, chosen, rejected):
+        kept = pair.chosen[: self._limit] if self._keep_whole else chosen
+        self._kept.append(len(kept))
+        for ids in (pair.prompt, kept, rejected):
             self._ids.extend(ids)
         self._lengths.extend((size, size + len(chosen), size + len(rejected)))
         self._flags.append(flags)
@@ -201,95 +363,26 @@ class ColumnsBuilder:
         """
         ids = np.frombuffer(self._ids, np.int32)
         lengths = np.frombuffer(self._lengths, np.int32).reshape(-1, 3)
-        # Each answer's length counts the prompt, which is there once.
-        sizes = lengths[:, 1].astype(np.int64) + lengths[:, 2] - lengths[:, 0]
+        kept = np.frombuffer(self._kept, np.int32)
+        # The rejected answer's length counts the prompt, which is there once.
+        sizes = lengths[:, 2].astype(np.int64) + kept
         starts = np.cumsum(sizes) - sizes
+        values = {name: _filled(name, len(starts)) for name in VALUES}
+        for name, known in self._values.items():
+            values[name][list(known)] = list(known.values())
         places = np.empty(len(starts), dtype=object)
         places[:] = self._places
         return TokenColumns(
             ids=ids,
             starts=starts,
+            others=starts + lengths[:, 0] + kept,
+            kept=kept,
             lengths=lengths,
             largest=np.maximum.reduceat(ids, starts) if len(starts) else ids,
             kinds=np.frombuffer(self._kinds, np.int32),
             flags=np.frombuffer(self._flags, np.uint8),
+            rows=np.frombuffer(self._rows, np.int64),
             places=places,
             kind_names=tuple(self._kind_names),
+            values={name: values[name] for name in VALUES if name in self._values},
         )
-
-
-def tokenize_rows(
-    data: Sequence[Any],
-    encode: PairTokenizer,
-    max_length: int,
-    options: dict[str, Any],
-) -> tuple[TokenColumns, dict[str, Any]]:
-    """
-    Tokenize raw rows of any known shape.
-
-    Args:
-        data (Sequence): The rows. A ``location`` method, if there is one, names
-            the place of a row.
-        encode (PairTokenizer): Makes ids of pairs.
-        max_length (int): The most tokens of prompt and answer.
-        options (dict): Arguments for :func:`.preference_rows.read_row`.
-
-    Returns:
-        tuple: The pairs, and notes on the rows as JSON values: ``num_rows``,
-        ``skipped`` (rows by reason), ``first_skipped`` and ``details`` (of the
-        first row by reason), and ``dropped_tail`` (the first ids that a prompt
-        alone has and a prompt with an answer has not).
-
-    Example:
-        >>> from tokenizers import Tokenizer, models, pre_tokenizers
-        >>> from transformers import PreTrainedTokenizerFast
-        >>> words = Tokenizer(models.WordLevel({"a": 0, "b": 1, "</s>": 2}))
-        >>> words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        >>> encode = PairTokenizer(PreTrainedTokenizerFast(tokenizer_object=words))
-        >>> rows = [{"prompt": "a", "chosen": " b", "rejected": " a"}, {"prompt": ""}]
-        >>> columns, notes = tokenize_rows(rows, encode, 2048, {})
-        >>> len(columns), notes["num_rows"], notes["skipped"]
-        (1, 2, {'unknown columns': 1})
-    """
-    builder = ColumnsBuilder(max_length)
-    locate = getattr(data, "location", int)
-    skipped: dict[str, int] = {}
-    first_skipped: dict[str, str | int] = {}
-    details: dict[str, str] = {}
-    dropped_tail: list[int] = []
-    for index, pair in _tokenize(data, encode, options):
-        if isinstance(pair, TokenPair) and len(pair.prompt) >= max_length:
-            pair = RowFault(TOO_LONG)
-        if isinstance(pair, RowFault):
-            skipped[pair.reason] = skipped.get(pair.reason, 0) + 1
-            first_skipped.setdefault(pair.reason, locate(index))
-            details.setdefault(pair.reason, pair.detail)
-        else:
-            dropped_tail = dropped_tail or pair.dropped
-            builder.add(locate(index), pair)
-    notes = {
-        "num_rows": len(data),
-        "skipped": skipped,
-        "first_skipped": first_skipped,
-        "details": details,
-        "dropped_tail": dropped_tail,
-    }
-    return builder.finish(), notes
-
-
-def _tokenize(
-    data: Sequence[Any], encode: PairTokenizer, options: dict[str, Any]
-) -> Iterator[tuple[int, TokenPair | RowFault]]:
-    """Each row's index with its ids or its fault, tokenized a chunk at a time."""
-    for start in range(0, len(data), _CHUNK):
-        rows: list[PreferenceRow | RowFault] = []
-        for index in range(start, min(start + _CHUNK, len(data))):
-            try:
-                rows.append(read_row(data[index], **options))
-            except RowFault as fault:
-                rows.append(fault)
-            except RecursionError:
-                rows.append(RowFault("nested too deeply"))
-        pairs = iter(encode([row for row in rows if isinstance(row, PreferenceRow)]))
-        for index, row in enumerate(rows, start):
-            yield index, row if isinstance(row, RowFault) else next(pairs)

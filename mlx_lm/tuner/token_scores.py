@@ -4,6 +4,7 @@
 
     score_tokens(policy, reference)     both log-probs and the KL
     token_logps(logits)                 one model's log-probs
+    token_log_sum_squares(logits)       how sure it is of each token
       _kernel_scores                    where a kernel runs: chosen at each call
       _plain_*                          elsewhere, and what tests compare with
 
@@ -136,6 +137,29 @@ def token_logps(
         return _plain_token_logps(logits, targets, mask)
     (logps,) = _kernel_scores(logits, None, targets, mask)
     return logps
+
+
+def token_log_sum_squares(logits: mx.array) -> mx.array:
+    """
+    The log-probability that two tokens drawn at a position are the same.
+
+    ``log sum_v p(v)^2``: what a token's log-prob is on average about, from 0 where
+    the model is sure down to ``-log V``.
+
+    Args:
+        logits (mx.array): Unnormalised scores. Shape: ``(..., V)``.
+
+    Returns:
+        mx.array: float32 in nats, without gradient. Shape: ``(...)``.
+
+    Example:
+        >>> token_log_sum_squares(mx.zeros((1, 4))).tolist()
+        [-1.3862943649291992]
+    """
+    x = mx.stop_gradient(logits).astype(mx.float32)
+    # The difference below would lose what large logits have in common.
+    x = x - x.max(axis=-1, keepdims=True)
+    return _logsumexp(2 * x) - 2 * _logsumexp(x)
 
 
 def score_tokens(

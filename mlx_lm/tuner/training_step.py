@@ -8,22 +8,14 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .logps import sequence_logps
 from .master_weights import MasterWeights
 from .preference_step import (
+    answer_logps,
     dpo_step,
     gradient_accumulator,
     loss_and_values,
     reference_pass,
 )
-
-
-def _objective(args):
-    return {
-        "beta": args.beta,
-        "label_smoothing": args.label_smoothing,
-        "loss_type": args.loss_type,
-    }
 
 
 def training_step(
@@ -68,7 +60,7 @@ def training_step(
             reference_model,
             batch,
             optimizer,
-            **_objective(args),
+            objective=args.objective,
             max_grad_norm=args.max_grad_norm,
             accumulator=accumulator,
             do_update=do_update,
@@ -97,11 +89,15 @@ def scoring_step(policy_model: nn.Module, args: Any) -> Callable:
         True
     """
 
+    objective = args.objective
+
     def score(reference_model, batch):
-        reference_logps, frozen = reference_pass(policy_model, reference_model, batch)
+        reference_logps, frozen = reference_pass(
+            policy_model, reference_model, batch, objective.ld_alpha
+        )
         with frozen.replaying():
-            logps = sequence_logps(policy_model, batch)
-        return loss_and_values(logps, reference_logps, batch, **_objective(args))[1]
+            logps, confidences = answer_logps(policy_model, batch, objective)
+        return loss_and_values(logps, reference_logps, batch, objective, confidences)[1]
 
     return score
 

@@ -1,0 +1,253 @@
+# Copyright © 2026 MLX Contributors
+
+import tempfile
+import unittest
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten, tree_map
+from tiny import Pairs, random_pairs, tiny_model, weights_of
+
+from mlx_lm.tuner.fingerprint import variant_fingerprint
+from mlx_lm.tuner.logps import sequence_logps
+from mlx_lm.tuner.preference_batches import PairBatch, collate_pairs
+from mlx_lm.tuner.preference_step import dpo_step
+from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.tuner.reference_cache import ReferenceCache
+from mlx_lm.tuner.remembered_reference import NoReference, RememberedReference
+
+PAIRS = Pairs(random_pairs(4))
+BATCH = PairBatch([0, 1, 2, 3], collate_pairs(PAIRS))
+
+
+def move(model, by=0.1, seed=0):
+    """Change what is trained, as an optimizer would."""
+    key = mx.random.key(seed)
+    model.update(
+        tree_map(
+            lambda x: x + (by * mx.random.normal(x.shape, key=key)).astype(x.dtype),
+            model.trainable_parameters(),
+        )
+    )
+
+
+class TestSync(unittest.TestCase):
+    def test_follows_the_formula(self):
+        for kind in ("lora", "full"):
+            model = tiny_model(kind)
+            reference, start = FrozenStart(model), weights_of(model)
+            move(model)
+            first = weights_of(model)
+            reference.sync(0.6)
+            move(model, seed=1)
+            reference.sync(0.1)
+            now, ours = weights_of(model), reference.arrays()
+            self.assertEqual(ours.keys(), start.keys())
+            for k, x in ours.items():
+                a, b, c = (w[k].astype(np.float64) for w in (start, first, now))
+                expected = 0.1 * c + 0.9 * (0.6 * b + 0.4 * a)
+                np.testing.assert_allclose(x, expected, rtol=1e-6, atol=1e-7)
+            np.testing.assert_array_equal(now[k], weights_of(model)[k])
+
+    def test_all_of_it_makes_the_policy_the_reference(self):
+        model = tiny_model()
+        reference = FrozenStart(model)
+        move(model)
+        before = sequence_logps(model, BATCH.arrays)
+        reference.sync(1.0)
+        for k, x in tree_flatten(model.trainable_parameters()):
+            self.assertTrue(mx.array_equal(x, reference.arrays()[k]).item(), k)
+        # The policy goes on alone.
+        move(model, seed=2)
+        tokens = BATCH.arrays["inputs"]
+        self.assertGreater(mx.abs(reference(tokens) - model(tokens)).max().item(), 0)
+        with self.assertRaises(AssertionError):
+            np.testing.assert_allclose(before, sequence_logps(model, BATCH.arrays))
+
+    def test_16_bits_are_mixed_in_32(self):
+        layer = nn.Linear(64, 64, bias=False)
+        layer.set_dtype(mx.bfloat16)
+        start = np.array(layer.weight.astype(mx.float32), np.float64)
+        reference = FrozenStart(layer)
+        move(layer, by=0.02)
+        now = np.array(layer.weight.astype(mx.float32), np.float64)
+        reference.sync(0.3)
+        ours = reference.state["weight"]
+        self.assertEqual(ours.dtype, mx.bfloat16)
+        exact = 0.3 * now + 0.7 * start
+        error = np.abs(np.array(ours.astype(mx.float32), np.float64) - exact)
+        # Rounded once: half a unit in the last of 8 bits.
+        self.assertLessEqual((error / np.abs(exact)).max(), 2**-8 * 1.001)
+
+    def test_compiled_steps_see_it_without_another_trace(self):
+        model, traces = tiny_model(), []
+        reference = RememberedReference(FrozenStart(model), moving=True)
+
+        def function(reference_model, batch):
+            traces.append(reference_model)
+            with_reference = reference_model(batch["inputs"])
+            return with_reference - model(batch["inputs"])
+
+        run = reference.compiled(function, [model.state])
+        gaps = []
+        for mixing in (0.5, 1.0):
+            move(model)
+            gaps.append(mx.abs(run(BATCH.arrays)).max().item())
+            reference.sync(mixing)
+            gaps.append(mx.abs(run(BATCH.arrays)).max().item())
+        self.assertEqual(len(traces), 1)
+        self.assertLess(gaps[1], gaps[0])
+        self.assertGreater(gaps[1], 1e-3)
+        self.assertLess(gaps[3], 1e-6)
+
+    def test_a_step_after_a_full_sync_starts_from_nothing(self):
+        model = tiny_model("lora")
+        reference, optimizer = FrozenStart(model), optim.SGD(0.1)
+        losses = []
+        for _ in range(2):
+            losses.append(dpo_step(model, reference, BATCH.arrays, optimizer)[0])
+        reference.sync(1.0)
+        losses.append(dpo_step(model, reference, BATCH.arrays, optimizer)[0])
+        self.assertLess(losses[1].item(), losses[0].item())
+        self.assertAlmostEqual(losses[2].item(), np.log(2), places=5)
+
+    def test_a_checkpoint_brings_it_back(self):
+        model = tiny_model("lora")
+        reference = FrozenStart(model)
+        move(model)
+        reference.sync(0.5)
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/state.safetensors"
+            mx.save_safetensors(path, reference.arrays())
+            saved = mx.load(path)
+        other = tiny_model("lora")
+        again = RememberedReference(FrozenStart(other), moving=True)
+        scores = again.compiled(
+            lambda model, batch: sequence_logps(model, batch), [other.state]
+        )
+        before = scores(BATCH.arrays)
+        again.model.restore(saved | {"more": mx.zeros((1,))})
+        after, expected = scores(BATCH.arrays), sequence_logps(reference, BATCH.arrays)
+        np.testing.assert_allclose(after, expected, rtol=1e-6)
+        self.assertGreater(mx.abs(after - before).max().item(), 1e-4)
+        name = next(iter(reference.arrays()))
+        wrong = {name: saved[name][:1]}, {name: saved[name].astype(mx.float16)}
+        for bad in ({}, *(saved | w for w in wrong)):
+            with self.assertRaisesRegex(ValueError, f"has no {name} of shape"):
+                again.model.restore(bad)
+        np.testing.assert_array_equal(scores(BATCH.arrays), after)
+
+    def test_mixing_out_of_range(self):
+        for mixing in (0.0, -0.1, 1.5, float("nan")):
+            with self.assertRaisesRegex(ValueError, "above 0 and at most 1"):
+                FrozenStart(nn.Linear(1, 1)).sync(mixing)
+
+    def test_another_model_cannot_move(self):
+        for model in (tiny_model(), None):
+            reference = RememberedReference(model, moving=True)
+            with self.assertRaisesRegex(ValueError, "its own frozen start"):
+                reference.sync(0.5)
+
+
+class TestForgetting(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.logps = mx.arange(8).astype(mx.float32)
+
+    def fill(self):
+        cache = ReferenceCache(self.folder, "a" * 64)
+        RememberedReference(None, cache).remember(PAIRS, BATCH, self.logps)
+        cache.save()
+
+    def files(self):
+        return {p.name: p.read_bytes() for p in self.folder.glob("*.safetensors")}
+
+    def test_a_moving_reference_never_meets_the_disk(self):
+        self.fill()
+        before = self.files()
+        cache = ReferenceCache(self.folder, "a" * 64)
+        model = tiny_model()
+        reference = RememberedReference(FrozenStart(model), cache, False, moving=True)
+        self.assertEqual(reference.unknown(PAIRS), 4)
+        reference.remember(PAIRS, BATCH, self.logps - 9)
+        self.assertEqual(reference.unknown(PAIRS), 0)
+        # It is asked again after it moved.
+        self.assertFalse(reference.release(PAIRS))
+        reference.sync(0.5)
+        self.assertEqual(reference.unknown(PAIRS), 4)
+        self.assertIs(reference.recall(PAIRS, BATCH), BATCH.arrays)
+        reference.remember(PAIRS, BATCH, self.logps - 7)
+        reference.cache.exchange(mx.distributed.init())
+        reference.cache.save()
+        self.assertEqual(self.files(), before)
+        # A checkpoint is of the same run's reference.
+        self.assertEqual(reference.cache.fingerprint, "a" * 64)
+        self.assertEqual(len(reference.cache.arrays()["keys"]), 4)
+
+    def test_forgetting_leaves_the_disk(self):
+        self.fill()
+        before = self.files()
+        reference = RememberedReference(None, ReferenceCache(self.folder, "a" * 64))
+        self.assertEqual(reference.unknown(PAIRS), 0)
+        reference.forget()
+        self.assertEqual(reference.unknown(PAIRS), 4)
+        reference.cache.save()
+        self.assertEqual(self.files(), before)
+
+    def test_variants_do_not_share_numbers(self):
+        self.fill()
+        names = {
+            variant_fingerprint("a" * 64, v)
+            for v in ("", "ld_alpha=0.5", "ld_alpha=0.25")
+        }
+        self.assertEqual(len(names), 3)
+        self.assertIn("a" * 64, names)
+        for name in names - {"a" * 64}:
+            self.assertRegex(name, "^[0-9a-f]{64}$")
+            self.assertEqual(len(ReferenceCache(self.folder, name)), 0)
+
+
+class TestNoReference(unittest.TestCase):
+    def test_nothing_is_computed_or_kept(self):
+        reference, model = NoReference(), tiny_model()
+        batch = PairBatch([0, 1, 0], collate_pairs(PAIRS[:2], 3))
+        arrays = reference.recall(PAIRS, batch)
+        self.assertEqual(arrays["reference_logps"].tolist(), [0.0] * 6)
+        self.assertEqual(arrays["reference_logps"].dtype, mx.float32)
+        self.assertEqual(arrays.keys() - batch.arrays.keys(), {"reference_logps"})
+        reference.remember(PAIRS, batch, mx.ones((6,)))
+        self.assertEqual(len(reference.cache), 0)
+        self.assertEqual(reference.recall(PAIRS, batch)["reference_logps"].sum(), 0)
+        self.assertEqual(reference.unknown(PAIRS, None), 0)
+        self.assertIsNone(reference.model)
+        self.assertFalse(reference.release(PAIRS))
+        seen = []
+
+        def function(reference_model, batch):
+            seen.append(reference_model)
+            return sequence_logps(model, batch) - batch["reference_logps"]
+
+        run = reference.compiled(function, [model.state])
+        expected = sequence_logps(model, batch.arrays)
+        np.testing.assert_allclose(run(arrays), expected, rtol=1e-6)
+        self.assertEqual(seen, [None])
+
+    def test_an_empty_cache_goes_through_a_checkpoint(self):
+        reference = NoReference()
+        with tempfile.TemporaryDirectory() as folder:
+            path = f"{folder}/state.safetensors"
+            mx.save_safetensors(path, reference.cache.arrays())
+            reference.cache.absorb(**mx.load(path))
+        self.assertEqual(len(reference.cache), 0)
+        reference.cache.exchange(mx.distributed.init())
+        with self.assertRaisesRegex(ValueError, "its own frozen start"):
+            reference.sync(0.5)
+
+
+if __name__ == "__main__":
+    unittest.main()

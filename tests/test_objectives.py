@@ -1,0 +1,604 @@
+# Copyright © 2026 MLX Contributors
+
+"""Every preference loss against its formula in float64, and what goes together."""
+
+import unittest
+from dataclasses import fields, replace
+from unittest import mock
+
+import mlx.core as mx
+import numpy as np
+
+from mlx_lm.tuner import preference_step
+from mlx_lm.tuner.losses import preference_loss
+from mlx_lm.tuner.objective import (
+    DIVERGENCES,
+    Objective,
+    objective_of,
+    pair_logps,
+    pair_losses,
+    pair_rewards,
+)
+from mlx_lm.tuner.pair_logps import PairLogps
+from mlx_lm.tuner.preference_losses import LOSSES, PreferenceLoss, kl_baseline
+from mlx_lm.tuner.preference_step import answer_logps, loss_and_values
+
+sigmoid = lambda x: 1 / (1 + np.exp(-np.asarray(x, np.float64)))
+logsig = lambda x: -np.logaddexp(0, -np.asarray(x, np.float64))
+smoothed = lambda x, e: -(1 - e) * logsig(x) - e * logsig(-x)
+
+
+class Case:
+    """Four log-probs a pair, lengths and settings, in float64."""
+
+    def __init__(self, seed=0, pairs=5, scale=3.0):
+        rng = np.random.default_rng(seed)
+        self.pc, self.pr, self.rc, self.rr = rng.normal(-20, scale, (4, pairs))
+        self.lc, self.lr = rng.integers(1, 9, (2, pairs)).astype(np.float64)
+        self.m = rng.normal(size=pairs)
+        self.labels = np.arange(pairs) % 2.0
+        self.e, self.beta = 0.2, 0.3
+
+    @property
+    def c(self):
+        return self.pc - self.rc
+
+    @property
+    def r(self):
+        return self.pr - self.rr
+
+    @property
+    def h(self):
+        return self.c - self.r
+
+    def batch(self, margins=False, **more):
+        n = len(self.pc)
+        ends = np.concatenate([self.lc, self.lr]).astype(np.int32) + 3
+        lengths = np.stack([np.full(2 * n, 3), ends], axis=-1)
+        batch = {"lengths": mx.array(lengths), "weights": mx.ones((n,))} | more
+        if margins:
+            batch["margins"] = mx.array(self.m)
+        return batch
+
+    def logps(self):
+        both = ([self.pc, self.pr], [self.rc, self.rr])
+        return [mx.array(np.concatenate(x).astype(np.float32)) for x in both]
+
+
+def token_mean(k):
+    return -k.pc.sum() / k.lc.sum()
+
+
+def log_odds(x):
+    return x - np.log1p(-np.exp(x))
+
+
+def rankings(k, group=2):
+    """Rankings of four answers in two pairs each, places best first."""
+    scores = k.beta * np.stack([k.c, k.r], axis=-1).reshape(-1, 2 * group)
+    losses = [
+        sum(np.logaddexp.reduce(row[i:]) - row[i] for i in range(len(row)))
+        for row in scores
+    ]
+    return np.repeat(losses, group)
+
+
+def kto(k):
+    z = max(0.0, k.r.mean())
+    good, bad = sigmoid(-k.beta * (k.c - z)), 1.5 * sigmoid(k.beta * (k.c - z))
+    return np.where(k.labels > 0, good, bad)
+
+
+def discopop(k):
+    s = k.beta * k.h - k.m
+    m = sigmoid(s / 0.05)
+    return -(1 - m) * logsig(s) + m * np.exp(-s)
+
+
+# Name: (settings beside beta, formula, whether pairs bring margins).
+FORMULAS = {
+    "sigmoid": ({}, lambda k: smoothed(k.beta * k.h - k.m, k.e), True),
+    "hinge": ({}, lambda k: np.maximum(0, 1 - (k.beta * k.h - k.m)), True),
+    "ipo": (
+        {},
+        lambda k: (k.c / k.lc - k.r / k.lr - (0.5 + k.m) / k.beta) ** 2,
+        True,
+    ),
+    "robust": (
+        {},
+        lambda k: (
+            -(1 - k.e) * logsig(k.beta * k.h - k.m)
+            + k.e * logsig(-(k.beta * k.h - k.m))
+        )
+        / (1 - 2 * k.e),
+        True,
+    ),
+    "exo_pair": (
+        {},
+        lambda k: sum(
+            q * (np.log(q) - np.log(p))
+            for q, p in (
+                (sigmoid(k.beta * k.h - k.m), 1 - k.e),
+                (sigmoid(-(k.beta * k.h - k.m)), k.e),
+            )
+        ),
+        True,
+    ),
+    "nca_pair": (
+        {},
+        lambda k: -logsig(k.beta * k.c)
+        - logsig(-k.beta * k.c) / 2
+        - logsig(-k.beta * k.r) / 2,
+        False,
+    ),
+    "bco_pair": ({}, lambda k: -logsig(k.beta * k.c) - logsig(-k.beta * k.r), False),
+    "sppo_hard": (
+        {},
+        lambda k: (k.c - 0.5 / k.beta) ** 2 + (k.r + 0.5 / k.beta) ** 2,
+        False,
+    ),
+    "aot": (
+        {},
+        lambda k: np.full(
+            len(k.c),
+            smoothed(
+                k.beta * (np.sort(k.pc - k.pr) - np.sort(k.rc - k.rr)), k.e
+            ).mean(),
+        ),
+        False,
+    ),
+    "aot_unpaired": (
+        {},
+        lambda k: np.full(
+            len(k.c), smoothed(k.beta * (np.sort(k.c) - np.sort(k.r)), k.e).mean()
+        ),
+        False,
+    ),
+    "apo_zero": (
+        {},
+        lambda k: 1 - sigmoid(k.beta * k.c) + sigmoid(k.beta * k.r),
+        False,
+    ),
+    "apo_down": (
+        {},
+        lambda k: sigmoid(k.beta * k.c) + 1 - sigmoid(k.beta * k.h),
+        False,
+    ),
+    "discopop": ({}, discopop, True),
+    "sigmoid_norm": (
+        {},
+        lambda k: smoothed(k.beta * (k.c / k.lc - k.r / k.lr) - k.m, k.e),
+        True,
+    ),
+    "dpop": (
+        {"dpop_lambda": 5.0},
+        lambda k: -logsig(k.beta * (k.h - 5 * np.maximum(0, -k.c)) - k.m),
+        True,
+    ),
+    "sft": ({}, lambda k: np.full(len(k.c), token_mean(k)), False),
+    "simpo": (
+        {"gamma": 0.7},
+        lambda k: smoothed(k.beta * (k.pc / k.lc - k.pr / k.lr) - k.m - 0.7, k.e),
+        True,
+    ),
+    "orpo": (
+        {},
+        lambda k: token_mean(k)
+        - k.beta * logsig(log_odds(k.pc / k.lc) - log_odds(k.pr / k.lr)),
+        False,
+    ),
+    "cpo": (
+        {"cpo_alpha": 0.5},
+        lambda k: smoothed(k.beta * (k.pc - k.pr) - k.m, k.e) + 0.5 * token_mean(k),
+        True,
+    ),
+    "kto": ({"undesirable_weight": 1.5}, kto, False),
+    "plackett_luce": ({}, rankings, False),
+}
+# Losses of a policy that is its own reference, by hand, beta 0.1.
+AT_START = {
+    "sigmoid": np.log(2),
+    "hinge": 1.0,
+    "ipo": 25.0,
+    "robust": np.log(2),
+    "nca_pair": 2 * np.log(2),
+    "bco_pair": 2 * np.log(2),
+    "sppo_hard": 50.0,
+    "aot": np.log(2),
+    "aot_unpaired": np.log(2),
+    "apo_zero": 1.0,
+    "apo_down": 1.0,
+    "discopop": (np.log(2) + 1) / 2,
+    "sigmoid_norm": np.log(2),
+    "dpop": np.log(2),
+    "kto": 0.5,
+    "plackett_luce": np.log(24),
+    # KL((1/2, 1/2) || (0.8, 0.2))
+    "exo_pair": -0.5 * np.log(4 * 0.8 * 0.2),
+}
+
+
+def make(name, k, **more):
+    settings, _, _ = FORMULAS[name]
+    smooth = LOSSES[name].smoothing != "no"
+    return Objective(
+        k.beta, name, label_smoothing=k.e if smooth else 0.0, **settings, **more
+    )
+
+
+def batch_for(name, k):
+    batch = k.batch(FORMULAS[name][2])
+    if LOSSES[name].data == "labels":
+        batch["labels"] = mx.array(k.labels)
+    if LOSSES[name].data == "rankings":
+        n = len(k.pc)
+        places = [[2 * (i % 2) for i in range(n)], [2 * (i % 2) + 1 for i in range(n)]]
+        batch["places"] = mx.array(places, dtype=mx.float32).reshape(-1)
+    return batch
+
+
+def case_for(name, seed=0):
+    return Case(seed, 4 if name == "plackett_luce" else 5)
+
+
+class TestFormulas(unittest.TestCase):
+    def test_every_loss_is_listed(self):
+        self.assertEqual(set(FORMULAS), set(LOSSES))
+        for name, spec in LOSSES.items():
+            self.assertIsInstance(spec, PreferenceLoss, name)
+            self.assertTrue(spec.formula and spec.paper, name)
+
+    def test_against_float64(self):
+        for name, (_, formula, _) in FORMULAS.items():
+            for seed in range(3):
+                k = case_for(name, seed)
+                objective = make(name, k)
+                pairs = pair_logps(*k.logps(), batch_for(name, k), objective)
+                losses = pair_losses(pairs, objective)
+                with self.subTest(loss=name, seed=seed):
+                    np.testing.assert_allclose(losses, formula(k), rtol=2e-5, atol=2e-6)
+
+    def test_gradient_against_finite_differences(self):
+        for name, (_, formula, _) in FORMULAS.items():
+            k = case_for(name, 4)
+            objective, batch = make(name, k), batch_for(name, k)
+            policy, reference = k.logps()
+            loss = lambda x: pair_losses(
+                pair_logps(x, reference, batch, objective), objective
+            ).sum()
+            gradient = np.array(mx.grad(loss)(policy))
+            n = len(k.pc)
+            # No gradient flows into KTO's baseline.
+            count = n if name == "kto" else 2 * n
+            for i in range(count):
+                values = []
+                for step in (1e-6, -1e-6):
+                    moved = case_for(name, 4)
+                    (moved.pc if i < n else moved.pr)[i % n] += step
+                    values.append(formula(moved).sum())
+                numeric = (values[0] - values[1]) / 2e-6
+                with self.subTest(loss=name, row=i):
+                    self.assertAlmostEqual(
+                        gradient[i], numeric, delta=1e-4 * max(1, abs(numeric))
+                    )
+            if name == "kto":
+                self.assertFalse(gradient[n:].any())
+
+    def test_by_hand_at_the_start(self):
+        for name, expected in AT_START.items():
+            k = case_for(name)
+            k.pc, k.pr = k.rc, k.rr
+            e = 0.2 if name == "exo_pair" else 0.0
+            objective = Objective(loss_type=name, label_smoothing=e)
+            batch = {x: v for x, v in batch_for(name, k).items() if x != "margins"}
+            pairs = pair_logps(*k.logps(), batch, objective)
+            with self.subTest(loss=name):
+                np.testing.assert_allclose(
+                    pair_losses(pairs, objective), expected, rtol=1e-6
+                )
+
+    def test_finite_far_from_the_start(self):
+        for name in LOSSES:
+            k = case_for(name)
+            for far in (1e4, -1e4):
+                k.pc = k.rc + far
+                objective, batch = make(name, k), batch_for(name, k)
+                policy, reference = k.logps()
+                f = lambda x: pair_losses(
+                    pair_logps(x, reference, batch, objective), objective
+                ).sum()
+                if name == "orpo" and far > 0:
+                    continue  # No log-prob is above 0.
+                loss, gradient = mx.value_and_grad(f)(policy)
+                with self.subTest(loss=name, far=far):
+                    self.assertTrue(np.isfinite(loss.item()))
+                    self.assertTrue(mx.isfinite(gradient).all().item())
+
+
+class TestPairLogps(unittest.TestCase):
+    def test_what_the_losses_read(self):
+        k = Case(6)
+        objective = Objective(f_divergence="js")
+        pairs = pair_logps(*k.logps(), k.batch(), objective)
+        js = lambda x: np.log(2) + logsig(x)
+        for found, expected in (
+            (pairs.logratios[0], k.c),
+            (pairs.logratios[1], k.r),
+            (pairs.scores[0], js(k.c)),
+            (pairs.difference, js(k.c) - js(k.r)),
+            (pairs.difference_per_token, js(k.c) / k.lc - js(k.r) / k.lr),
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class TestModifiers(unittest.TestCase):
+    def setUp(self):
+        self.k = Case(1, scale=1.0)
+
+    def losses(self, objective, **more):
+        return pair_losses(
+            pair_logps(*self.k.logps(), self.k.batch(), objective), objective, **more
+        )
+
+    def test_divergences(self):
+        k = self.k
+        scores = {
+            "reverse_kl": lambda x: x,
+            # f'(t) of t = exp(x)
+            "forward_kl": lambda x: 1 - 1 / np.exp(x),
+            "js": lambda x: np.log(2 * np.exp(x) / (1 + np.exp(x))),
+            "alpha": lambda x: (np.exp(x) ** (0.3 - 1) - 1) / (0.3 - 1),
+        }
+        self.assertEqual(set(scores), set(DIVERGENCES))
+        for name, f in scores.items():
+            alpha = {"f_alpha": 0.3} if name == "alpha" else {}
+            objective = Objective(k.beta, f_divergence=name, **alpha)
+            expected = -logsig(k.beta * (f(k.c) - f(k.r)))
+            with self.subTest(divergence=name):
+                np.testing.assert_allclose(
+                    self.losses(objective), expected, rtol=1e-4, atol=1e-6
+                )
+                # Rewards stay log-ratios.
+                pairs = pair_logps(*k.logps(), k.batch(), objective)
+                chosen, _ = pair_rewards(pairs, objective)
+                np.testing.assert_allclose(chosen, k.beta * k.c, rtol=1e-4, atol=1e-6)
+
+    def test_alpha_of_one_is_the_limit(self):
+        one = Objective(self.k.beta, f_divergence="alpha", f_alpha=1.0)
+        near = Objective(self.k.beta, f_divergence="alpha", f_alpha=1.001)
+        plain = self.losses(Objective(self.k.beta))
+        np.testing.assert_array_equal(self.losses(one), plain)
+        np.testing.assert_allclose(self.losses(near), plain, rtol=1e-2)
+
+    def test_several_losses_are_added(self):
+        k = self.k
+        objective = Objective(
+            k.beta, ["sigmoid", "bco_pair", "sft"], loss_weights=[0.8, 0.2, 1.0]
+        )
+        expected = -0.8 * logsig(k.beta * k.h)
+        expected -= 0.2 * (logsig(k.beta * k.c) + logsig(-k.beta * k.r))
+        np.testing.assert_allclose(
+            self.losses(objective), expected + token_mean(k), rtol=1e-5
+        )
+
+    def test_without_a_reference(self):
+        k = self.k
+        objective = Objective(k.beta, reference_free=True)
+        self.assertFalse(objective.needs_reference)
+        expected = -logsig(k.beta * (k.pc - k.pr))
+        np.testing.assert_allclose(self.losses(objective), expected, rtol=1e-4)
+        for name, reward in (
+            ("cpo", k.beta * k.pc),
+            ("simpo", k.beta * k.pc / k.lc),
+            ("orpo", k.beta * k.pc / k.lc),
+        ):
+            objective = Objective(k.beta, name)
+            pairs = pair_logps(*k.logps(), k.batch(), objective)
+            np.testing.assert_allclose(
+                pair_rewards(pairs, objective)[0], reward, rtol=1e-5
+            )
+
+    def test_confidences_multiply(self):
+        doubled = self.losses(Objective(), confidences=2 * mx.ones((5,)))
+        np.testing.assert_allclose(doubled, 2 * self.losses(Objective()))
+        batch = self.k.batch()
+        confidences = mx.arange(10.0)
+        _, values = loss_and_values(
+            *self.k.logps(), batch, Objective(use_weighting=True), confidences
+        )
+        expected = self.losses(Objective()) * (mx.arange(5.0) * mx.arange(5.0, 10.0))
+        np.testing.assert_allclose(values["losses"], expected, rtol=1e-6)
+
+    def test_logps_as_an_objective_reads_them(self):
+        batch = {"any": 1}
+        for settings, name in (
+            ({}, "sequence_logps"),
+            ({"ld_alpha": 0.5}, "sequence_logps"),
+            ({"use_weighting": True}, "weighted_sequence_logps"),
+        ):
+            objective = Objective(**settings)
+            with mock.patch.object(preference_step, name) as called:
+                answer_logps("model", batch, objective, gradient=True)
+            called.assert_called_once_with(
+                "model", batch, gradient=True, ld_alpha=objective.ld_alpha
+            )
+
+    def test_data_weights(self):
+        k = self.k
+        weights = mx.array([1.0, 2.0, 0.5, 0.0, 1.0])
+        loss, values = loss_and_values(
+            *k.logps(), k.batch(weights=weights), Objective(k.beta)
+        )
+        expected = (-logsig(k.beta * k.h) * np.array(weights)).sum()
+        self.assertAlmostEqual(loss.item(), expected, places=5)
+        self.assertEqual(values["losses"].shape, (5,))
+
+
+class TestCoupled(unittest.TestCase):
+    """Losses of whole batches: filling, and several ranks."""
+
+    NAMES = [name for name, spec in LOSSES.items() if spec.couples]
+
+    def loss(self, name, k, policy, **more):
+        objective, batch = make(name, k), batch_for(name, k) | more
+        _, reference = k.logps()
+        return loss_and_values(policy, reference, batch, objective)
+
+    def test_filling_changes_nothing(self):
+        for name in self.NAMES:
+            k, short = Case(2), Case(2)
+            for field in ("pc", "pr", "rc", "rr", "lc", "lr", "m", "labels"):
+                setattr(short, field, getattr(k, field)[:3])
+            weights = mx.array([1.0, 1.0, 1.0, 0.0, 0.0])
+            filled, _ = self.loss(name, k, k.logps()[0], weights=weights)
+            alone, _ = self.loss(name, short, short.logps()[0])
+            with self.subTest(loss=name):
+                self.assertAlmostEqual(filled.item(), alone.item(), places=5)
+
+    def test_ranks_together_are_one(self):
+        for name in self.NAMES:
+            k = Case(3, pairs=4)
+            whole = lambda x: self.loss(name, k, x)[0]
+            expected, gradient = mx.value_and_grad(whole)(k.logps()[0])
+            total, found = 0.0, np.zeros(8)
+            for rank in range(2):
+                mine = slice(2 * rank, 2 * rank + 2)
+                part = Case(3, pairs=4)
+                for field in ("pc", "pr", "rc", "rr", "lc", "lr", "m", "labels"):
+                    setattr(part, field, getattr(k, field)[mine])
+                batch, objective = batch_for(name, k), make(name, k)
+                everyone = pair_logps(*k.logps(), batch, objective)
+
+                def gather(arrays, mine=mine, everyone=everyone):
+                    def put(key, own):
+                        x = mx.stop_gradient(getattr(everyone, key))
+                        return mx.concatenate([x[: mine.start], own, x[mine.stop :]])
+
+                    return {key: put(key, x) for key, x in arrays.items()}, mine
+
+                with mock.patch.object(preference_step, "gather_pairs", gather):
+                    f = lambda x, part=part: self.loss(name, part, x)[0]
+                    loss, grad = mx.value_and_grad(f)(part.logps()[0])
+                total += loss.item()
+                found.reshape(2, 4)[:, mine] = np.array(grad).reshape(2, 2)
+            with self.subTest(loss=name):
+                self.assertAlmostEqual(total, expected.item(), places=5)
+                np.testing.assert_allclose(found, gradient, rtol=1e-4, atol=1e-6)
+
+    def test_the_baseline_is_not_negative(self):
+        k = Case(0)
+        k.pr = k.rr - 3
+        pairs = pair_logps(*k.logps(), batch_for("kto", k), make("kto", k))
+        self.assertEqual(kl_baseline(pairs).item(), 0.0)
+        ahead = replace(pairs, rejected=pairs.reference_rejected + 2)
+        self.assertIsInstance(ahead, PairLogps)
+        self.assertAlmostEqual(kl_baseline(ahead).item(), 2.0, places=5)
+
+    def test_rankings_of_three_and_two(self):
+        # a > b > c, the last with a copy of the best; then d > e, and a copy of it.
+        scores = np.array([1.0, 0.5, -1.0, 2.0, 0.3])
+        chosen, rejected = scores[[0, 0, 3, 3]], scores[[1, 2, 4, 4]]
+        places = [0, -1, 0, -1, 1, 2, 1, -1]
+        objective = Objective(1.0, "plackett_luce")
+        batch = {"weights": mx.ones((4,)), "places": mx.array(places)}
+        logps = mx.array(np.concatenate([chosen, rejected]))
+        pairs = pair_logps(logps, mx.zeros((8,)), batch, objective)
+        three = sum(np.logaddexp.reduce(scores[i:3]) - scores[i] for i in range(2))
+        two = np.logaddexp(2.0, 0.3) - 2.0
+        np.testing.assert_allclose(
+            pair_losses(pairs, objective), [three, three, two, two], rtol=1e-5
+        )
+
+
+class TestChecks(unittest.TestCase):
+    REFUSED = {
+        "beta must be a positive number, got nan": {"beta": float("nan")},
+        "beta must be a positive number, got True": {"beta": True},
+        "Unknown loss_type 'dop'": {"loss_type": "dop"},
+        "loss_type must be a name or a list": {"loss_type": []},
+        "names a loss twice": {"loss_type": ["sft", "sft"]},
+        "list of 2, one for each": {
+            "loss_type": ["sigmoid", "sft"],
+            "loss_weights": [1],
+        },
+        "loss_weights must be positive": {"loss_weights": [0.0]},
+        "kto learns from labels": {"loss_type": ["kto", "sigmoid"]},
+        "sigmoid measures from a reference and simpo does not": {
+            "loss_type": ["sigmoid", "simpo"]
+        },
+        "label_smoothing must be at least 0 and below 0.5": {"label_smoothing": 0.5},
+        "hinge can't be smoothed": {"loss_type": "hinge", "label_smoothing": 0.1},
+        "exo_pair needs label_smoothing": {"loss_type": "exo_pair"},
+        "Unknown f_divergence 'kl'": {"f_divergence": "kl"},
+        "f_divergence does not go with nca_pair": {
+            "loss_type": "nca_pair",
+            "f_divergence": "js",
+        },
+        "f_divergence needs a reference": {
+            "f_divergence": "js",
+            "reference_free": True,
+        },
+        "f_alpha is a setting of f_divergence alpha": {"f_alpha": 0.9},
+        "reference_free does not go with dpop": {
+            "loss_type": "dpop",
+            "reference_free": True,
+        },
+        "use_weighting does not go with aot": {
+            "loss_type": "aot",
+            "use_weighting": True,
+        },
+        "use_weighting does not go with sft": {
+            "loss_type": ["sigmoid", "sft"],
+            "use_weighting": True,
+        },
+        "ld_alpha must be between 0 and 1": {"ld_alpha": 2},
+        "ld_alpha does not go with simpo": {"loss_type": "simpo", "ld_alpha": 0.5},
+        "ld_alpha does not go with kto": {"loss_type": "kto", "ld_alpha": 0.5},
+        "gamma is a setting of simpo": {"gamma": 0.2},
+        "dpop_lambda is a setting of dpop": {"dpop_lambda": 1.0},
+        "desirable_weight is a setting of kto": {"desirable_weight": 2.0},
+        "discopop_tau must be a positive": {
+            "loss_type": "discopop",
+            "discopop_tau": 0,
+        },
+    }
+
+    def test_refused(self):
+        for message, settings in self.REFUSED.items():
+            with self.subTest(message=message):
+                with self.assertRaisesRegex(ValueError, message):
+                    Objective(**settings)
+
+    def test_what_an_objective_needs(self):
+        for name, spec in LOSSES.items():
+            e = 0.1 if spec.smoothing == "must" else 0.0
+            objective = Objective(loss_type=name, label_smoothing=e)
+            with self.subTest(loss=name):
+                self.assertEqual(objective.needs_reference, spec.reference)
+                self.assertEqual(objective.couples, spec.couples)
+                self.assertEqual(objective.data, spec.data)
+                if spec.reference:
+                    self.assertEqual(objective.rewards_are, "log-ratios")
+        self.assertFalse(Objective(loss_type=["sigmoid", "sft"]).takes_margins)
+        self.assertEqual(Objective(loss_type="aot").least_batch, 2)
+
+    def test_settings_have_help_and_are_taken_from_others(self):
+        for field in fields(Objective):
+            self.assertTrue(field.metadata["help"], field.name)
+        settings = Objective(0.3, "simpo", gamma=0.2)
+        self.assertEqual(objective_of(settings), settings)
+
+    def test_lengths_and_data_are_asked_for(self):
+        x = mx.zeros((2,))
+        with self.assertRaisesRegex(ValueError, "ipo needs the answers' lengths"):
+            preference_loss(x, x, x, x, loss_type="ipo")
+        with self.assertRaisesRegex(ValueError, "kto learns from labels"):
+            preference_loss(x, x, x, x, loss_type="kto", lengths=mx.ones((2, 2)))
+        losses, *_ = preference_loss(
+            x - 4, x - 4, x, x, 0.5, loss_type="sigmoid_norm", lengths=mx.ones((2, 2))
+        )
+        np.testing.assert_allclose(losses, np.log(2), rtol=1e-6)
+
+
+if __name__ == "__main__":
+    unittest.main()
