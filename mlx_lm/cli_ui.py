@@ -94,7 +94,7 @@ def print_dpo_run_header(
         [
             ("model", str(args.model)),
             ("type", kind),
-            ("loss", f"{args.loss_type} · beta {args.beta:g}"),
+            ("loss", f"{_names(args.loss_type)} · beta {args.beta:g}"),
             ("optimizer", f"{args.optimizer} · {rate}"),
             ("batch · iters", f"{args.batch_size} · {args.iters:,}"),
             ("max seq", f"{args.max_seq_length:,}"),
@@ -103,52 +103,34 @@ def print_dpo_run_header(
     )
 
 
-TEST_ROWS = (
-    ("reward accuracy", None, "rewards/accuracies", "{:.1%}"),
-    ("reward margin (nats)", None, "rewards/margins", "{:.3f}"),
-    (
-        "chosen likelier than rejected",
-        "reference_logps/accuracies",
-        "logps/accuracies",
-        "{:.1%}",
-    ),
-    (
-        "chosen likelier, per token",
-        "reference_logps/accuracies_per_token",
-        "logps/accuracies_per_token",
-        "{:.1%}",
-    ),
-    ("perplexity of chosen", "perplexity/reference", "perplexity/policy", "{:.2f}"),
-    ("KL from it, per token (nats)", None, "kl", "{:.4f}"),
-)
+def _names(names):
+    return names if isinstance(names, str) else " + ".join(names)
 
 
-def print_test_table(
-    console: Console, metrics: Mapping[str, float], before: str
-) -> None:
+def print_test_table(console: Console, parts: list[list[list[str]]]) -> None:
     """
-    Print test metrics of the policy beside those of what it started from.
+    Print a table of test metrics.
 
     Args:
         console (Console): Where to print.
-        metrics (dict): What ``evaluate_dpo`` returned.
-        before (str): What the reference is, ``"start"`` or ``"reference"``. It
-            has no reward: rewards are measured from it.
+        parts (list): What ``fit_table`` returned; the columns from the third one on
+            are those of policies.
 
     Example:
-        >>> metrics = dict.fromkeys([r[1] or r[2] for r in TEST_ROWS], 0.5)
-        >>> metrics |= dict.fromkeys([r[2] for r in TEST_ROWS], 1.0) | {"pairs": 20}
         >>> with make_console().capture() as screen:
-        ...     print_test_table(make_console(), metrics, "start")
-        >>> "100.0%" in screen.get()
+        ...     print_test_table(make_console(), [[["KL", "  -", "  0.5"]]])
+        >>> "KL" in screen.get()
         True
     """
-    title = f"test · {metrics['pairs']:,.0f} pairs"
-    console.print(f"  [ui.heading]{title:<31}{before:>9}{'policy':>10}" "[/ui.heading]")
-    for label, old, new, form in TEST_ROWS:
-        start = form.format(metrics[old]) if old else "-"
-        now = form.format(metrics[new])
-        console.print(f"  {label:<31}{start:>9}[ui.strong]{now:>10}[/ui.strong]")
+    for part in parts:
+        for i, (label, before, *cells) in enumerate(part):
+            style = "ui.heading" if i == 0 else ""
+            line = Text.assemble(
+                (f"  {label}{before}", style), ("".join(cells), "ui.strong")
+            )
+            console.print(line, no_wrap=True, crop=False)
+        if part is not parts[-1]:
+            console.print()
 
 
 class PreferenceTrainUI(TrainUI):
@@ -250,12 +232,16 @@ class PreferenceTrainUI(TrainUI):
             return
         if self._last[0] == 0 and it == 0:
             self._last = (0, time.perf_counter())
+        likelier = ""
+        if "logps/accuracies" in metrics:
+            likelier = (
+                f"chosen likelier: {metrics['logps/accuracies']:.1%},"
+                f" per token {metrics['logps/accuracies_per_token']:.1%} · "
+            )
         self._console.print(
             f"  [ui.muted]{it:>5}[/ui.muted]  [ui.accent]val[/ui.accent]"
             f" [ui.strong]{metrics['loss']:>5.3f}[/ui.strong]"
             f"  {metrics['rewards/accuracies']:>6.1%}"
             f"  {metrics['rewards/margins']:>+7.3f}"
-            f"  [ui.muted]chosen likelier: {metrics['logps/accuracies']:.1%},"
-            f" per token {metrics['logps/accuracies_per_token']:.1%}"
-            f" · {val_time:.1f}s[/ui.muted]"
+            f"  [ui.muted]{likelier}{val_time:.1f}s[/ui.muted]"
         )

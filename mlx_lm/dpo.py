@@ -9,38 +9,23 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from tqdm import tqdm
 
 from . import lora
-from .cli_ui import make_console, print_dpo_run_header, print_test_table, rprint
+from .cli_ui import make_console, print_dpo_run_header, rprint
 from .openblas import slow_blas_notice
-from .tuner.atomic_files import (
-    remove_leftovers,
-    replace_file,
-    writing,
-)
-from .tuner.callbacks import (
-    CallbackList,
-    MetricsFile,
-    TrainingCallback,
-    get_reporting_callbacks,
-)
+from .tuner.callbacks import CallbackList, TrainingCallback
 from .tuner.config_file import read_config
 from .tuner.datasets import load_preference_dataset
 from .tuner.dpo_config import (
+    DERIVED_KEYS,
     check_args,
     check_keys,
     check_types,
     fit_to_model,
-    saved_settings,
     training_args,
 )
 from .tuner.dpo_parser import CONFIG_DEFAULTS, UNUSED_KEYS, build_parser
-from .tuner.fingerprint import model_fingerprint
-from .tuner.length_buckets import (
-    batches_per_epoch,
-    plan_batches,
-)
+from .tuner.finished_runs import compare_runs
 from .tuner.master_weights import with_master_weights
 from .tuner.policy import (
     adopt_adapter_config,
@@ -55,24 +40,24 @@ from .tuner.preference_run import TrainingStopped
 from .tuner.ranks import is_lost_rank, start_together
 from .tuner.reference import FrozenStart, check_token_ids
 from .tuner.remembered_reference import RememberedReference
-from .tuner.resume import adopt_resumed_run, data_fingerprint
-from .tuner.run_plan import (
-    check_memory,
-    describe_plan,
-    training_plan,
-)
+from .tuner.resume import adopt_resumed_run
+from .tuner.retained_text import scored_text
+from .tuner.run_folder import open_folder
+from .tuner.run_plan import check_memory, describe_plan, training_plan
 from .tuner.run_setup import (
     find_checkpoint,
     find_sharing,
     header_rows,
+    likely_sharing,
     load_reference_model,
     make_optimizer,
     remember_reference,
+    run_identity,
 )
-from .tuner.trainer import evaluate_dpo, train_dpo
-from .tuner.training_state import drop_newer
+from .tuner.run_test import evaluate_model, inspect_model
+from .tuner.run_watchers import run_watchers, show_report
+from .tuner.trainer import train_dpo
 from .tuner.utils import print_trainable_parameters
-from .utils import save_config
 
 
 def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
@@ -96,6 +81,8 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
     given = {
         k: v for k, v in vars(build_parser().parse_args(argv)).items() if v is not None
     }
+    if len(folders := given.get("adapter_path", [])) == 1:
+        given["adapter_path"] = folders[0]
     if config_file := given.get("config"):
         rprint("Loading configuration file", config_file)
         config = read_config(config_file, lora.yaml_loader)
@@ -143,14 +130,9 @@ def train_model(
             f"batch_size={args.batch_size}. Lower batch_size or add pairs."
         )
     prepare_policy(args, model)
+    optimizer, notices = make_optimizer(args, len(train_set))
     settings = training_args(args)
-    # Every family but one in a hundred can, and asking would allocate the model.
-    settings.sharing = "equal" if args.share_prompt else "plain"
-    if args.pack:
-        settings.sharing = "packed"
-    optimizer, notices = make_optimizer(
-        args, settings, training_plan(train_set, settings)
-    )
+    settings.sharing = likely_sharing(args)
     estimate = check_memory(
         model,
         reference_model or FrozenStart(model),
@@ -163,120 +145,52 @@ def train_model(
         read_weights(reference_model, args.reference_model)
     sharing = find_sharing(args, model, reference_model)
     settings.sharing = sharing.grade
-    # Before a checkpoint is loaded: what the run started with.
     reference = remember_reference(
         args, model, reference_model, train_set, valid_set or []
     )
-    start = reference.cache.fingerprint
-    if reference_model is not None:
-        start = model_fingerprint(model)
+    identity = run_identity(model, reference_model, reference, train_set, valid_set)
+    # Where all its numbers are known, nothing else holds it.
     del reference_model
-    plan = training_plan(train_set, settings)
-    optimizer, notices = make_optimizer(args, settings, plan)
-    identity = {
-        "model": start,
-        "reference": reference.cache.fingerprint,
-        "train": data_fingerprint(train_set),
-        "valid": data_fingerprint(valid_set),
-    }
     state = None
     if args.resume and not args.dry_run:
         state = find_checkpoint(args, identity)
     if mx.distributed.init().rank() == 0:
+        plan = training_plan(train_set, settings)
         rows = header_rows(args, train_set, valid_set, reference, plan, estimate)
-        print_dpo_run_header(make_console(), args, rows)
-    if sharing.notice:
-        rprint(sharing.notice)
+        _show_run(args, rows, sharing.notice, plan)
+        if not args.dry_run:
+            metrics = open_folder(args, state, training_callback)
+            watchers = run_watchers(args, model, train_set.tokenizer, valid_set, state)
+            training_callback = CallbackList([metrics, *watchers])
     if args.dry_run:
-        for line in describe_plan(plan, args.batch_size):
-            rprint(line)
         return reference
-    if mx.distributed.init().rank() == 0:
-        adapter_path = Path(args.adapter_path)
-        with writing(adapter_path):
-            adapter_path.mkdir(parents=True, exist_ok=True)
-        config = saved_settings(args)
-        reporting = get_reporting_callbacks(
-            args.report_to, args.project_name, args.adapter_path, config
-        )
-        for folder in (adapter_path, adapter_path / "best"):
-            remove_leftovers(folder)
-        # An earlier run's states do not belong to these settings.
-        drop_newer(adapter_path, state.iteration if state else -1)
-        config_file = adapter_path / "adapter_config.json"
-        with writing(config_file):
-            replace_file(config_file, lambda name: save_config(config, name))
-        written = state.info["metrics_bytes"] if state else 0
-        metrics_file = MetricsFile(adapter_path / "metrics.jsonl", written)
-        training_callback = CallbackList([metrics_file, reporting, training_callback])
     for notice in notices:
         rprint(notice)
     print_trainable_parameters(model)
     start_together()
-    train_dpo(
-        model,
-        optimizer,
-        train_set,
-        valid_set or None,
-        settings,
-        reference,
-        training_callback,
-        resume=state,
-        identity=identity,
-    )
+    with scored_text(args, model, train_set.tokenizer):
+        train_dpo(
+            model,
+            optimizer,
+            train_set,
+            valid_set or None,
+            settings,
+            reference,
+            training_callback,
+            resume=state,
+            identity=identity,
+        )
     return reference
 
 
-def evaluate_model(
-    args: SimpleNamespace, model: nn.Module, test_set: Any, reference_model: Any
-) -> dict[str, float]:
-    """
-    Evaluate on the test set and print the start beside the result.
-
-    Args:
-        args (SimpleNamespace): The run's settings.
-        model (nn.Module): The policy.
-        test_set (PreferenceDataset): The pairs.
-        reference_model: A ``FrozenStart`` or another model.
-
-    Returns:
-        dict: The metrics, as ``evaluate_dpo`` names them.
-
-    Example:
-        >>> evaluate_model.__name__  # DPO.md shows it from Python
-        'evaluate_model'
-    """
-    grade = find_sharing(args, model, reference_model).grade
-    buckets = plan_batches(
-        test_set,
-        args.batch_size,
-        grade,
-        max_length=args.max_seq_length,
-        min_batches=1,
-        ranks=mx.distributed.init().size(),
-    )
-    batches = batches_per_epoch(buckets, args.batch_size)
-    if args.test_batches != -1:
-        batches = min(batches, args.test_batches)
-    quiet = mx.distributed.init().rank() != 0
-    with tqdm(total=batches, desc="Testing", disable=quiet, leave=False) as pbar:
-        metrics = evaluate_dpo(
-            model,
-            reference_model,
-            test_set,
-            args.batch_size,
-            args.test_batches,
-            args.beta,
-            buckets=buckets,
-            label_smoothing=args.label_smoothing,
-            loss_type=args.loss_type,
-            clear_cache_threshold=args.clear_cache_threshold,
-            progress_callback=pbar.update,
-        )
-    if not quiet:
-        before = "start" if isinstance(reference_model, FrozenStart) else "reference"
-        print_test_table(make_console(), metrics, before)
-    return metrics
+def _show_run(args, rows, notice, plan):
+    """Print the header; of a dry run also the batches."""
+    print_dpo_run_header(make_console(), args, rows)
+    if notice:
+        rprint(notice)
+    if args.dry_run:
+        for line in describe_plan(plan, args.batch_size):
+            rprint(line)
 
 
 def run(
@@ -304,13 +218,16 @@ def run(
     if "explicit" not in given:
         given["explicit"] = {k for k in given if given[k] != CONFIG_DEFAULTS.get(k)}
     args = SimpleNamespace(**{**CONFIG_DEFAULTS, **given})
-    check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
+    check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, *DERIVED_KEYS])
+    if isinstance(args.adapter_path, list):
+        compare_runs(args, CONFIG_DEFAULTS)
+        return
     check_types(vars(args), CONFIG_DEFAULTS)
     if args.resume:
         adopt_resumed_run(args, CONFIG_DEFAULTS)
     if args.train:
         adopt_adapter_config(args)
-    elif args.test and args.adapter_path:
+    elif (args.test or args.inspect) and args.adapter_path:
         adopt_finished_run(args)
     given = {k: v for k, v in args.lora_parameters.items() if v is not None}
     args.lora_parameters = {**CONFIG_DEFAULTS["lora_parameters"], **given}
@@ -355,13 +272,22 @@ def run(
     elif args.adapter_path:
         prepare_policy(args, model)
         reference = reference_model or FrozenStart(model)
-        load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
+        with scored_text(args, model, tokenizer):
+            load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
     else:
         reference = reference_model or model
+        with scored_text(args, model, tokenizer, start=False):
+            pass
     if args.test:
         read_weights(model, args.model)
         start_together()
         evaluate_model(args, model, test_set, reference)
+    elif args.inspect:
+        read_weights(model, args.model)
+        start_together()
+        shown = test_set or valid_set
+        inspect_model(args, model, shown, reference, is_test=bool(test_set))
+    show_report(args)
 
 
 def main() -> None:

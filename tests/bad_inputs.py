@@ -297,6 +297,14 @@ SETTINGS = {
         without_wandb,
         "report_to needs wandb: pip install wandb",
     ),
+    "no text to retain": (
+        lambda d: ["--retain-data", d.folder / "no.txt"],
+        "retain_data .*no.txt can't be read: No such file",
+    ),
+    "prompts that are none": (
+        lambda d: d.config("sample_prompts: [{text: Hi}]"),
+        "sample_prompts, prompt 1 is no prompt",
+    ),
     "adapter_path below a file": (
         lambda d: ["--adapter-path", d.below_a_file()],
         "adapter_path .*file/adapters can't be written: .*/file is no folder. Choose",

@@ -6,7 +6,11 @@ import contextlib
 import io
 import json
 import shutil
+import signal
+import tempfile
+import unittest
 from pathlib import Path
+from unittest import mock
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -15,6 +19,7 @@ from mlx.utils import tree_map
 from tiny import random_pairs, tiny_model
 
 from mlx_lm.tuner.callbacks import CallbackList, MetricsFile
+from mlx_lm.tuner.preference_run import PreferenceRun
 from mlx_lm.tuner.reference import FrozenStart
 from mlx_lm.tuner.reference_cache import ReferenceCache
 from mlx_lm.tuner.remembered_reference import RememberedReference
@@ -133,3 +138,24 @@ def copy_at(source, folder, step):
         if int(path.name[:7]) > step:
             path.unlink()
     return folder
+
+
+class FolderCase(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+
+@contextlib.contextmanager
+def signals(name, *at, number=signal.SIGTERM):
+    """Send the process a signal when a method of the run is called for these times."""
+    original, calls = getattr(PreferenceRun, name), iter(range(1, 1000))
+
+    def method(*args):
+        if next(calls) in at:
+            signal.raise_signal(number)
+        return original(*args)
+
+    with mock.patch.object(PreferenceRun, name, method):
+        yield

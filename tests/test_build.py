@@ -260,7 +260,8 @@ class TestMetadata(unittest.TestCase):
         self.assertEqual(got["classifiers"], ["A", "B"])
         self.assertEqual(got["project_urls"], {"Issues": "https://x.org/a,b"})
         self.assertEqual(got["install_requires"], ["numpy"])
-        extras = {"cpu": ["mlx[cpu]"], "bare": [], "test": ["hypothesis"]}
+        extras = {"cpu": ["mlx[cpu]"], "bare": [], "report": ["matplotlib"]}
+        extras["test"] = ["hypothesis", "matplotlib"]
         self.assertEqual(got["extras_require"], extras)
         self.assertEqual(
             got["entry_points"],

@@ -7,7 +7,6 @@ from unittest import mock
 
 from mlx_lm import openblas
 from mlx_lm.cli_ui import (
-    TEST_ROWS,
     PreferenceTrainUI,
     format_duration,
     make_console,
@@ -15,6 +14,7 @@ from mlx_lm.cli_ui import (
     print_test_table,
 )
 from mlx_lm.openblas import find_openblas, slow_blas_notice
+from mlx_lm.tuner.metrics_table import fit_table, metrics_table
 
 METRICS = {
     "loss": 0.51,
@@ -79,9 +79,9 @@ class TestPreferenceUI(unittest.TestCase):
             "9 train",
         ):
             self.assertIn(part, text)
-        metrics = {key: 0.25 for row in TEST_ROWS for key in row[1:3] if key}
-        metrics["pairs"] = 60.0
-        text = self.show(lambda: print_test_table(make_console(), metrics, "start"))
+        metrics = {"rewards/accuracies": 0.25, "pairs": 60.0}
+        parts = fit_table(metrics_table({"policy": metrics}), 78)
+        text = self.show(lambda: print_test_table(make_console(), parts))
         self.assertIn("test · 60 pairs", text)
         # A policy that is its own reference has no reward accuracy.
         self.assertRegex(text, r"reward accuracy\s+-\s+25.0%")

@@ -22,11 +22,13 @@ from mlx_lm.tuner.dpo_config import (
     saved_settings,
     training_args,
 )
+from mlx_lm.tuner.objective import Objective
 
 # Another value than the default for each flag.
 VALUES = {bool: True, int: 7, float: 0.25, str: "other"}
 CHOICES = {
-    "loss_type": "sigmoid",
+    "loss_type": "hinge",
+    "f_divergence": "js",
     "fine_tune_type": "dora",
     "optimizer": "sgd",
     "save_best": "loss",
@@ -280,6 +282,7 @@ class TestSettings(unittest.TestCase):
         args = quiet_resolve("--beta", "0.3")
         settings = saved_settings(args)
         self.assertEqual(settings.pop("trained_with"), "mlx_lm.dpo")
+        self.assertIn("mlx", settings.pop("versions"))
         self.assertEqual(settings, {**dpo.CONFIG_DEFAULTS, "beta": 0.3})
 
     def test_what_the_loop_gets(self):
@@ -299,12 +302,14 @@ class TestSettings(unittest.TestCase):
             "label_smoothing": 0.25,
             "max_grad_norm": 0.5,
             "seed": 13,
+            "sync_steps": 14,
         }
         args = quiet_resolve()
         vars(args).update(values, adapter_path="folder")
         loop = training_args(args)
         for key, value in values.items():
             self.assertEqual(getattr(loop, names.get(key, key)), value)
+        self.assertEqual(loop.objective, Objective(0.3, label_smoothing=0.25))
         self.assertEqual(Path(loop.adapter_file), Path("folder/adapters.safetensors"))
 
 

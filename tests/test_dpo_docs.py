@@ -23,10 +23,18 @@ from tokenizers_for_tests import bos_tokenizer
 import mlx_lm
 from mlx_lm import lora
 from mlx_lm.dpo import CONFIG_DEFAULTS, UNUSED_KEYS, build_parser, resolve_args
-from mlx_lm.tuner import DPOTrainingArgs, evaluate_dpo, preference_rows, train_dpo
+from mlx_lm.tuner import (
+    DPOTrainingArgs,
+    evaluate_dpo,
+    labelled_rows,
+    preference_rows,
+    train_dpo,
+)
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.datasets import PreferenceDataset
 from mlx_lm.tuner.dpo_config import OPTIMIZERS, check_args, check_keys
+from mlx_lm.tuner.objective import DIVERGENCES
+from mlx_lm.tuner.preference_losses import LOSSES
 
 PACKAGE = Path(mlx_lm.__file__).parent
 DOC = (PACKAGE / "DPO.md").read_text("utf-8")
@@ -155,6 +163,39 @@ class TestShapes(unittest.TestCase):
         known = {re.split(r":| \(", shape)[0] for shape in listed} - {"shape"}
         self.assertEqual(set(names), known)
 
+    def test_rows_that_are_not_one_pair(self):
+        title = "Rankings, criteria and labels"
+        parts = re.split(r"^#### (.*)\n", section(title), flags=re.M)[1:]
+        names = parts[::2]
+        for name, text in zip(names, parts[1::2]):
+            weights = re.search(r"criteria: (\{.*?\})", text)
+            options = {"criteria": load_yaml(weights[1])} if weights else {}
+            for example in map(json.loads, blocks("json", text)):
+                rows = [example]
+                if name == "labelled":
+                    # The estimate of the KL divergence needs another prompt.
+                    rows = [example, {**example, "prompt": "Grass is"}]
+                    options["kind"] = "labels"
+                with self.subTest(shape=name, example=example):
+                    tokenizer = bos_tokenizer()
+                    dataset = PreferenceDataset(rows, tokenizer, **options)
+                    self.assertEqual(dataset.shape, name)
+                    decoded = [tokenizer.decode(pair[1]) for pair in dataset]
+                    self.assertRegex(decoded[0], "blue|Hello!")
+                    self.assertTrue(dataset.values)
+        listed = re.findall(r"^\|.*\| ([^|]*) \|$", labelled_rows.__doc__, re.M)
+        self.assertEqual(set(names), set(listed) - {"shape"})
+        (example,) = blocks("json", section("Weights and margins"))
+        dataset = PreferenceDataset(
+            [json.loads(example)],
+            bos_tokenizer(),
+            weight_feature="certainty",
+            margin_feature="gap",
+        )
+        found = {name: values.tolist() for name, values in dataset.values.items()}
+        self.assertEqual(found["margins"], [1.5])
+        self.assertAlmostEqual(found["weights"][0], 0.8, places=6)
+
     def test_features_can_be_set_for_one_dataset(self):
         (text,) = [b for b in blocks("yaml") if "hf_dataset" in b]
         datasets = load_yaml(text)["hf_dataset"]
@@ -251,6 +292,37 @@ class TestText(unittest.TestCase):
                 self.assertTrue(parts)
                 for part in parts:
                     self.assertTrue(any(part in text for text in texts), part)
+
+
+class TestObjectives(unittest.TestCase):
+    """The manual's table of losses is the registry."""
+
+    def test_losses(self):
+        rows = {
+            row[0].strip("`"): row
+            for row in table(section("Objectives"))
+            if row[0].strip("`") in LOSSES
+        }
+        self.assertEqual(list(rows), list(LOSSES))
+        for name, spec in LOSSES.items():
+            _, formula, paper, needs = rows[name]
+            with self.subTest(loss=name):
+                self.assertEqual(formula.strip("`").replace("\\|", "|"), spec.formula)
+                self.assertIn(f"/{spec.paper})", paper)
+                self.assertEqual("no reference" in needs, not spec.reference)
+                self.assertEqual("couples" in needs, spec.couples)
+                self.assertEqual("tokens" in needs, spec.per_token)
+                self.assertEqual("may be smoothed" in needs, spec.smoothing == "may")
+                self.assertEqual("above 0" in needs, spec.smoothing == "must")
+                if spec.data != "pairs":
+                    self.assertIn(f"data: {spec.data}", needs)
+                for option in spec.options:
+                    self.assertIn(f"`{option}`", needs)
+
+    def test_divergences(self):
+        text = section("Objectives")
+        for name in DIVERGENCES:
+            self.assertIn(f"`{name}`", text)
 
 
 if __name__ == "__main__":

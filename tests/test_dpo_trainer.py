@@ -390,6 +390,17 @@ class TestTrainer(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "no pairs"):
             evaluate_dpo(model, other, Pairs())
 
+    def test_evaluation_is_compiled_where_that_pays(self):
+        models, pairs = (tiny_model(), tiny_model(seed=4)), random_pairs(4)
+        losses = []
+        for setting in (None, False, True):
+            with mock.patch.object(mx, "compile", wraps=mx.compile) as compiler:
+                losses.append(evaluate_dpo(*models, pairs, compile=setting)["loss"])
+            by_default = mx.default_device() == mx.gpu
+            expected = by_default if setting is None else setting
+            self.assertEqual(compiler.called, expected)
+        np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
     def test_checkpoints_are_written_whole(self):
         model = tiny_model("lora")
         with tempfile.TemporaryDirectory() as folder:

@@ -17,11 +17,14 @@ import mlx.core as mx
 from tiny import ROWS, save_rows, save_tiny_model
 
 from mlx_lm.tuner import ranks
+from mlx_lm.tuner.preference_run import PreferenceRun
 from mlx_lm.tuner.ranks import (
     average_over_ranks,
+    gather_pairs,
     is_lost_rank,
     start_together,
     sum_over_ranks,
+    wait_for_all,
 )
 
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
@@ -169,8 +172,7 @@ class TestRanks(unittest.TestCase):
         folder = self.root / "signal"
         process, children = self.start_long(folder)
         os.kill(children[-1], signal.SIGTERM)
-        # Busy machines let a ring of processes wait for each other.
-        out = process.communicate(timeout=120)[0]
+        out = process.communicate(timeout=30)[0]
         self.assertEqual(out.count("Go on with: --resume"), 1, out)
         self.assertEqual(out.count("exited with code 143"), 2, out)
 
@@ -189,14 +191,124 @@ class TestRanks(unittest.TestCase):
         self.assertIn("Going on after step", out)
 
 
+# A loss of all ranks' pairs, compiled with its gradient, as a step would.
+GATHERING = """
+import json, sys
+import mlx.core as mx
+from mlx_lm.tuner.ranks import average_over_ranks, gather_pairs
+
+world = mx.distributed.init()
+rank, pairs = world.rank(), 6 // world.size()
+own = slice(rank * pairs, (rank + 1) * pairs)
+x = mx.sin(mx.arange(6) * 1.7)
+w = mx.cos(mx.arange(12)).reshape(6, 2)
+
+def loss(scale, x, w):
+    y, mine = gather_pairs({"x": scale * x, "w": w * scale})
+    coupled = mx.sort(y["x"])[::-1] * mx.arange(6) * (y["w"] ** 2).sum(axis=1)
+    return mx.exp(coupled).sum() + y["x"][mine].sum(), y
+
+step = mx.compile(lambda *a: mx.value_and_grad(loss)(*a))
+(value, y), gradient = step(mx.array(0.8), x[own], w[own])
+# A sum over ranks of what each one's own pairs contribute.
+mean = average_over_ranks({"g": gradient})["g"]
+rows = [v.tolist() for k, v in sorted(y.items())]
+line = [value.item(), mean.item() * world.size(), gradient.item(), rows]
+print(json.dumps(line), file=open(f"{sys.argv[1]}/{world.size()}-{rank}", "w"))
+"""
+
+
+@unittest.skipUnless(HAS_RING, "mlx.launch or its ring backend is not there")
+class TestGathering(unittest.TestCase):
+    def test_ranks_equal_one(self):
+        with tempfile.TemporaryDirectory() as folder:
+            script = Path(folder) / "script.py"
+            script.write_text(GATHERING)
+            for count in (1, 2):
+                words = [sys.executable, str(script), folder]
+                if count > 1:
+                    ring = ["-n", str(count), "--backend", "ring", "--starting-port"]
+                    words = [sys.executable, LAUNCHER, *ring, str(free_port()), *words]
+                subprocess.run(words, check=True, timeout=60, capture_output=True)
+            one, first, second = (
+                json.loads((Path(folder) / name).read_text())
+                for name in ("1-0", "2-0", "2-1")
+            )
+        for rank in (first, second):
+            self.assertEqual(rank[3], one[3])
+            # All ranks' sum, but for what each adds for its own pairs.
+            self.assertAlmostEqual(rank[1], one[1], places=3)
+        own = [sum(one[3][1][i : i + 3]) for i in (0, 3)]
+        for rank, mine in zip((first, second), own):
+            self.assertAlmostEqual(rank[0] - mine, one[0] - sum(own), places=3)
+        self.assertAlmostEqual(first[2] + second[2], one[2], places=3)
+        self.assertNotAlmostEqual(first[2], second[2], places=2)
+
+
 class TestMessages(unittest.TestCase):
+    def test_a_rank_gathers_with_one_message(self):
+        group = mock.Mock(**{"size.return_value": 3, "rank.return_value": 1})
+        others, sent = mx.array([[[7.0] * 3] * 2, [[9.0] * 3] * 2]), []
+
+        def send(x, group):
+            sent.append(x)
+            return mx.concatenate([others[0], x, others[1]])
+
+        a = mx.array([1.0, 2.0], dtype=mx.bfloat16)
+        b = mx.array([[3.0, 4.0], [5.0, 6.0]])
+        with (
+            mock.patch.object(mx.distributed, "init", lambda: group),
+            mock.patch.object(mx.distributed, "all_gather", send),
+        ):
+            y, own = gather_pairs({"b": b, "a": a})
+            gradients = mx.grad(
+                lambda a, b: sum(
+                    (mx.arange(1, x.size + 1).reshape(x.shape) * x).sum()
+                    for x in gather_pairs({"b": b, "a": a})[0].values()
+                ),
+                (0, 1),
+            )(a, b)
+        self.assertEqual(own, slice(2, 4))
+        self.assertEqual([x.shape for x in sent], [(2, 3)] * 2)
+        self.assertEqual(y["a"].dtype, mx.float32)
+        self.assertEqual(y["a"].tolist(), [7.0, 7.0, 1.0, 2.0, 9.0, 9.0])
+        self.assertEqual(y["b"].shape, (6, 2))
+        self.assertEqual(y["b"][own].tolist(), b.tolist())
+        self.assertEqual(gradients[0].tolist(), [3.0, 4.0])
+        self.assertEqual(gradients[1].tolist(), [[5.0, 6.0], [7.0, 8.0]])
+
     def test_alone_nothing_is_sent(self):
         tree = {"a": [mx.array([1.0, 2.0])], "b": mx.array(3.0)}
         self.assertIs(average_over_ranks(tree), tree)
+        pairs, own = gather_pairs(rows := {"a": mx.array([1.0, 2.0])})
+        self.assertIs(pairs, rows)
+        self.assertEqual(own, slice(0, 2))
         sums = sum_over_ranks({"b": mx.array(3.0)})
         self.assertEqual(sums["b"].item(), 3.0)
+        self.assertEqual(sum_over_ranks({}), {})
+        wait_for_all()
         self.assertFalse(start_together())
         self.assertTrue(start_together(failed=True))
+
+    def test_sums_are_one_message(self):
+        twice = mock.Mock(side_effect=lambda x, group: 2 * x)
+        with mock.patch.object(ranks.mx.distributed, "all_sum", twice):
+            sums = sum_over_ranks({"b": mx.array(3.0), "a": mx.array([[1.0, 2.0]])})
+        self.assertEqual(twice.call_count, 1)
+        self.assertEqual(sums["a"].tolist(), [[2.0, 4.0]])
+        self.assertEqual(sums["b"].item(), 6.0)
+
+    def test_a_signal_while_a_rank_waits_is_kept(self):
+        run = mock.Mock(**{"world.size.return_value": 2, "stop.exit_code": 0})
+
+        def wait(code, group):
+            # Comes between what this rank sent and the answer.
+            run.stop.exit_code = 143
+            return code
+
+        with mock.patch.object(ranks.mx.distributed, "all_max", wait):
+            self.assertFalse(PreferenceRun._must_stop(run))
+        self.assertEqual(run.stop.exit_code, 143)
 
     def test_large_trees_take_several_messages(self):
         group = mock.Mock(**{"size.return_value": 2})

@@ -11,6 +11,7 @@ from unittest import mock
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_flatten
 from tiny import ROWS, random_pairs, save_rows, save_tiny_model, tiny_model
 
 from mlx_lm import dpo
@@ -62,16 +63,20 @@ class TestPrediction(unittest.TestCase):
     def test_the_peak_is_that_of_the_worst_batch(self):
         for sharing in ("equal", "plain"):
             with self.subTest(sharing=sharing):
-                gc.collect()
-                before = mx.get_active_memory()
-                model = tiny_model("lora", **WIDE)
-                pairs, reference = long_pairs(), FrozenStart(model)
-                args = DPOTrainingArgs(batch_size=2, sharing=sharing, compile=False)
-                optimizer = with_master_weights(optim.Adam(1e-3), model)
-                mx.eval(model.parameters())
-                estimate = predict_run(model, reference, optimizer, pairs, args)
-                measured = measured_peak(model, reference, args, pairs) - before
-                self.assertLess(abs(estimate.total / measured - 1), 0.15)
+                predicted, measured = self.peaks(sharing)
+                self.assertLess(abs(predicted / measured - 1), 0.15)
+
+    def peaks(self, sharing):
+        """Predicted and measured, with no model of an earlier call alive."""
+        gc.collect()
+        before = mx.get_active_memory()
+        model = tiny_model("lora", **WIDE)
+        pairs, reference = long_pairs(), FrozenStart(model)
+        args = DPOTrainingArgs(batch_size=2, sharing=sharing, compile=False)
+        optimizer = with_master_weights(optim.Adam(1e-3), model)
+        mx.eval(model.parameters())
+        estimate = predict_run(model, reference, optimizer, pairs, args)
+        return estimate.total, measured_peak(model, reference, args, pairs) - before
 
     def test_nothing_is_allocated(self):
         model = tiny_model("lora", **WIDE)
@@ -92,9 +97,29 @@ class TestPrediction(unittest.TestCase):
         with mock.patch.object(run_plan, "device_memory", lambda: needed):
             check_memory(*given)
 
+    def test_an_optimizer_takes_no_step(self):
+        for dtype in (mx.float32, mx.bfloat16):
+            states = []
+            for predicts in (False, True):
+                model = tiny_model("lora", **WIDE)
+                model.set_dtype(dtype)
+                args = DPOTrainingArgs(batch_size=2, compile=False)
+                optimizer = optim.Adam(1e-3)
+                if predicts:
+                    masters = with_master_weights(optimizer, model)
+                    predict_run(model, None, masters, long_pairs(), args)
+                training_step(model, with_master_weights(optimizer, model), args)
+                states.append(dict(tree_flatten(optimizer.state)))
+            self.assertEqual(states[0].keys(), states[1].keys())
+            for name, x in states[0].items():
+                self.assertEqual(x.dtype, states[1][name].dtype)
+                np.testing.assert_array_equal(x, states[1][name])
+
     def test_it_is_said_in_gigabytes(self):
         text = describe_memory(MemoryEstimate(10**9, 0, 0, 0, 5 * 10**8))
         self.assertEqual(text, "1.50 GB: weights 1.00 · activations 0.50")
+        text = describe_memory(MemoryEstimate(40000, 0, 0, 1000, 10**6))
+        self.assertEqual(text, "1.04 MB: weights 0.04 · activations 1.00")
 
 
 class TestPlan(unittest.TestCase):
@@ -132,7 +157,7 @@ class TestCommand(unittest.TestCase):
     def test_a_dry_run_shows_the_plan_and_trains_nothing(self):
         with tempfile.TemporaryDirectory() as folder:
             text = self.run_command(folder, "--dry-run")
-            self.assertRegex(text, r"peak memory +\S+ GB|peak memory")
+            self.assertRegex(text, r"peak memory .*\d\.\d\d MB: weights \d")
             self.assertIn("batches   pairs  prompt", text)
             self.assertIn("Dry run: nothing was trained.", text)
             self.assertFalse(Path(folder, "adapters").exists())

@@ -2,28 +2,35 @@
 
 import contextlib
 import io
+import json
 import math
 import tempfile
 import unittest
 import unittest.mock
+from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
-from tiny import Pairs, pair, random_pairs, tiny_model
+from tiny import Pairs, Recorder, pair, random_pairs, tiny_model
 
 from mlx_lm.dpo import resolve_args
+from mlx_lm.tuner.length_buckets import length_buckets, pair_lengths
 from mlx_lm.tuner.memory_plan import MemoryEstimate, cache_limit, device_memory
 from mlx_lm.tuner.preference_evaluation import evaluate_pairs
 from mlx_lm.tuner.preference_metrics import preference_sums
 from mlx_lm.tuner.reference import FrozenStart
 from mlx_lm.tuner.remembered_reference import RememberedReference
+from mlx_lm.tuner.run_folder import open_folder
 from mlx_lm.tuner.run_plan import training_plan
 from mlx_lm.tuner.run_setup import (
     find_checkpoint,
     find_sharing,
     header_rows,
+    likely_sharing,
     make_optimizer,
+    remember_reference,
+    run_identity,
 )
 from mlx_lm.tuner.trainer import DPOTrainingArgs
 from mlx_lm.tuner.training_state import numbered, save_state
@@ -33,10 +40,8 @@ class TestSetup(unittest.TestCase):
     def test_epochs_decide_the_steps_and_the_schedule(self):
         args = resolve_args(["--epochs", "3", "--learning-rate", "0.5"])
         args.lr_schedule, args.batch_size = "linear", 2
-        settings = DPOTrainingArgs(batch_size=2)
-        plan = training_plan(random_pairs(9), settings)
-        optimizer, _ = make_optimizer(args, settings, plan)
-        self.assertEqual((args.iters, settings.iters), (15, 15))
+        optimizer, _ = make_optimizer(args, 9)
+        self.assertEqual(args.iters, 15)
         layer, rates = nn.Linear(1, 1), []
         for _ in range(15):
             optimizer.update(layer, layer.parameters())
@@ -74,6 +79,60 @@ class TestSetup(unittest.TestCase):
             with self.assertRaisesRegex(ValueError, "training pairs"):
                 find_checkpoint(args, {"train": "y"})
 
+    def test_fewer_steps_than_were_taken(self):
+        with tempfile.TemporaryDirectory() as folder:
+            args = SimpleNamespace(
+                adapter_path=folder, resume=folder, resume_anyway=False, iters=3
+            )
+            for pending in (False, True):
+                numbered(folder, 4, "adapters").write_bytes(b"x")
+                save_state(folder, 4, {}, {"identity": {}, "pending": pending})
+                with contextlib.redirect_stdout(io.StringIO()) as screen:
+                    state = find_checkpoint(args, {})
+                self.assertEqual(state.iteration, 4)
+                self.assertIn(
+                    "has already taken 4 steps, more than the 3 asked for",
+                    screen.getvalue(),
+                )
+                self.assertEqual(screen.getvalue().count("\n"), 1)
+
+    def test_what_a_run_starts_with(self):
+        args = resolve_args(["--no-reference-cache"])
+        pairs, valid = random_pairs(3), random_pairs(2, seed=1)
+        model, other = tiny_model(), tiny_model(seed=1)
+        alone = remember_reference(args, model, None, pairs, valid)
+        beside = remember_reference(args, model, other, pairs, valid)
+        first = run_identity(model, None, alone, pairs, valid)
+        second = run_identity(model, other, beside, pairs, valid)
+        self.assertEqual(first["model"], first["reference"])
+        self.assertEqual(second["model"], first["model"])
+        self.assertNotEqual(second["reference"], first["reference"])
+        self.assertEqual(second["train"], first["train"])
+        self.assertNotEqual(first["valid"], first["train"])
+
+    def test_sharing_before_the_model_is_asked(self):
+        for flags, grade in (
+            ([], "equal"),
+            (["--no-share-prompt"], "plain"),
+            (["--pack"], "packed"),
+        ):
+            self.assertEqual(likely_sharing(resolve_args(flags)), grade)
+
+    def test_the_folder_of_a_new_run(self):
+        with tempfile.TemporaryDirectory() as folder:
+            args = resolve_args(["--adapter-path", folder, "--beta", "0.3"])
+            Path(folder, "metrics.jsonl").write_text("of an earlier run\n")
+            numbered(folder, 4, "adapters").write_bytes(b"x")
+            old = save_state(folder, 4, {}, {})
+            recorder = Recorder()
+            open_folder(args, None, recorder).on_train_loss_report({"iteration": 1})
+            self.assertFalse(Path(old).exists())
+            text = Path(folder, "metrics.jsonl").read_text()
+            self.assertEqual(text, '{"iteration": 1}\n')
+            config = json.loads(Path(folder, "adapter_config.json").read_text())
+            self.assertEqual(config["beta"], 0.3)
+        self.assertEqual(recorder.train, [{"iteration": 1}])
+
     def test_the_header_counts_what_is_known(self):
         args = resolve_args(["--batch-size", "2", "--iters", "5", "--data", "[x]"])
         pairs = random_pairs(4)
@@ -85,6 +144,11 @@ class TestSetup(unittest.TestCase):
         self.assertEqual(rows["data"], r"\[x]")
         self.assertEqual(rows["an epoch"], "2 iters · 2.5 epochs")
         self.assertEqual(rows["reference"], "the frozen start")
+        self.assertRegex(rows["prompts"], r"· 1 batch shape · \d+% padding")
+        plan = length_buckets(pair_lengths(pairs), 2, min_batches=1)
+        self.assertEqual(len(plan), 2)
+        rows = dict(header_rows(args, pairs, [], reference, plan, estimate))
+        self.assertIn("· 2 batch shapes ·", rows["prompts"])
         self.assertIn("1.00 GB", rows["peak memory"])
 
 

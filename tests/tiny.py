@@ -24,6 +24,8 @@ from mlx_lm.tuner.utils import linear_to_lora_layers
 # What commands keep for later runs stays out of the user's own cache folder.
 CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name
+# But for the list of fonts, which takes matplotlib seconds to make.
+os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 from tokenizers_for_tests import CASES, bos_tokenizer  # noqa: E402, F401

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from . import _upstream_callbacks
 from ._upstream_callbacks import (
     SUPPORT_CALLBACK,
     Optional,
@@ -15,6 +16,10 @@ from ._upstream_callbacks import (
     wandb,
 )
 from .atomic_files import writing
+from .tracking import TRACKERS, missing_package
+
+# In place: upstream's get_reporting_callbacks looks there.
+SUPPORT_CALLBACK.update(TRACKERS)
 
 
 class CallbackList(TrainingCallback):
@@ -73,3 +78,47 @@ class MetricsFile(TrainingCallback):
 
     def on_val_loss_report(self, val_info: dict) -> None:
         self._append(val_info)
+
+
+def missing_tracker(name: str) -> str | None:
+    """
+    Tell whether a service's package is missing.
+
+    Args:
+        name (str): A key of ``SUPPORT_CALLBACK``.
+
+    Returns:
+        str: The package to install, None if it is there.
+
+    Example:
+        >>> missing_tracker("tensorboard") in (None, "tensorboardX")
+        True
+    """
+    if name in TRACKERS:
+        return missing_package(TRACKERS[name].package)
+    return name if getattr(_upstream_callbacks, name) is None else None
+
+
+def read_lines(path: str | Path) -> list[dict]:
+    """
+    Read a file of one JSON object a line.
+
+    Args:
+        path (str or Path): The file; it may be missing.
+
+    Returns:
+        list: Its objects; half a line, as a killed process leaves it, is left out.
+
+    Example:
+        >>> read_lines("nowhere.jsonl")
+        []
+    """
+    if not Path(path).exists():
+        return []
+    objects = []
+    for line in Path(path).read_text("utf-8").splitlines():
+        try:
+            objects.append(json.loads(line))
+        except ValueError:
+            continue
+    return objects

@@ -15,14 +15,16 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from ..cli_ui import rprint
-from . import _upstream_callbacks
 from .atomic_files import check_writable
-from .callbacks import SUPPORT_CALLBACK
-from .losses import check_loss_options
+from .callbacks import SUPPORT_CALLBACK, missing_tracker
+from .labelled_rows import check_criteria
+from .objective import objective_of
 from .policy import TRAINED_WITH
 from .preference_run import BEST
+from .run_watchers import check_watchers
 from .schedules import build_learning_rate
 from .trainer import DPOTrainingArgs
+from .versions import run_versions
 
 LEARNING_RATES = {"lora": 1e-5, "dora": 1e-5, "full": 1e-6}
 POSITIVE_KEYS = (
@@ -36,6 +38,9 @@ POSITIVE_KEYS = (
     "save_every",
     "keep_checkpoints",
     "max_skipped_steps",
+    "inspect",
+    "sample_tokens",
+    "sync_steps",
 )
 OPTIMIZERS = {
     "adam": optim.Adam,
@@ -62,6 +67,9 @@ HF_DATASET_KEYS = (
     "wrap_text",
     "transcripts",
     "max_bad_rows",
+    "weight_feature",
+    "margin_feature",
+    "criteria",
 )
 # The type of settings whose default is None; that of others is their default's.
 UNSET_TYPES: dict[str, type] = {
@@ -78,7 +86,14 @@ UNSET_TYPES: dict[str, type] = {
     "resume": str,
     "keep_checkpoints": int,
     "save_best": str,
+    "inspect": int,
+    "retain_data": str,
+    "weight_feature": str,
+    "margin_feature": str,
+    "criteria": dict,
 }
+# What is not the user's to set.
+DERIVED_KEYS = ("explicit", "data_kind")
 _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
     int: ("a whole number", (int,)),
@@ -136,6 +151,8 @@ def check_types(config: dict, defaults: dict) -> None:
         wanted = UNSET_TYPES.get(key) if default is None else type(default)
         if value is None or wanted not in _KINDS:
             continue
+        if key == "loss_type" and isinstance(value, list):
+            continue  # Objective looks at it.
         kind, types = _KINDS[wanted]
         is_bool = isinstance(value, bool) and wanted is not bool
         if is_bool or not isinstance(value, types):
@@ -162,7 +179,7 @@ def check_args(args: SimpleNamespace) -> None:
         >>> args.learning_rate
         1e-05
     """
-    if not (args.train or args.test):
+    if not (args.train or args.test or (args.inspect and args.adapter_path)):
         raise ValueError("Must provide at least one of --train or --test")
     if not args.data and not args.hf_dataset:
         raise ValueError("No data: give --data a folder or a Hugging Face dataset.")
@@ -171,7 +188,7 @@ def check_args(args: SimpleNamespace) -> None:
     world = mx.distributed.init()
     if args.train and world.rank() == 0:
         check_writable(args.adapter_path, "adapter_path")
-    check_loss_options(args.beta, args.label_smoothing, args.loss_type)
+    _check_objective(args)
     if args.fine_tune_type not in LEARNING_RATES:
         raise ValueError(
             f"Unknown fine_tune_type {args.fine_tune_type!r}, choose from "
@@ -213,11 +230,48 @@ def check_args(args: SimpleNamespace) -> None:
         if value is not None and value is not False and not isinstance(value, str):
             raise ValueError(f"{key} must be a folder or false, got {value!r}.")
     _check_nested(args)
+    check_watchers(args)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.fine_tune_type]
     # Builds it once to find mistakes; the length of the run comes later.
     build_learning_rate(args.learning_rate, 1, args.lr_schedule, args.warmup_steps)
     build_optimizer(args.optimizer, args.learning_rate, args.optimizer_config)
+
+
+def _check_objective(args):
+    """The losses, and what data, batches and reference have to do with them."""
+    objective = objective_of(args)
+    args.data_kind = objective.data
+    names = " and ".join(objective.losses)
+    if args.margin_feature and not objective.takes_margins:
+        raise ValueError(
+            f"margin_feature does not go with {names}: no score has to be ahead of "
+            "another one."
+        )
+    if args.weight_feature and objective.least_batch > 1 and objective.data == "pairs":
+        raise ValueError(
+            f"weight_feature does not go with {names}, which compares whole batches."
+        )
+    if args.train and args.batch_size < objective.least_batch:
+        raise ValueError(
+            f"{names} compares the answers of a batch: batch_size must be at least "
+            f"{objective.least_batch}, got {args.batch_size}."
+        )
+    if args.reference_model and not objective.needs_reference:
+        raise ValueError(f"{names} has no reference: leave out reference_model.")
+    if not 0 < args.sync_alpha <= 1:
+        raise ValueError(
+            f"sync_alpha must be above 0 and at most 1, got {args.sync_alpha}."
+        )
+    if args.sync_reference and not objective.needs_reference:
+        raise ValueError(f"{names} has no reference: leave out sync_reference.")
+    if args.sync_reference and args.reference_model:
+        raise ValueError(
+            "sync_reference lets the policy's own start follow it: leave out "
+            "reference_model."
+        )
+    if not args.sync_reference and args.explicit & {"sync_alpha", "sync_steps"}:
+        raise ValueError("sync_alpha and sync_steps need sync_reference.")
 
 
 def _check_nested(args):
@@ -228,6 +282,8 @@ def _check_nested(args):
     for dataset in [given] if isinstance(given, dict) else given:
         if isinstance(dataset, dict):
             check_keys(dataset, HF_DATASET_KEYS, "hf_dataset")
+            check_criteria(dataset.get("criteria"))
+    check_criteria(args.criteria)
     lora = args.lora_parameters
     # Those of an adapter may have more keys.
     if "lora_parameters" in args.explicit:
@@ -254,8 +310,8 @@ def _check_nested(args):
                 f"Unknown report_to {name!r}, choose from "
                 f"{', '.join(SUPPORT_CALLBACK)}."
             )
-        if getattr(_upstream_callbacks, name) is None:
-            raise ValueError(f"report_to needs {name}: pip install {name}")
+        if missing := missing_tracker(name):
+            raise ValueError(f"report_to needs {missing}: pip install {missing}")
 
 
 def build_optimizer(
@@ -344,10 +400,10 @@ def saved_settings(args: SimpleNamespace) -> dict:
         >>> saved_settings(resolve_args([]))["trained_with"]
         'mlx_lm.dpo'
     """
-    config = {k: v for k, v in vars(args).items() if k != "explicit"}
+    config = {k: v for k, v in vars(args).items() if k not in DERIVED_KEYS}
     # How a process came to the run is not the run's.
     config |= {"resume": None, "resume_anyway": False}
-    return {**config, "trained_with": TRAINED_WITH}
+    return {**config, "trained_with": TRAINED_WITH, "versions": run_versions()}
 
 
 def training_args(args: SimpleNamespace) -> DPOTrainingArgs:
@@ -369,6 +425,7 @@ def training_args(args: SimpleNamespace) -> DPOTrainingArgs:
     names = {field.name for field in fields(DPOTrainingArgs)} & vars(args).keys()
     return DPOTrainingArgs(
         **{name: getattr(args, name) for name in names},
+        objective=objective_of(args),
         steps_per_save=args.save_every,
         adapter_file=str(Path(args.adapter_path) / "adapters.safetensors"),
     )

@@ -3,9 +3,11 @@
 """The settings of ``mlx_lm.dpo``: their defaults and the command line."""
 
 import argparse
+from dataclasses import asdict, fields
 
 from .. import lora
-from .losses import LOSSES
+from .objective import DIVERGENCES, Objective
+from .preference_losses import LOSSES
 from .preference_run import BEST
 
 CONFIG_DEFAULTS = {
@@ -13,9 +15,10 @@ CONFIG_DEFAULTS = {
     "data": None,
     "clear_cache_threshold": None,
     "learning_rate": None,
-    "beta": 0.1,
-    "loss_type": "sigmoid",
-    "label_smoothing": 0.0,
+    **asdict(Objective()),
+    "sync_reference": False,
+    "sync_alpha": 0.6,
+    "sync_steps": 512,
     "reference_model": None,
     "new_reference": False,
     "epochs": None,
@@ -26,6 +29,9 @@ CONFIG_DEFAULTS = {
     "prompt_feature": "prompt",
     "chosen_feature": "chosen",
     "rejected_feature": "rejected",
+    "weight_feature": None,
+    "margin_feature": None,
+    "criteria": None,
     "wrap_text": False,
     "transcripts": "turns",
     "valid_fraction": 0.02,
@@ -42,6 +48,11 @@ CONFIG_DEFAULTS = {
     "save_best": None,
     "max_skipped_steps": 10,
     "debug_gradients": False,
+    "report": False,
+    "inspect": None,
+    "sample_prompts": None,
+    "sample_tokens": 100,
+    "retain_data": None,
 }
 
 # Keys of mlx_lm.lora for data without preferences: accepted, without effect.
@@ -74,22 +85,14 @@ def build_parser() -> argparse.ArgumentParser:
                 "Folder with {train, valid, test}.jsonl of preference pairs, or the "
                 "name of a Hugging Face dataset (e.g., 'Anthropic/hh-rlhf')."
             )
+        if action.dest == "adapter_path":
+            action.nargs = "+"
+            action.help = (
+                "Folder to write to, or to test; with --test alone several to compare."
+            )
         if action.dest == "mask_prompt":
             action.help = "Without effect: preference losses never score prompts."
-    parser.add_argument(
-        "--beta", type=float, help="How strongly the reference holds. Default: 0.1."
-    )
-    parser.add_argument(
-        "--loss-type",
-        type=str,
-        choices=list(LOSSES),
-        help="The preference loss. Default: sigmoid.",
-    )
-    parser.add_argument(
-        "--label-smoothing",
-        type=float,
-        help="Probability that a label is wrong, in [0, 0.5). Default: 0.",
-    )
+    _add_objective(parser)
     parser.add_argument(
         "--reference-model",
         type=str,
@@ -108,6 +111,13 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         help="Optimizer updates in which the learning rate rises linearly.",
     )
+    for name, what in (("weight", "the pairs' weights"), ("margin", "their margins")):
+        parser.add_argument(
+            f"--{name}-feature",
+            type=str,
+            metavar="COLUMN",
+            help=f"Column of {what}. Default: there is none.",
+        )
     parser.add_argument(
         "--wrap-text",
         action="store_true",
@@ -151,6 +161,12 @@ def build_parser() -> argparse.ArgumentParser:
             help=f"Don't keep {what} on disk.",
         )
     parser.add_argument(
+        "--inspect",
+        type=int,
+        metavar="N",
+        help="Show N held-out pairs as the model sees them, the surest mistakes first.",
+    )
+    parser.add_argument(
         "--resume",
         type=str,
         metavar="DIR",
@@ -181,6 +197,29 @@ def build_parser() -> argparse.ArgumentParser:
         help="Write the gradient of every module to metrics.jsonl at each report.",
     )
     parser.add_argument(
+        "--report",
+        action="store_true",
+        default=None,
+        help="Write report.html and curves.png beside the adapter; needs matplotlib.",
+    )
+    parser.add_argument(
+        "--sample-prompts",
+        type=str,
+        metavar="FILE",
+        help="Prompts, one a line or .jsonl, to answer greedily at every validation.",
+    )
+    parser.add_argument(
+        "--sample-tokens",
+        type=int,
+        help="Most tokens of such an answer. Default: 100.",
+    )
+    parser.add_argument(
+        "--retain-data",
+        type=str,
+        metavar="FILE",
+        help="An ordinary text: its perplexity is taken before and after.",
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         default=None,
@@ -193,6 +232,43 @@ def build_parser() -> argparse.ArgumentParser:
         help="Start a new run, with a new reference, from an adapter of a DPO run.",
     )
     return parser
+
+
+def _add_objective(parser):
+    """A flag for each setting of the objective."""
+    choices = {"loss_type": list(LOSSES), "f_divergence": list(DIVERGENCES)}
+    for setting in fields(Objective):
+        # A list is for YAML.
+        if setting.default is None:
+            continue
+        flag, help = setting.name.replace("_", "-"), setting.metadata["help"]
+        if isinstance(setting.default, bool):
+            parser.add_argument(
+                f"--{flag}", action="store_true", default=None, help=help
+            )
+            continue
+        parser.add_argument(
+            f"--{flag}",
+            type=type(setting.default),
+            choices=choices.get(setting.name),
+            help=help,
+        )
+    parser.add_argument(
+        "--sync-reference",
+        action="store_true",
+        default=None,
+        help="Let the reference follow the policy (TR-DPO).",
+    )
+    parser.add_argument(
+        "--sync-alpha",
+        type=float,
+        help="The policy's share in the new reference. Default: 0.6.",
+    )
+    parser.add_argument(
+        "--sync-steps",
+        type=int,
+        help="Optimizer updates between two new references. Default: 512.",
+    )
 
 
 def _refuse_flags(message):

@@ -3,6 +3,7 @@
 """The trained part of the model: made, taken over from an adapter, loaded."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from mlx.utils import tree_flatten
 from ..cli_ui import rprint
 from ..utils import load
 from .model_files import explain_failure
+from .objective import Objective
 from .utils import linear_to_lora_layers
 
 ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "train_head")
@@ -22,13 +24,14 @@ TEST_KEYS = (
     "model",
     "reference_model",
     "resume_adapter_file",
-    "beta",
-    "loss_type",
-    "label_smoothing",
+    *(field.name for field in fields(Objective)),
     "max_seq_length",
     "prompt_feature",
     "chosen_feature",
     "rejected_feature",
+    "weight_feature",
+    "margin_feature",
+    "criteria",
     "wrap_text",
     "transcripts",
 )

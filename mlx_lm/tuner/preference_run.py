@@ -22,7 +22,8 @@ from .master_weights import with_master_weights
 from .memory_plan import cache_limit
 from .preference_batches import count_tokens, iterate_preference_batches
 from .preference_evaluation import evaluate_pairs
-from .preference_metrics import MetricsWindow, sum_values
+from .preference_metrics import MetricsWindow, hidden_metrics, sum_values
+from .ranks import wait_for_all
 from .run_plan import training_plan
 from .run_snapshot import apply_snapshot, take_snapshot
 from .stop_signals import StopSignals
@@ -93,7 +94,8 @@ class PreferenceRun:
         self.ui = PreferenceTrainUI(args.iters, rank=self.rank)
         self.callback: Any = None
         self.identity: dict[str, Any] = {}
-        self.window = MetricsWindow()
+        self.hidden = hidden_metrics(args.objective)
+        self.window = MetricsWindow(self.hidden)
         self.metrics: dict[str, float] = {}
         self.grad_norm = mx.array(0.0)
         self.skipped = self.skipped_in_a_row = 0
@@ -137,7 +139,7 @@ class PreferenceRun:
             first_batch=done,
         )
         self.reference.cache.exchange(self.world)
-        with StopSignals() as self.stop:
+        with StopSignals(patient=self.world.size() > 1) as self.stop:
             if self.val_set and pending:
                 self._validate(done)
                 if resume:
@@ -145,6 +147,7 @@ class PreferenceRun:
             self.policy_model.train()
             for it, batch in zip(range(done + 1, args.iters + 1), batches):
                 self._take_step(it, batch)
+                self._move_reference(it)
                 self.ui.advance()
                 self._after_step(it)
         if self.rank == 0:
@@ -197,6 +200,13 @@ class PreferenceRun:
         _clear_cache(self.cache_limit)
         is_new = self._is_new_shape(arrays, update) and not skipped
         self.window.time(time.perf_counter() - tic, sums if is_new else None)
+
+    def _move_reference(self, it):
+        """Let the reference follow the policy, if an update makes it due."""
+        args = self.args
+        updates, rest = divmod(it, args.grad_accumulation_steps)
+        if args.sync_reference and not rest and updates % args.sync_steps == 0:
+            self.reference.sync(args.sync_alpha)
 
     def _is_new_shape(self, arrays, update):
         """Whether a step was compiled for its batch."""
@@ -271,6 +281,7 @@ class PreferenceRun:
                     self.val_buckets,
                     self.cache_limit,
                     partial(self._interruptible, advance),
+                    self.hidden,
                 )
         except _Interrupted:
             self._save_and_exit(it, pending=True)
@@ -348,15 +359,22 @@ class PreferenceRun:
         if self.world.size() == 1:
             return bool(self.stop.exit_code)
         code = mx.distributed.all_max(mx.array(self.stop.exit_code), group=self.world)
-        self.stop.exit_code = int(code.item())
-        return bool(self.stop.exit_code)
+        code = int(code.item())
+        # A signal that came while this rank waited is told in the next step.
+        if code:
+            self.stop.exit_code = code
+        return bool(code)
 
     def _save_and_exit(self, it, pending=False):
         """Save, say how to go on, and end the process as the signal asks."""
+        if self.world.size() > 1:
+            self.stop.ignore()
         if self.saved != it or pending:
             self._save(it, pending)
         if self.rank == 0:
             rprint(f"Stopped after step {it}. Go on with: --resume {self.folder}")
+        # The first to leave with an error code takes the others with it.
+        wait_for_all()
         raise SystemExit(self.stop.exit_code)
 
     def _save(self, it, pending=False):

@@ -52,7 +52,9 @@ def sum_over_ranks(
     arrays: dict[str, mx.array], group: mx.distributed.Group | None = None
 ) -> dict[str, mx.array]:
     """
-    Sum arrays over ranks at once; every rank takes part, whoever needs the sums.
+    Sum float32 arrays over ranks, in one message.
+
+    Every rank takes part, whoever needs the sums.
 
     Args:
         arrays (dict): Arrays by name, the same names and shapes on every rank.
@@ -65,11 +67,31 @@ def sum_over_ranks(
         >>> sum_over_ranks({"pairs": mx.array(2.0)})["pairs"].item()
         2.0
     """
-    sums = {}
-    for name in sorted(arrays):
-        sums[name] = mx.distributed.all_sum(arrays[name], group=group)
-        mx.eval(sums[name])
+    if not arrays:
+        return {}
+    names = sorted(arrays)
+    message = mx.concatenate([arrays[k].reshape(-1) for k in names])
+    mx.eval(message)
+    total = mx.distributed.all_sum(message, group=group)
+    mx.eval(total)
+    sums, start = {}, 0
+    for name in names:
+        part = total[start : start + arrays[name].size]
+        sums[name] = part.reshape(arrays[name].shape)
+        start += arrays[name].size
+    mx.eval(sums)
     return sums
+
+
+def wait_for_all() -> None:
+    """
+    Wait until every rank got here; one that leaves earlier ends the others.
+
+    Example:
+        >>> wait_for_all()
+    """
+    if mx.distributed.init().size() > 1:
+        mx.eval(mx.distributed.all_sum(mx.array(1.0)))
 
 
 def start_together(failed: bool = False) -> bool:
@@ -105,6 +127,64 @@ def start_together(failed: bool = False) -> bool:
     if any(flags) and not failed:
         raise SystemExit(2)
     return failed and flags.index(1) == world.rank()
+
+
+def _with_own_rows(own, gathered, start):
+    """All ranks' rows, of which this rank's carry a gradient."""
+    mine = slice(start, start + own.shape[0])
+
+    @mx.custom_function
+    def put(own, gathered):
+        return mx.concatenate([gathered[: mine.start], own, gathered[mine.stop :]])
+
+    @put.vjp
+    def put_vjp(primals, cotangent, output):
+        # The gradients' message waits for this one, whatever they depend on.
+        (gradient,) = mx.depends([cotangent[mine]], [primals[1]])
+        return gradient, mx.zeros_like(primals[1])
+
+    return put(own, mx.stop_gradient(gathered))
+
+
+def gather_pairs(
+    arrays: dict[str, mx.array],
+) -> tuple[dict[str, mx.array], slice]:
+    """
+    Put all ranks' pairs behind each other, for a loss that looks at all of them.
+
+    All ranks call it together, as part of a step; one message carries everything.
+
+    Args:
+        arrays (dict): Arrays by name, a row for each of the rank's ``b`` pairs, of
+            the same names and shapes on every rank. Shape: ``(b, ...)``.
+
+    Returns:
+        tuple: The arrays of all ``b * ranks`` pairs in float32, of which only this
+        rank's carry gradients; and where these are. With one rank, the arrays as
+        they are.
+
+    Example:
+        >>> gathered, own = gather_pairs({"scores": mx.array([1.0, 2.0])})
+        >>> gathered["scores"][own].tolist()
+        [1.0, 2.0]
+    """
+    world = mx.distributed.init()
+    pairs = next(iter(arrays.values())).shape[0]
+    start = world.rank() * pairs
+    own = slice(start, start + pairs)
+    if world.size() == 1:
+        return arrays, own
+    names = sorted(arrays)
+    rows = [arrays[k].astype(mx.float32).reshape(pairs, -1) for k in names]
+    message = mx.concatenate(rows, axis=1)
+    gathered = mx.distributed.all_gather(mx.stop_gradient(message), group=world)
+    whole = _with_own_rows(message, gathered, start)
+    widths = [row.shape[1] for row in rows]
+    ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+    columns = mx.split(whole, ends, axis=1)
+    return {
+        k: column.reshape(-1, *arrays[k].shape[1:]) for k, column in zip(names, columns)
+    }, own
 
 
 def is_lost_rank(error: BaseException) -> bool:

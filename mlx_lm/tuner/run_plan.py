@@ -25,7 +25,7 @@ from .memory_plan import (
     predict_peak,
     smaller_settings,
 )
-from .preference_batches import collate_pairs
+from .preference_batches import collate_pairs, value_arrays
 from .training_step import compiles, training_step
 
 # Every batch shape is compiled once, and its program is never dropped.
@@ -76,8 +76,10 @@ def training_plan(dataset: Any, args: Any, in_order: bool = False) -> list[Bucke
 class _Unread:
     """Pairs of given lengths, since shapes are all that memory depends on."""
 
-    def __init__(self, lengths):
+    def __init__(self, lengths, dataset):
         self.lengths = lengths
+        self.values = getattr(dataset, "values", {})
+        self.group_size = getattr(dataset, "group_size", 1)
 
     def pair_lengths(self):
         return self.lengths
@@ -113,7 +115,8 @@ def predict_run(
         policy_model (nn.Module): The policy, its trainable parameters set up.
         reference (Callable, optional): The reference, None if its log-probs are
             known.
-        optimizer (optim.Optimizer): The optimizer, or a ``MasterWeights``.
+        optimizer (optim.Optimizer): The optimizer, or a ``MasterWeights``; gets
+            its state but takes no step.
         dataset (PreferenceDataset): The pairs.
         args (DPOTrainingArgs): The settings of the run.
 
@@ -125,12 +128,13 @@ def predict_run(
         'predict_run'
     """
     lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
-    pairs = _Unread(lengths)
+    pairs = _Unread(lengths, dataset)
     plan = training_plan(pairs, args)
     ranks = mx.distributed.init().size()
     size = -(-args.batch_size // ranks)
     shape, indices = _worst_batch(plan, lengths, size)
     batch = collate_pairs([pairs[i] for i in indices], size, shape)
+    batch |= value_arrays(pairs, indices.tolist(), batch["weights"])
     step, state = training_step(policy_model, optimizer, args)
     if reference is None:
         batch["reference_logps"] = mx.zeros((2 * size,))
@@ -203,14 +207,17 @@ def describe_memory(estimate: MemoryEstimate) -> str:
         estimate (MemoryEstimate): In bytes.
 
     Returns:
-        str: The peak and its parts in GB.
+        str: The peak and its parts in GB, in MB if it is small.
 
     Example:
         >>> describe_memory(MemoryEstimate(10**9, 0, 0, 2 * 10**8, 3 * 10**8))
         '1.50 GB: weights 1.00 · optimizer 0.20 · activations 0.30'
     """
-    parts = [f"{k} {v / 1e9:.2f}" for k, v in vars(estimate).items() if v >= 5e6]
-    return f"{estimate.total / 1e9:.2f} GB: {' · '.join(parts)}"
+    # The largest of the parts is never rounded to 0.
+    size, unit = (1e9, "GB") if estimate.total >= 1e8 else (1e6, "MB")
+    parts = {k: v / size for k, v in vars(estimate).items()}
+    shown = [f"{k} {v:.2f}" for k, v in parts.items() if v >= 0.005]
+    return f"{estimate.total / size:.2f} {unit}: {' · '.join(shown)}"
 
 
 def describe_plan(buckets: list[Bucket], batch_size: int) -> list[str]:

@@ -12,7 +12,7 @@ import mlx.optimizers as optim
 from ..cli_ui import rprint
 from .atomic_files import remove_leftovers, user_cache_folder
 from .dpo_config import build_optimizer
-from .fingerprint import model_fingerprint
+from .fingerprint import model_fingerprint, variant_fingerprint
 from .length_buckets import (
     LAYOUTS,
     Bucket,
@@ -22,15 +22,15 @@ from .length_buckets import (
     pair_lengths,
 )
 from .memory_plan import MemoryEstimate
+from .objective import objective_of
 from .policy import adapter_config, load_model
 from .reference import FrozenStart, check_same_tokens
 from .reference_cache import ReferenceCache
-from .remembered_reference import RememberedReference
-from .resume import check_identity
+from .remembered_reference import NoReference, RememberedReference
+from .resume import check_identity, data_fingerprint
 from .run_plan import describe_memory
 from .schedules import build_learning_rate
 from .sharing import Sharing, check_packing, check_sharing
-from .trainer import DPOTrainingArgs
 from .training_state import TrainingState, newest_state
 
 
@@ -92,30 +92,75 @@ def remember_reference(
         >>> remember_reference(args, nn.Linear(1, 1), None, pairs).model is not None
         True
     """
+    objective = objective_of(args)
+    if not objective.needs_reference:
+        return NoReference(FrozenStart(policy) if args.test else None)
     folder = args.reference_cache
     if folder is not False:
         folder = Path(folder) if folder else user_cache_folder("references")
         remove_leftovers(folder)
+    variant = f"ld_alpha={objective.ld_alpha}" if objective.ld_alpha < 1 else ""
+    name = variant_fingerprint(model_fingerprint(reference_model or policy), variant)
     reference = RememberedReference(
         reference_model or FrozenStart(policy),
-        ReferenceCache(folder or None, model_fingerprint(reference_model or policy)),
+        ReferenceCache(folder or None, name),
         # The test compares both models' whole distributions.
-        keep=args.test,
+        keep=bool(args.test or args.inspect),
+        moving=args.sync_reference,
     )
     reference.release(*datasets)
     return reference
 
 
+def run_identity(
+    model: nn.Module,
+    reference_model: nn.Module | None,
+    reference: RememberedReference,
+    train_set: Any,
+    valid_set: Any,
+) -> dict[str, str]:
+    """
+    The fingerprints of what a run starts with, before a checkpoint is loaded.
+
+    Args:
+        model (nn.Module): The policy, as it starts.
+        reference_model (nn.Module, optional): A separate reference model.
+        reference (RememberedReference): What ``remember_reference`` returned.
+        train_set (PreferenceDataset): The pairs.
+        valid_set (PreferenceDataset): Held-out pairs, may be empty.
+
+    Returns:
+        dict: Fingerprints, see ``check_identity``.
+
+    Example:
+        >>> from mlx_lm.dpo import resolve_args
+        >>> args = resolve_args(["--no-reference-cache"])
+        >>> pairs, layer = [([1], [2], [3], (1, 2, 2))], nn.Linear(1, 1)
+        >>> reference = remember_reference(args, layer, None, pairs)
+        >>> identity = run_identity(layer, None, reference, pairs, [])
+        >>> identity["model"] == identity["reference"]
+        True
+    """
+    start = reference.cache.fingerprint
+    if reference_model is not None:
+        start = model_fingerprint(model)
+    return {
+        "model": start,
+        "reference": reference.cache.fingerprint,
+        "train": data_fingerprint(train_set),
+        "valid": data_fingerprint(valid_set),
+    }
+
+
 def make_optimizer(
-    args: SimpleNamespace, settings: DPOTrainingArgs, plan: list[Bucket]
+    args: SimpleNamespace, pairs: int
 ) -> tuple[optim.Optimizer, list[str]]:
     """
     Make the optimizer, its schedule as long as the run.
 
     Args:
         args (SimpleNamespace): The run's settings; ``epochs`` decides ``iters``.
-        settings (DPOTrainingArgs): Those of the loop, which get ``iters`` too.
-        plan (list): What ``training_plan`` returned.
+        pairs (int): How many there are to train on.
 
     Returns:
         tuple: The optimizer, and lines for the user.
@@ -123,12 +168,12 @@ def make_optimizer(
     Example:
         >>> from mlx_lm.dpo import resolve_args
         >>> args = resolve_args(["--learning-rate", "0.5"])
-        >>> make_optimizer(args, DPOTrainingArgs(), [])[0].learning_rate.item()
+        >>> make_optimizer(args, 8)[0].learning_rate.item()
         0.5
     """
     if args.epochs is not None:
-        args.iters = args.epochs * batches_per_epoch(plan, args.batch_size)
-        settings.iters = args.iters
+        # However the pairs are put into buckets, only one batch is short.
+        args.iters = args.epochs * -(-pairs // args.batch_size)
     updates = -(-args.iters // args.grad_accumulation_steps)
     rate, notices = build_learning_rate(
         args.learning_rate, updates, args.lr_schedule, args.warmup_steps
@@ -170,6 +215,26 @@ def find_sharing(
     return Sharing("plain", "" if found.grade == "plain" else found.notice)
 
 
+def likely_sharing(args: SimpleNamespace) -> str:
+    """
+    What ``find_sharing`` will find, as far as the settings tell.
+
+    Args:
+        args (SimpleNamespace): For ``share_prompt`` and ``pack``.
+
+    Returns:
+        str: A grade for ``plan_batches``.
+
+    Example:
+        >>> likely_sharing(SimpleNamespace(pack=False, share_prompt=True))
+        'equal'
+    """
+    if args.pack:
+        return "packed"
+    # Every family but one in a hundred can, and asking would allocate the model.
+    return "equal" if args.share_prompt else "plain"
+
+
 def find_checkpoint(
     args: SimpleNamespace, identity: dict[str, str]
 ) -> TrainingState | None:
@@ -198,7 +263,14 @@ def find_checkpoint(
         rprint(f"{args.adapter_path} has no checkpoint yet: the run starts again.")
         return None
     check_identity(state, identity, args)
-    if state.iteration >= args.iters and not state.info["pending"]:
+    if state.iteration > args.iters:
+        rprint(
+            f"The run in {args.adapter_path} has already taken {state.iteration:,} "
+            f"steps, more than the {args.iters:,} asked for: it takes no more. To "
+            "train on, give a larger --iters."
+        )
+        return state
+    if state.iteration == args.iters and not state.info["pending"]:
         rprint(
             f"The run in {args.adapter_path} is complete: it has taken all of its "
             f"{state.iteration:,} steps. To train on, give a larger --iters."
@@ -251,12 +323,13 @@ def header_rows(
     padding = 1 - needed / padded_tokens(plan, args.batch_size, lengths)
     shared = "shared" if any(b.shape.prompt for b in plan) else "not shared"
     shared += ", rows packed" if args.pack else ""
+    shapes = f"{len(plan)} batch shape{'s' if len(plan) > 1 else ''}"
     rows = [
         ("data", str(args.hf_dataset or args.data)),
         ("pairs", f"{len(train_set):,} train · {len(valid_set):,} valid"),
         ("an epoch", f"{per_epoch:,} iters · {args.iters / per_epoch:.3g} epochs"),
         ("rows are", f"{train_set.shape} · {train_set.format}"),
-        ("prompts", f"{shared} · {len(plan)} batch shapes · {padding:.0%} padding"),
+        ("prompts", f"{shared} · {shapes} · {padding:.0%} padding"),
         ("reference", name),
         ("peak memory", describe_memory(estimate)),
     ]

@@ -54,21 +54,21 @@ def take_snapshot(
     """
     run.reference.cache.exchange(run.world)
     # What ranks hold apart is summed: any number of them can go on with it.
-    apart = {"accumulator": run.state[3], "window": run.window.sums or {}}
+    window = run.window.sums or {}
     if run.world.size() > 1:
         # A rank whose every step was skipped has nothing but names.
-        apart["window"] = apart["window"] or dict.fromkeys(SUMS, mx.array(0.0))
-        apart = {
-            name: sum_over_ranks(dict(tree_flatten(tree)), run.world)
-            for name, tree in apart.items()
-        }
+        window = window or dict.fromkeys(SUMS, mx.array(0.0))
+    apart = _with_prefix("accumulator", run.state[3]) | _with_prefix("window", window)
+    if run.world.size() > 1:
+        apart = sum_over_ranks(apart, run.world)
     arrays = {
         **_with_prefix("optimizer", run.optimizer.state),
-        **_with_prefix("accumulator", apart["accumulator"]),
-        **_with_prefix("window", apart["window"]),
+        **apart,
         **_with_prefix("reference", run.reference.cache.arrays()),
         "grad_norm": run.grad_norm,
     }
+    if run.args.sync_reference:
+        arrays |= _with_prefix("moved", run.reference.model.arrays())
     metrics = run.folder / "metrics.jsonl"
     info = {
         "pending": pending,
@@ -121,6 +121,11 @@ def apply_snapshot(run: "PreferenceRun", state: TrainingState) -> tuple[int, boo
             if name.startswith("window.")
         }
         run.window.restore(info["window"], sums)
+    if run.args.sync_reference:
+        prefix = "moved."
+        run.reference.model.restore(
+            {k.removeprefix(prefix): v for k, v in arrays.items() if prefix in k[:6]}
+        )
     # Of another reference they would be wrong.
     if info["identity"].get("reference") == run.identity.get("reference"):
         run.reference.cache.absorb(arrays["reference.keys"], arrays["reference.logps"])

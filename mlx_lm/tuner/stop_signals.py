@@ -13,6 +13,10 @@ class StopSignals:
     """
     Remember SIGINT and SIGTERM while a run is on; a second one ends it at once.
 
+    Args:
+        patient (bool): Ignore a second one. Of several ranks each gets that of the
+            terminal and then the launcher's. Default: ``False``.
+
     Example:
         >>> with StopSignals() as stop:
         ...     signal.raise_signal(signal.SIGTERM)
@@ -20,7 +24,8 @@ class StopSignals:
         143
     """
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
+        self.patient = patient
         self.exit_code = 0
         self._before: dict[int, object] = {}
 
@@ -46,4 +51,19 @@ class StopSignals:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.exit_code = 128 + number
-        self._restore()
+        if self.patient:
+            self.ignore()
+        else:
+            self._restore()
+
+    def ignore(self) -> None:
+        """
+        Let no signal end this process any more: it ends by itself.
+
+        Example:
+            >>> stop = StopSignals()
+            >>> stop.ignore()  # nothing to do where none is remembered
+        """
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        self._before = {}

@@ -31,15 +31,22 @@ from ._upstream_trainer import (
 from .grad_checkpoint import keyed_layers
 from .length_buckets import Bucket
 from .logps import paired_sequence_logps
-from .losses import check_loss_options
 from .memory_plan import cache_limit
+from .objective import Objective
+from .pair_scores import PairCollector
 from .preference_evaluation import evaluate_pairs
-from .preference_metrics import sum_values
+from .preference_metrics import hidden_metrics, sum_values
 from .preference_run import PreferenceRun
-from .preference_step import dpo_step, gradient_accumulator, loss_and_values
+from .preference_step import (
+    answer_logps,
+    dpo_step,
+    gradient_accumulator,
+    loss_and_values,
+)
 from .reference import FrozenStart
-from .remembered_reference import RememberedReference
+from .remembered_reference import NoReference, RememberedReference
 from .training_state import TrainingState
+from .training_step import compiles
 
 
 @dataclass
@@ -61,6 +68,11 @@ class DPOTrainingArgs(TrainingArgs):
     )
     label_smoothing: float = field(
         default=0.0, metadata={"help": "Probability that a preference label is wrong."}
+    )
+    # Made of the three above if it is not given.
+    objective: Objective = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "All of what is minimised, instead of these three."},
     )
     max_grad_norm: float | None = field(
         default=1.0,
@@ -89,6 +101,15 @@ class DPOTrainingArgs(TrainingArgs):
         default=10,
         metadata={"help": "Stop after so many steps in a row without finite numbers."},
     )
+    sync_reference: bool = field(
+        default=False, metadata={"help": "Let the reference follow the policy."}
+    )
+    sync_alpha: float = field(
+        default=0.6, metadata={"help": "The policy's share in the new reference."}
+    )
+    sync_steps: int = field(
+        default=512, metadata={"help": "Updates between two new references."}
+    )
     sharing: str = field(
         default="plain",
         metadata={"help": "How prompts are shared: ragged, equal or plain."},
@@ -99,6 +120,12 @@ class DPOTrainingArgs(TrainingArgs):
     seed: int = field(
         default=0, metadata={"help": "Seed of the order of the data and of dropout."}
     )
+
+    def __post_init__(self) -> None:
+        if self.objective is None:
+            self.objective = Objective(
+                self.beta, self.loss_type, label_smoothing=self.label_smoothing
+            )
 
 
 def evaluate_dpo(
@@ -112,8 +139,11 @@ def evaluate_dpo(
     buckets: list[Bucket] | None = None,
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
+    objective: Objective | None = None,
     clear_cache_threshold: int | None = None,
+    compile: bool | None = None,
     progress_callback: Callable[[], Any] | None = None,
+    collector: PairCollector | None = None,
 ) -> dict[str, float]:
     """
     Loss, exact KL and metrics over held-out pairs, each pair counted once.
@@ -130,9 +160,13 @@ def evaluate_dpo(
             rows in buckets of similar length.
         label_smoothing (float): Probability that a label is wrong. Default: ``0``.
         loss_type (str): A key of ``losses.LOSSES``. Default: ``"sigmoid"``.
+        objective (Objective, optional): All of what is minimised, instead of beta,
+            smoothing and type.
         clear_cache_threshold (int): Clear the allocator's cache beyond so many
             bytes. Default: an eighth of the device's memory.
+        compile (bool, optional): Compile what scores a batch. Default: on a GPU.
         progress_callback (Callable, optional): Called after every batch.
+        collector (PairCollector, optional): Gets the scores of every pair.
 
     Returns:
         dict: The averages by name, see ``mean_metrics``, and ``pairs``, how many
@@ -148,25 +182,36 @@ def evaluate_dpo(
         >>> round(metrics["loss"], 4), metrics["rewards/accuracies"]
         (0.6931, 0.0)
     """
-    objective: dict[str, Any] = {
-        "beta": beta,
-        "label_smoothing": label_smoothing,
-        "loss_type": loss_type,
-    }
-    check_loss_options(**objective)
+    objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
 
     def score(batch):
-        logps = paired_sequence_logps(policy_model, reference_model, batch)
+        logps = paired_sequence_logps(
+            policy_model, reference_model, batch, ld_alpha=objective.ld_alpha
+        )
         policy_logps, reference_logps, kl = logps
-        values = loss_and_values(policy_logps, reference_logps, batch, **objective)[1]
+        confidences = None
+        if objective.use_weighting:
+            _, confidences = answer_logps(policy_model, batch, objective)
+        _, values = loss_and_values(
+            policy_logps, reference_logps, batch, objective, confidences
+        )
         return values | {"kl": kl}
 
     # The compiler fails on a graph that computes everything twice.
-    if reference_model is not policy_model:
+    if reference_model is not policy_model and compiles(
+        DPOTrainingArgs(compile=compile)
+    ):
         state = [policy_model.state, getattr(reference_model, "state", {})]
         score = mx.compile(score, inputs=state)
+
+    def summed(batch):
+        values = score(batch.arrays)
+        if collector is not None:
+            collector.add(batch, values)
+        return sum_values(values, batch.arrays)
+
     return evaluate_pairs(
-        lambda batch: sum_values(score(batch.arrays), batch.arrays),
+        summed,
         policy_model,
         dataset,
         batch_size,
@@ -174,6 +219,7 @@ def evaluate_dpo(
         buckets,
         cache_limit(clear_cache_threshold),
         progress_callback,
+        hidden_metrics(objective) - {"perplexity/reference"},
     )
 
 
@@ -243,7 +289,10 @@ def train_dpo(
         training_callback = None
     reference = reference_model
     if not isinstance(reference, RememberedReference):
-        reference = RememberedReference(reference or FrozenStart(policy_model))
+        start = reference or FrozenStart(policy_model)
+        reference = RememberedReference(start, moving=args.sync_reference)
+        if not args.objective.needs_reference:
+            reference = NoReference()
     run = PreferenceRun(
         policy_model, reference, optimizer, args, train_dataset, val_dataset
     )

@@ -1,0 +1,151 @@
+# Copyright © 2026 MLX Contributors
+
+"""Several finished runs, tested on the same pairs and shown side by side."""
+
+import copy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ..cli_ui import rprint
+from .datasets import load_preference_dataset
+from .dpo_config import check_args, check_types, fit_to_model
+from .metrics_table import short_names
+from .policy import (
+    adopt_finished_run,
+    load_model,
+    load_weights,
+    prepare_policy,
+    read_weights,
+)
+from .ranks import start_together
+from .reference import FrozenStart, check_token_ids
+from .run_setup import load_reference_model
+from .run_test import measure, show_metrics
+
+# What makes the reference; where runs differ in it, there is no common start.
+REFERENCE_KEYS = ("reference_model", "resume_adapter_file")
+# What decides the test set's tokens.
+SAME_KEYS = (
+    "model",
+    "max_seq_length",
+    "prompt_feature",
+    "chosen_feature",
+    "rejected_feature",
+    "wrap_text",
+    "transcripts",
+    "criteria",
+    "data_kind",
+)
+
+
+def finished_runs(
+    args: SimpleNamespace, defaults: dict[str, Any]
+) -> list[SimpleNamespace]:
+    """
+    The settings of each of several runs, checked against each other.
+
+    Args:
+        args (SimpleNamespace): The settings that were given; ``adapter_path`` is a
+            list of folders.
+        defaults (dict): Every key's default.
+
+    Returns:
+        list: For each folder all settings, with what its run decides.
+
+    Raises:
+        ValueError: If more than a test is asked for, a folder is no run's, or the
+            runs have other models or make other tokens of the data.
+
+    Example:
+        >>> finished_runs(SimpleNamespace(adapter_path=["a", "a"], train=False,
+        ...     test=True, resume=None, inspect=None), {})
+        Traceback (most recent call last):
+        ...
+        ValueError: adapter_path names a folder twice: a, a.
+    """
+    folders = list(args.adapter_path)
+    if args.train or args.resume or args.inspect or not args.test:
+        raise ValueError(
+            f"adapter_path names {len(folders)} folders, which only --test alone can "
+            "take: leave out --train, --resume and --inspect, or name one folder."
+        )
+    if len({str(Path(folder).resolve()) for folder in folders}) < len(folders):
+        raise ValueError(f"adapter_path names a folder twice: {', '.join(folders)}.")
+    runs = []
+    for folder in folders:
+        one = copy.copy(args)
+        one.adapter_path = folder
+        check_types(vars(one), defaults)
+        adopt_finished_run(one)
+        given = {k: v for k, v in one.lora_parameters.items() if v is not None}
+        one.lora_parameters = {**defaults["lora_parameters"], **given}
+        check_args(one)
+        runs.append(one)
+    for other in runs[1:]:
+        for key in SAME_KEYS:
+            ours, theirs = (getattr(run, key, None) for run in (runs[0], other))
+            if ours != theirs:
+                hint = "" if key == "model" else " Or give it to the command."
+                raise ValueError(
+                    f"{key} is {ours!r} in {runs[0].adapter_path} and {theirs!r} in "
+                    f"{other.adapter_path}: compare runs that agree in it.{hint}"
+                )
+    return runs
+
+
+def compare_runs(
+    args: SimpleNamespace, defaults: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """
+    Test finished runs one after the other on one test set, and print one table.
+
+    Each writes its ``test_metrics.json``.
+
+    Args:
+        args (SimpleNamespace): The settings that were given, see ``finished_runs``.
+        defaults (dict): Every key's default.
+
+    Returns:
+        dict: For each folder what ``pair_metrics`` returned.
+
+    Raises:
+        ValueError: If the runs can't be compared, or a setting or the data is
+            unusable.
+
+    Example:
+        >>> compare_runs(SimpleNamespace(adapter_path=["a", "b"], train=True,
+        ...     test=True, resume=None, inspect=None), {})
+        Traceback (most recent call last):
+        ...
+        ValueError: adapter_path names 2 folders, which only --test alone can take: \
+leave out --train, --resume and --inspect, or name one folder.
+    """
+    runs = finished_runs(args, defaults)
+    test_set: Any = None
+    results = {}
+    for run in runs:
+        rprint(f"Loading {run.model} with {run.adapter_path}")
+        model, tokenizer = load_model(run.model, run)
+        fit_to_model(run, model)
+        reference_model = load_reference_model(run, tokenizer)
+        if test_set is None:
+            _, _, test_set = load_preference_dataset(run, tokenizer)
+            check_token_ids(model, test_set.largest_token())
+            for line in test_set.summary():
+                rprint(line)
+        prepare_policy(run, model)
+        reference = reference_model or FrozenStart(model)
+        load_weights(model, Path(run.adapter_path) / "adapters.safetensors")
+        read_weights(model, run.model)
+        start_together()
+        results[run.adapter_path], _ = measure(run, model, test_set, reference)
+        del model, reference_model, reference
+    starts = {tuple(getattr(run, key) for key in REFERENCE_KEYS) for run in runs}
+    before: str | None = "reference" if runs[0].reference_model else "start"
+    if len(starts) > 1:
+        before = None
+        rprint("The runs have different references: rewards and KL are from each own.")
+    names = short_names(list(results))
+    show_metrics(dict(zip(names, results.values())), before)
+    return results

@@ -1,0 +1,212 @@
+# Copyright © 2026 MLX Contributors
+
+"""Fixed prompts, answered greedily at every validation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from rich.cells import cell_len, set_cell_size
+
+from ..cli_ui import rprint
+from .atomic_files import replace_file, writing
+from .callbacks import TrainingCallback, read_lines
+
+FILE_NAME = "samples.jsonl"
+WIDTH = 80
+Prompt = str | list[dict[str, Any]]
+
+
+def read_prompts(given: Any) -> list[Prompt]:
+    """
+    The prompts that a setting names.
+
+    Args:
+        given: A list of texts, messages or rows with ``prompt`` or ``messages``; a
+            file of such rows (``.jsonl``) or of one text a line.
+
+    Returns:
+        list: Texts and lists of messages.
+
+    Raises:
+        ValueError: If it is neither, or empty.
+
+    Example:
+        >>> read_prompts(["Hi", {"prompt": "Hello"}])
+        ['Hi', 'Hello']
+    """
+    where, rows = "sample_prompts", given
+    if isinstance(given, str):
+        where, rows = f"sample_prompts {given}", _read_file(given)
+    if not isinstance(rows, list):
+        raise ValueError(f"sample_prompts must be a list or a file, got {given!r}.")
+    if not rows:
+        raise ValueError(f"{where} has no prompts: give at least one.")
+    return [_prompt(row, f"{where}, prompt {i}") for i, row in enumerate(rows, 1)]
+
+
+def _read_file(path):
+    try:
+        lines = Path(path).read_text("utf-8").splitlines()
+        lines = [line for line in lines if line.strip()]
+        return [json.loads(x) for x in lines] if path.endswith(".jsonl") else lines
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise ValueError(
+            f"sample_prompts {path} can't be read: {reason}. Name a file of lines, or a "
+            ".jsonl file."
+        ) from e
+
+
+def _prompt(row, where):
+    if isinstance(row, dict):
+        row = row.get("messages", row.get("prompt"))
+    messages = isinstance(row, list) and all(
+        isinstance(m, dict) and {"role", "content"} <= m.keys() for m in row
+    )
+    if not row or not (isinstance(row, str) or messages):
+        raise ValueError(
+            f"{where} is no prompt: give a text, or messages with role and content."
+        )
+    return row
+
+
+class PromptSamples(TrainingCallback):
+    """
+    Answer prompts whenever a validation is reported, and keep the answers.
+
+    The model is left as it was, its mode included, and no random number is drawn:
+    a run with samples trains the same bits as one without.
+
+    Args:
+        model (nn.Module): The policy.
+        tokenizer (TokenizerWrapper): Its tokenizer.
+        prompts (list): What ``read_prompts`` returned.
+        path (str or Path): The file that gets one JSON object an answer.
+        max_tokens (int): Most tokens of an answer. Default: ``100``.
+        keep (int): Keep an earlier run's answers up to this iteration; the
+            default, -1, keeps none.
+
+    Raises:
+        ValueError: If messages are given and there is no chat template.
+
+    Example:
+        >>> PromptSamples.__name__  # see tests/test_prompt_samples.py
+        'PromptSamples'
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        prompts: list[Prompt],
+        path: str | Path,
+        max_tokens: int = 100,
+        keep: int = -1,
+    ):
+        self.model, self.tokenizer, self.path = model, tokenizer, Path(path)
+        self.max_tokens = max_tokens
+        self.prompts = [(prompt, self._encode(prompt)) for prompt in prompts]
+        kept = [x for x in read_lines(self.path) if x["iteration"] <= keep]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        with writing(self.path):
+            replace_file(self.path, lambda name: Path(name).write_text(text, "utf-8"))
+
+    def _encode(self, prompt):
+        if self.tokenizer.has_chat_template:
+            if isinstance(prompt, str):
+                prompt = [{"role": "user", "content": prompt}]
+            return self.tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True
+            )
+        if not isinstance(prompt, str):
+            raise ValueError(
+                "sample_prompts has messages, which need a chat template, and the "
+                "tokenizer has none: give texts."
+            )
+        return self.tokenizer.encode(prompt)
+
+    def on_val_loss_report(self, val_info: dict) -> None:
+        it = val_info["iteration"]
+        lines = []
+        for (prompt, _), answer in zip(self.prompts, self.answers()):
+            lines.append({"iteration": it, "prompt": prompt, "answer": answer})
+            rprint(sample_line(it, prompt, answer))
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as fid:
+            fid.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def answers(self) -> list[str]:
+        """
+        Answer all prompts.
+
+        Returns:
+            list: One text a prompt.
+
+        Example:
+            >>> callable(PromptSamples.answers)
+            True
+        """
+        # Only here: it is large, and few runs need it.
+        from ..generate import generate
+
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            return [
+                generate(self.model, self.tokenizer, ids, max_tokens=self.max_tokens)
+                for _, ids in self.prompts
+            ]
+        finally:
+            for module, mode in modes:
+                module._set_training_mode(mode)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """
+    A prompt as a text to show.
+
+    Args:
+        prompt (str or list): A text or messages.
+
+    Returns:
+        str: The text, or the last message's.
+
+    Example:
+        >>> prompt_text([{"role": "user", "content": "Hi"}])
+        'Hi'
+    """
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def sample_line(it: int, prompt: Prompt, answer: str, width: int = WIDTH) -> str:
+    """
+    An answer in one line of the log.
+
+    Args:
+        it (int): The iteration.
+        prompt (str or list): A text or messages.
+        answer (str): The answer.
+        width (int): Columns of the line. Default: ``80``.
+
+    Returns:
+        str: Iteration, prompt and answer, cut to the width.
+
+    Example:
+        >>> sample_line(10, "Name a planet.", "Mars\\nis one of them", width=80)
+        '     10  says  Name a planet. → Mars is one of them'
+    """
+    head, prompt = f"  {it:>5}  says  ", _one_line(prompt_text(prompt))
+    prompt = _cut(prompt, max((width - len(head)) // 4, 1))
+    return _cut(f"{head}{prompt} → {_one_line(answer)}", width)
+
+
+def _one_line(text):
+    return "".join(x if x.isprintable() else " " for x in " ".join(text.split()))
+
+
+def _cut(text, width):
+    """Cut a text to columns of the screen; wide characters take two."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, width - 1).rstrip() + "…"

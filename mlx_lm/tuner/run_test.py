@@ -1,0 +1,212 @@
+# Copyright © 2026 MLX Contributors
+
+"""The test of a run: its numbers, its table, its file, and single pairs."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from rich.text import Text
+from tqdm import tqdm
+
+from ..cli_ui import make_console, print_test_table, rprint
+from .dpo_config import training_args
+from .inspection import inspection_lines, inspection_order
+from .length_buckets import batches_per_epoch
+from .metrics_table import fit_table, metrics_table
+from .pair_metrics import pair_metrics, write_test_metrics
+from .pair_scores import CHOSEN, REJECTED, PairCollector, ScoredPairs
+from .pair_texts import pair_texts, uncut_pairs
+from .reference import FrozenStart
+from .report_pairs import pick_pairs, save_pairs
+from .retained_text import retained_metrics
+from .run_plan import training_plan
+from .run_setup import find_sharing
+from .trainer import evaluate_dpo
+
+WIDEST = 100
+
+
+def score_pairs(
+    args: SimpleNamespace, model: nn.Module, dataset: Any, reference_model: Any
+) -> tuple[dict[str, float], ScoredPairs]:
+    """
+    Score a data set with policy and reference, on all ranks.
+
+    Args:
+        args (SimpleNamespace): The run's settings.
+        model (nn.Module): The policy.
+        dataset (PreferenceDataset): The pairs.
+        reference_model: A ``FrozenStart`` or another model.
+
+    Returns:
+        tuple: What ``evaluate_dpo`` returns, and the scores of every pair.
+
+    Example:
+        >>> score_pairs.__name__  # see evaluate_model
+        'score_pairs'
+    """
+    settings = training_args(args)
+    settings.sharing = find_sharing(args, model, reference_model).grade
+    plan = training_plan(dataset, settings, in_order=True)
+    batches = batches_per_epoch(plan, args.batch_size)
+    if args.test_batches != -1:
+        batches = min(batches, args.test_batches)
+    collector = PairCollector(dataset)
+    quiet = mx.distributed.init().rank() != 0
+    with tqdm(total=batches, desc="Testing", disable=quiet, leave=False) as pbar:
+        means = evaluate_dpo(
+            model,
+            reference_model,
+            dataset,
+            args.batch_size,
+            args.test_batches,
+            buckets=plan,
+            objective=settings.objective,
+            clear_cache_threshold=args.clear_cache_threshold,
+            compile=settings.compile,
+            progress_callback=pbar.update,
+            collector=collector,
+        )
+    return means, collector.gather()
+
+
+def measure(
+    args: SimpleNamespace, model: nn.Module, test_set: Any, reference_model: Any
+) -> tuple[dict[str, Any], ScoredPairs]:
+    """
+    Test a policy, and write ``test_metrics.json`` into its folder.
+
+    Args:
+        args (SimpleNamespace): The run's settings.
+        model (nn.Module): The policy.
+        test_set (PreferenceDataset): The pairs.
+        reference_model: A ``FrozenStart`` or another model.
+
+    Returns:
+        tuple: What ``pair_metrics`` returns, and the scores of every pair.
+
+    Example:
+        >>> measure.__name__  # see evaluate_model
+        'measure'
+    """
+    means, scored = score_pairs(args, model, test_set, reference_model)
+    objective = training_args(args).objective
+    metrics = pair_metrics(
+        means, scored, objective.data, objective.rewards_are == "log-ratios"
+    )
+    if mx.distributed.init().rank() == 0 and args.adapter_path:
+        if args.retain_data:
+            metrics |= retained_metrics(args.adapter_path)
+        try:
+            text = retained_metrics(args.adapter_path)
+            write_test_metrics(args.adapter_path, metrics | text)
+            if args.report and objective.data == "pairs":
+                _save_for_report(args.adapter_path, test_set, scored)
+        except OSError as e:
+            # Somebody else's adapter can be tested, too.
+            rprint(f"[WARNING] {e}")
+    return metrics, scored
+
+
+def _save_for_report(folder, dataset, scored):
+    before, after = (
+        logps[:, CHOSEN] - logps[:, REJECTED]
+        for logps in (scored.reference_logps, scored.policy_logps)
+    )
+    shown = pick_pairs(dataset.select(scored.indices), scored.margins.tolist())
+    save_pairs(folder, shown, before.tolist(), after.tolist())
+
+
+def evaluate_model(
+    args: SimpleNamespace, model: nn.Module, test_set: Any, reference_model: Any
+) -> dict[str, Any]:
+    """
+    Evaluate on the test set and print the start beside the result.
+
+    Args:
+        args (SimpleNamespace): The run's settings; with ``inspect`` single pairs
+            are shown, too.
+        model (nn.Module): The policy.
+        test_set (PreferenceDataset): The pairs.
+        reference_model: A ``FrozenStart`` or another model.
+
+    Returns:
+        dict: The metrics, as ``pair_metrics`` names them.
+
+    Example:
+        >>> evaluate_model.__name__  # DPO.md shows it from Python
+        'evaluate_model'
+    """
+    metrics, scored = measure(args, model, test_set, reference_model)
+    own = isinstance(reference_model, FrozenStart)
+    show_metrics({"policy": metrics}, "start" if own else "reference")
+    if args.inspect:
+        _show_pairs(args, test_set, scored, is_test=True)
+    return metrics
+
+
+def show_metrics(runs: Mapping[str, Mapping[str, Any]], before: str | None) -> None:
+    """
+    Print the table of one or several runs' tests.
+
+    Args:
+        runs (Mapping): For each run's name what ``pair_metrics`` returned.
+        before (str, optional): The name of the first column, see ``metrics_table``.
+
+    Example:
+        >>> show_metrics.__name__  # see metrics_table
+        'show_metrics'
+    """
+    if mx.distributed.init().rank() == 0:
+        console = make_console()
+        table = metrics_table(runs, before)
+        print_test_table(
+            console, fit_table(table, console.width - 2, 2 if before else 1)
+        )
+
+
+def inspect_model(
+    args: SimpleNamespace,
+    model: nn.Module,
+    dataset: Any,
+    reference_model: Any,
+    is_test: bool,
+) -> None:
+    """
+    Show single pairs of a data set, the surest mistakes first.
+
+    Args:
+        args (SimpleNamespace): The run's settings; ``inspect`` is how many.
+        model (nn.Module): The policy.
+        dataset (PreferenceDataset): The pairs.
+        reference_model: A ``FrozenStart`` or another model.
+        is_test (bool): Whether it is the test set, or that of validation.
+
+    Example:
+        >>> inspect_model.__name__  # the command's --inspect
+        'inspect_model'
+    """
+    _, scored = score_pairs(args, model, dataset, reference_model)
+    _show_pairs(args, dataset, scored, is_test)
+
+
+def _show_pairs(args, dataset, scored, is_test):
+    if mx.distributed.init().rank() != 0:
+        return
+    if args.data_kind != "pairs":
+        rprint(f"inspect shows pairs: this data has {args.data_kind}.")
+        return
+    chosen = scored.select(inspection_order(scored.margins, args.inspect))
+    indices = chosen.indices.tolist()
+    whole = uncut_pairs(args, dataset, indices, is_test)
+    console = make_console()
+    console.print()
+    lines = inspection_lines(
+        chosen, pair_texts(dataset, indices, whole), min(console.width, WIDEST)
+    )
+    for line in lines:
+        # Not as markup: a row may hold brackets.
+        console.print(Text(line), no_wrap=True, crop=False)

@@ -1,0 +1,118 @@
+# Copyright © 2026 MLX Contributors
+
+import json
+import unittest
+from pathlib import Path
+from types import SimpleNamespace
+
+from test_dpo_command import CommandCase, command
+from tiny import save_tiny_model
+
+from mlx_lm import dpo
+from mlx_lm.tuner.finished_runs import compare_runs, finished_runs
+from mlx_lm.tuner.run_test import (
+    evaluate_model,
+    inspect_model,
+    measure,
+    score_pairs,
+    show_metrics,
+)
+
+
+def read(folder):
+    return json.loads((Path(folder) / "test_metrics.json").read_text())
+
+
+class TestComparison(CommandCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.runs = Path(cls.shared.name) / "runs"
+        cls.other = save_tiny_model(cls.runs / "model", max_position_embeddings=512)
+        cls.adapters = cls.runs / "none"
+        for name, *more in (
+            ("slow", "--learning-rate", 1e-3, "--test"),
+            ("fast", "--learning-rate", 3e-2, "--beta", 0.3, "--test"),
+            ("else", "--model", cls.other),
+            ("longer", "--max-seq-length", 63),
+            ("apart", "--reference-model", cls.model),
+        ):
+            code, _, err = command(
+                *CommandCase.flags(cls, "--adapter-path", cls.runs / name, *more)
+            )
+            assert code == 0, err
+
+    def compare(self, *folders):
+        return ("--test", "--data", self.data, "--adapter-path", *folders)
+
+    def test_side_by_side_and_alone_are_the_same(self):
+        slow, fast = self.runs / "slow", self.runs / "fast"
+        alone = [read(slow), read(fast)]
+        for folder in (slow, fast):
+            (folder / "test_metrics.json").unlink()
+        out = self.succeed(*self.compare(slow, fast))
+        together = [read(slow), read(fast)]
+        for ours, expected in zip(together, alone):
+            self.assertEqual(ours.keys(), expected.keys())
+            for name, value in expected.items():
+                if isinstance(value, float):
+                    self.assertAlmostEqual(
+                        ours[name], value, delta=1e-5 * abs(value) + 1e-6
+                    )
+        self.assertGreater(together[1]["kl"], together[0]["kl"])
+        self.assertRegex(out, r"test · 11 pairs +start +slow +fast\n")
+        cells = [f"{m['rewards/margins']:.3f}" for m in together]
+        self.assertRegex(out, rf"reward margin \(nats\) +- +{cells[0]} +{cells[1]}")
+        (one,) = [self.succeed(*self.compare(slow))]
+        self.assertRegex(one, r"test · 11 pairs +start +policy\n")
+
+    def test_what_can_not_be_compared(self):
+        one, two, longer = (self.runs / name for name in ("slow", "else", "longer"))
+        for pattern, argv in (
+            ("model is .* in .*slow and .* in .*else", self.compare(one, two)),
+            ("max_seq_length is 64 in .* and 63 in", self.compare(one, longer)),
+            ("names a folder twice", self.compare(one, one)),
+            ("has no adapter_config.json", self.compare(one, self.runs / "none")),
+            ("only --test alone", [*self.compare(one, two), "--train"]),
+            ("only --test alone", [*self.compare(one, two), "--inspect", 2]),
+            ("only --test alone", self.compare(one, two)[1:]),
+        ):
+            with self.subTest(pattern=pattern):
+                self.fail_in_one_line(pattern, *argv)
+        # A given setting overrides what the runs had.
+        self.succeed(*self.compare(one, longer), "--max-seq-length", 40)
+
+    def test_runs_with_other_starts_have_no_common_one(self):
+        both = self.compare(self.runs / "slow", self.runs / "apart")
+        out = self.succeed(*both)
+        self.assertIn("have different references", out)
+        self.assertRegex(out, r"test · 11 pairs +slow +apart\n")
+
+    def test_one_folder_is_no_list(self):
+        for words, expected in (
+            ([], "adapters"),
+            (["--adapter-path", "a"], "a"),
+            (["--adapter-path", ""], ""),
+            (["--adapter-path", "a", "b"], ["a", "b"]),
+        ):
+            self.assertEqual(dpo.resolve_args(words).adapter_path, expected)
+
+    def test_an_adapter_in_a_folder_that_can_not_be_written(self):
+        folder = self.runs / "longer"
+        (folder / "test_metrics.json").mkdir()
+        out = self.succeed(*self.compare(folder))
+        self.assertIn("[WARNING] Can't write", out)
+        self.assertIn("test · 11 pairs", out)
+
+    def test_parts(self):
+        names = (evaluate_model, inspect_model, measure, score_pairs, show_metrics)
+        self.assertTrue(all(map(callable, (*names, compare_runs))))
+        settings = SimpleNamespace(
+            adapter_path=["a", "b"], train=False, test=False, resume=None, inspect=None
+        )
+        with self.assertRaisesRegex(ValueError, "only --test alone"):
+            finished_runs(settings, {})
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,149 @@
+# Copyright © 2026 MLX Contributors
+
+import json
+import tempfile
+import unittest
+from pathlib import Path
+
+import numpy as np
+
+from mlx_lm.tuner.metrics_table import Row, fit_table, metrics_table, short_names
+from mlx_lm.tuner.pair_metrics import (
+    length_groups,
+    pair_metrics,
+    wilson_interval,
+    write_test_metrics,
+)
+from mlx_lm.tuner.pair_scores import ScoredPairs
+
+# Three pairs: a right one whose chosen answer is shorter, a wrong one that is about
+# as long, and a right one whose chosen answer is longer.
+POLICY = np.array([[-2.0, -9.0], [-6.0, -5.0], [-4.0, -5.0]])
+REFERENCE = np.array([[-3.0, -8.0], [-5.0, -5.5], [-6.0, -5.0]])
+KL = np.array([[0.2, 0.6], [1.0, 0.4], [0.3, 0.5]])
+TOKENS = np.array([[2, 6], [10, 9], [8, 4]])
+MEANS = {"pairs": 3.0, "rewards/accuracies": 2 / 3, "kl": 3.0 / 39}
+
+
+def scored():
+    rewards = 0.5 * (POLICY - REFERENCE)
+    return ScoredPairs(np.arange(3), POLICY, REFERENCE, KL, rewards, TOKENS)
+
+
+class TestPairMetrics(unittest.TestCase):
+    def test_wilson_interval(self):
+        # From the closed form in rational steps: n = 10, 8 right.
+        low, high = wilson_interval(0.8, 10)
+        self.assertAlmostEqual(low, 0.4901625, places=6)
+        self.assertAlmostEqual(high, 0.9433178, places=6)
+        # Its ends are where |share - p| is 1.96 standard errors of p.
+        for share, n in ((0.62, 200), (0.05, 40)):
+            for p in wilson_interval(share, n):
+                error = (p * (1 - p) / n) ** 0.5
+                self.assertAlmostEqual(abs(share - p) / error, 1.959964, places=5)
+        self.assertEqual(wilson_interval(0.0, 0), (0.0, 1.0))
+        for share in (0.0, 1.0):
+            low, high = wilson_interval(share, 30)
+            self.assertTrue(0 <= low < high <= 1)
+
+    def test_length_groups_are_a_partition(self):
+        masks = length_groups(TOKENS)
+        np.testing.assert_array_equal(sum(m.astype(int) for m in masks.values()), 1)
+        self.assertEqual(
+            [np.flatnonzero(m).tolist() for m in masks.values()], [[0], [1], [2]]
+        )
+
+    def test_by_hand(self):
+        metrics = pair_metrics(MEANS, scored())
+        expected = {
+            "pairs": 3.0,
+            "kl/chosen": 1.5 / 20,
+            "kl/rejected": 1.5 / 19,
+            "kl_per_answer/chosen": 0.5,
+            "kl_per_answer/rejected": 0.5,
+            "pairs/chosen_shorter": 1,
+            "rewards/accuracies/chosen_shorter": 1.0,
+            "rewards/accuracies/equal_length": 0.0,
+            "rewards/accuracies/chosen_longer": 1.0,
+            "logps/accuracies/equal_length": 0.0,
+            "reference_logps/accuracies/equal_length": 1.0,
+            "reference_logps/accuracies/chosen_longer": 0.0,
+            "reference_calibration/brier": 0.25,
+            "reference_calibration/ece": 0.0,
+        }
+        for name, value in expected.items():
+            self.assertAlmostEqual(metrics[name], value, msg=name)
+        margins = np.array([1.0, -0.75, 1.0])
+        brier = np.mean((1 - 1 / (1 + np.exp(-margins))) ** 2)
+        self.assertAlmostEqual(metrics["calibration/brier"], brier)
+        self.assertEqual(sum(metrics["calibration/pairs"]), 3)
+        self.assertLess(metrics["rewards/accuracies_low"], 2 / 3)
+        self.assertGreater(metrics["rewards/accuracies_high"], 2 / 3)
+
+    def test_what_other_data_has(self):
+        metrics = pair_metrics(MEANS, scored(), data="labels")
+        self.assertEqual(
+            set(metrics) - set(MEANS),
+            {"rewards/accuracies_low", "rewards/accuracies_high"},
+        )
+        free = pair_metrics(MEANS, scored(), from_reference=False)
+        self.assertFalse([k for k in free if k.startswith("reference_calibration")])
+
+    def test_file_is_json_whatever_the_numbers(self):
+        with tempfile.TemporaryDirectory() as folder:
+            metrics = pair_metrics(MEANS, scored()) | {"loss": float("inf")}
+            write_test_metrics(folder, metrics)
+            (path,) = Path(folder).iterdir()
+            self.assertEqual(path.name, "test_metrics.json")
+            read = json.loads(path.read_text(), parse_constant=self.fail)
+        self.assertIsNone(read["loss"])
+        self.assertIn(None, read["calibration/accuracy"])
+        for name, value in read.items():
+            self.assertIsInstance(value, (int, float, list, type(None)), name)
+
+
+class TestTable(unittest.TestCase):
+    def test_start_has_no_rewards(self):
+        table = metrics_table({"policy": pair_metrics(MEANS, scored())})
+        rows = {row[0]: row[1:] for row in table}
+        self.assertEqual(table[0], ["test · 3 pairs", "start", "policy"])
+        self.assertEqual(rows["reward accuracy"], ["-", "66.7%"])
+        self.assertEqual(rows["  95 % interval"], ["-", "20.8%-93.9%"])
+        self.assertEqual(rows["Brier score"][0], "0.250")
+        # The same label stands below reward accuracy and below chosen likelier.
+        longer = [r[1:] for r in table if r[0] == "  chosen is longer (n = 1)"]
+        self.assertEqual(longer, [["-", "100.0%"], ["0.0%", "100.0%"]])
+        self.assertTrue(all(len(row) == 3 for row in table))
+        self.assertEqual(Row("a", "b", "{}").total, "")
+
+    def test_missing_numbers(self):
+        runs = {"a": {"pairs": 3.0, "kl": 0.5}, "b": {"pairs": 3.0}}
+        self.assertEqual(
+            metrics_table(runs, None)[1:],
+            [["KL from it, per token (nats)", "0.5000", "-"]],
+        )
+
+    def test_several_runs_fit_80_columns(self):
+        metrics = pair_metrics(MEANS, scored())
+        runs = {f"run number {i}": metrics for i in range(5)}
+        parts = fit_table(metrics_table(runs), 80)
+        self.assertGreater(len(parts), 1)
+        for part in parts:
+            self.assertEqual({len("".join(row)) for row in part}.pop() <= 80, True)
+            self.assertIn("start", part[0][1])
+        shown = [cell.strip() for part in parts for cell in part[0][2:]]
+        self.assertEqual(shown, list(runs))
+
+    def test_short_names(self):
+        long = "an_adapter_folder_with_a_long_name"
+        for folders, names in (
+            (["runs/a", "runs/b"], ["a", "b"]),
+            (["x/run", "y/run/"], ["x/run", "y/run"]),
+            ([f"x/{long}"], ["…ith_a_long_name"]),
+            ([f"a/{long}", f"b/{long}"], ["1 h_a_long_name", "2 h_a_long_name"]),
+        ):
+            self.assertEqual(short_names(folders), names)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,173 @@
+# Copyright © 2026 MLX Contributors
+
+import contextlib
+import io
+import json
+import tempfile
+import unittest
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import numpy as np
+from rich.cells import cell_len
+from tiny import random_pairs, save_tiny_model, train, weights_of
+
+from mlx_lm import generate, load
+from mlx_lm.tuner.callbacks import read_lines
+from mlx_lm.tuner.prompt_samples import (
+    PromptSamples,
+    prompt_text,
+    read_prompts,
+    sample_line,
+)
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+ASKED = "What is the sun?"
+MESSAGES = [{"role": "user", "content": ASKED}]
+
+
+def quiet():
+    return contextlib.redirect_stdout(io.StringIO())
+
+
+class InFolder(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+
+class TestPrompts(InFolder):
+    def test_lists_and_files(self):
+        rows = ["Hi", {"prompt": "Hello"}, {"messages": MESSAGES}, MESSAGES]
+        wanted = ["Hi", "Hello", MESSAGES, MESSAGES]
+        self.assertEqual(read_prompts(rows), wanted)
+        file = self.folder / "prompts.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.assertEqual(read_prompts(str(file)), wanted)
+        file = self.folder / "prompts.txt"
+        file.write_text("One\n\nTwo\n")
+        self.assertEqual(read_prompts(str(file)), ["One", "Two"])
+        self.assertEqual(prompt_text(MESSAGES), ASKED)
+
+    def test_unusable(self):
+        (self.folder / "bad.jsonl").write_text('{"prompt":\n')
+        (self.folder / "none.txt").write_text("\n")
+        for given, message in (
+            (7, "must be a list or a file"),
+            ([], "has no prompts"),
+            ([" ", ""], "prompt 2 is no prompt"),
+            ([{"text": "Hi"}], "prompt 1 is no prompt"),
+            ([[{"role": "user"}]], "prompt 1 is no prompt"),
+            ("nowhere.txt", "can't be read: No such file"),
+            (str(self.folder / "bad.jsonl"), "can't be read"),
+            (str(self.folder / "none.txt"), "has no prompts"),
+        ):
+            with self.subTest(given=given):
+                with self.assertRaisesRegex(ValueError, message) as caught:
+                    read_prompts(given)
+                self.assertNotIn("\n", str(caught.exception))
+
+    def test_a_line_fits_the_screen(self):
+        for prompt, answer in (
+            ("Hi", "Hello"),
+            ("why? " * 40, "because\n\n " * 40),
+            ("日本語" * 20, "漢字" * 80),
+            ("x", "\x1b[31mred\x07"),
+        ):
+            line = sample_line(100, prompt, answer)
+            self.assertLessEqual(cell_len(line), 80)
+            self.assertTrue(line.isprintable())
+        self.assertIn("Hi → Hello", sample_line(1, "Hi", "Hello"))
+
+
+class TestSamples(InFolder):
+    def setUp(self):
+        super().setUp()
+        self.model_folder = save_tiny_model(self.folder / "model")
+        self.file = self.folder / "samples.jsonl"
+
+    def load(self, dropout=0.3):
+        model, tokenizer = load(str(self.model_folder))
+        model.freeze()
+        mx.random.seed(0)
+        parameters = {"rank": 4, "dropout": dropout, "scale": 10.0}
+        linear_to_lora_layers(model, 2, parameters)
+        return model, tokenizer
+
+    def samples(self, model, tokenizer, prompts=(ASKED,), **options):
+        return PromptSamples(
+            model, tokenizer, list(prompts), self.file, max_tokens=4, **options
+        )
+
+    def test_training_is_the_same_to_the_bit(self):
+        results = []
+        for asked, checkpointed in (
+            (False, False),
+            (True, False),
+            (False, True),
+            (True, True),
+        ):
+            model, tokenizer = self.load()
+            callback = self.samples(model, tokenizer) if asked else None
+            train(
+                model,
+                random_pairs(8),
+                random_pairs(3),
+                optim.Adam(1e-2),
+                callback,
+                iters=6,
+                steps_per_eval=2,
+                grad_checkpoint=checkpointed,
+            )
+            results.append(weights_of(model))
+        for plain, sampled in (results[:2], results[2:]):
+            for name, x in plain.items():
+                np.testing.assert_array_equal(x, sampled[name])
+        self.assertEqual([x["iteration"] for x in read_lines(self.file)], [0, 2, 4, 6])
+
+    def test_the_model_and_random_numbers_are_left_alone(self):
+        model, tokenizer = self.load()
+        model.train()
+        model.layers[0].eval()
+        modes = [module.training for module in model.modules()]
+        before = [np.array(x) for x in mx.random.state]
+        samples = self.samples(model, tokenizer, [ASKED, MESSAGES])
+        first, second = samples.answers()
+        self.assertTrue(first.strip())
+        self.assertEqual(first, second)
+        self.assertEqual([module.training for module in model.modules()], modes)
+        for x, y in zip(before, mx.random.state):
+            np.testing.assert_array_equal(x, np.array(y))
+        ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True)
+        model.eval()
+        self.assertEqual(first, generate(model, tokenizer, ids, max_tokens=4))
+
+    def test_a_resumed_run_has_no_line_twice(self):
+        model, tokenizer = self.load()
+        samples = self.samples(model, tokenizer, ["a", "b"])
+        with quiet():
+            for it in (0, 5, 10):
+                samples.on_val_loss_report({"iteration": it})
+        with open(self.file, "a") as fid:
+            fid.write('{"iteration": 15, "pro')
+        samples = self.samples(model, tokenizer, ["a", "b"], keep=5)
+        with quiet():
+            for it in (10, 15):
+                samples.on_val_loss_report({"iteration": it})
+        got = [(x["iteration"], x["prompt"]) for x in read_lines(self.file)]
+        self.assertEqual(got, [(it, p) for it in (0, 5, 10, 15) for p in "ab"])
+        self.samples(model, tokenizer)
+        self.assertEqual(read_lines(self.file), [])
+
+    def test_without_a_chat_template(self):
+        model, tokenizer = self.load()
+        tokenizer.has_chat_template = False
+        self.assertEqual(len(self.samples(model, tokenizer, ["Say"]).answers()), 1)
+        with self.assertRaisesRegex(ValueError, "need a chat template"):
+            self.samples(model, tokenizer, [MESSAGES])
+
+
+if __name__ == "__main__":
+    unittest.main()
