@@ -9,7 +9,7 @@ head runs alone when the trunk is made to return what it is given.
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -19,11 +19,18 @@ import mlx.nn as nn
 RUN_WHOLE = "_run_whole"
 
 
-def _replaced_class(cls, call):
+# A class lives in a cycle with itself, and would keep what a call of its own holds.
+_calls: dict[tuple[int, type], Callable] = {}
+
+
+@cache
+def _replaced_class(cls):
     def replaced(self, *args, **kwargs):
+        call = _calls[id(self), new]
         return call(partial(cls.__call__, self), *args, **kwargs)
 
-    return type(cls.__name__, (cls,), {"__call__": replaced})
+    new = type(cls.__name__, (cls,), {"__call__": replaced})
+    return new
 
 
 @contextmanager
@@ -50,10 +57,12 @@ def calls_replaced(
     try:
         for module, call in replacements:
             changed.append((module, type(module)))
-            module.__class__ = _replaced_class(type(module), call)
+            module.__class__ = _replaced_class(type(module))
+            _calls[id(module), type(module)] = call
         yield
     finally:
         for module, cls in reversed(changed):
+            _calls.pop((id(module), type(module)), None)
             module.__class__ = cls
 
 
