@@ -330,7 +330,9 @@ def make_patch(root: Path, source: Path, scratch: Path, clean: bool = True) -> b
     if clean:
         tidy(target, names)
     git(target, "add", "--all", "--force")
-    return git(target, "diff", "--cached", "--no-color", "--no-ext-diff", before)
+    return git(
+        target, "diff", "--cached", "--no-color", "--no-ext-diff", "--binary", before
+    )
 
 
 def make_branch(repo: Path, patch: bytes) -> None:

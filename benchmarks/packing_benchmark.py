@@ -31,7 +31,7 @@ from dpo_benchmark import (
 )
 from dpo_report import SHAPES, Way
 
-from mlx_lm.tuner.length_buckets import pair_lengths
+from mlx_lm.tuner.batch_shape import pair_lengths
 from mlx_lm.tuner.preference_batches import collate_pairs, count_tokens, epoch_batches
 from mlx_lm.tuner.preference_step import reference_pass
 from mlx_lm.tuner.reference import FrozenStart

@@ -19,8 +19,9 @@ from dpo_report import machine
 from mlx.utils import tree_flatten
 
 import mlx_lm
+from mlx_lm.tuner.batch_shape import pair_lengths
 from mlx_lm.tuner.datasets import load_preference_dataset
-from mlx_lm.tuner.length_buckets import pair_lengths, plan_batches
+from mlx_lm.tuner.length_buckets import plan_batches
 from mlx_lm.tuner.preference_batches import iterate_preference_batches
 from mlx_lm.tuner.preference_step import reference_pass
 from mlx_lm.utils import load

@@ -137,14 +137,20 @@ class PreferenceTrainUI(TrainUI):
     """
     The training display of ``mlx_lm.lora`` with accuracy, margin and time left.
 
+    Args:
+        total_iters (int): Iterations of the run.
+        rank (int): Only rank 0 shows anything. Default: ``0``.
+        noun (str): What is trained on. Default: ``"pairs"``.
+
     Example:
         >>> ui = PreferenceTrainUI(10, rank=1)
         >>> ui.report_train(1, {})
     """
 
-    def __init__(self, total_iters: int, rank: int = 0):
+    def __init__(self, total_iters: int, rank: int = 0, noun: str = "pairs"):
         super().__init__(total_iters, rank)
         self._total = total_iters
+        self._noun = noun
         self._prev_train_loss: float | None = None
         self._seconds_per_iter: float | None = None
         self._last = (0, 0.0)
@@ -152,8 +158,8 @@ class PreferenceTrainUI(TrainUI):
     def __enter__(self) -> "PreferenceTrainUI":
         if self._rank == 0:
             self._console.print(
-                "  [ui.heading] iter     loss      acc   margin   tok/s    pairs"
-                "     left[/ui.heading]"
+                "  [ui.heading] iter     loss      acc   margin   tok/s"
+                f"{self._noun:>9}     left[/ui.heading]"
             )
         self._progress.__enter__()
         self._last = (0, time.perf_counter())

@@ -133,9 +133,10 @@ def train_model(
     optimizer, notices = make_optimizer(args, len(train_set))
     settings = training_args(args)
     settings.sharing = likely_sharing(args)
+    compared = settings.objective.needs_reference
     estimate = check_memory(
         model,
-        reference_model or FrozenStart(model),
+        (reference_model or FrozenStart(model)) if compared else None,
         with_master_weights(optimizer, model),
         train_set,
         settings,
@@ -151,6 +152,8 @@ def train_model(
     identity = run_identity(model, reference_model, reference, train_set, valid_set)
     # Where all its numbers are known, nothing else holds it.
     del reference_model
+    # A test measures from the start, wherever training moves the reference to.
+    kept = FrozenStart(model) if args.sync_reference and args.test else None
     state = None
     if args.resume and not args.dry_run:
         state = find_checkpoint(args, identity)
@@ -180,6 +183,7 @@ def train_model(
             resume=state,
             identity=identity,
         )
+    reference.model = kept or reference.model
     return reference
 
 
@@ -191,6 +195,20 @@ def _show_run(args, rows, notice, plan):
     if args.dry_run:
         for line in describe_plan(plan, args.batch_size):
             rprint(line)
+
+
+def _settle(args):
+    """Complete the settings by those of an earlier run, and check them."""
+    check_types(vars(args), CONFIG_DEFAULTS)
+    if args.resume:
+        adopt_resumed_run(args, CONFIG_DEFAULTS)
+    if args.train:
+        adopt_adapter_config(args)
+    elif (args.test or args.inspect) and args.adapter_path:
+        adopt_finished_run(args)
+    given = {k: v for k, v in args.lora_parameters.items() if v is not None}
+    args.lora_parameters = {**CONFIG_DEFAULTS["lora_parameters"], **given}
+    check_args(args)
 
 
 def run(
@@ -222,16 +240,7 @@ def run(
     if isinstance(args.adapter_path, list):
         compare_runs(args, CONFIG_DEFAULTS)
         return
-    check_types(vars(args), CONFIG_DEFAULTS)
-    if args.resume:
-        adopt_resumed_run(args, CONFIG_DEFAULTS)
-    if args.train:
-        adopt_adapter_config(args)
-    elif (args.test or args.inspect) and args.adapter_path:
-        adopt_finished_run(args)
-    given = {k: v for k, v in args.lora_parameters.items() if v is not None}
-    args.lora_parameters = {**CONFIG_DEFAULTS["lora_parameters"], **given}
-    check_args(args)
+    _settle(args)
     np.random.seed(args.seed)
     if args.mask_prompt:
         rprint("mask_prompt has no effect: preference losses never score prompts.")
@@ -269,15 +278,8 @@ def run(
             rprint("Dry run: nothing was trained.")
             return
         rprint(f"Saved the adapter to {args.adapter_path}")
-    elif args.adapter_path:
-        prepare_policy(args, model)
-        reference = reference_model or FrozenStart(model)
-        with scored_text(args, model, tokenizer):
-            load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
     else:
-        reference = reference_model or model
-        with scored_text(args, model, tokenizer, start=False):
-            pass
+        reference = _load_trained(args, model, tokenizer, reference_model)
     if args.test:
         read_weights(model, args.model)
         start_together()
@@ -288,6 +290,18 @@ def run(
         shown = test_set or valid_set
         inspect_model(args, model, shown, reference, is_test=bool(test_set))
     show_report(args)
+
+
+def _load_trained(args, model, tokenizer, reference_model):
+    """Load what a run trained, if there is any, and return the reference."""
+    if not args.adapter_path:
+        with scored_text(args, model, tokenizer, start=False):
+            return reference_model or model
+    prepare_policy(args, model)
+    reference = reference_model or FrozenStart(model)
+    with scored_text(args, model, tokenizer):
+        load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
+    return reference
 
 
 def main() -> None:

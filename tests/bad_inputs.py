@@ -176,6 +176,25 @@ DATA = {
         "no row of 2 can be used.*unknown columns .first: train.jsonl:1, text.*"
         "Known shapes: prompt . chosen . rejected; ",
     ),
+    "labels without kto": (
+        lambda d: d.train(lines({"prompt": "a", "completion": "b", "label": True})),
+        "labels need loss_type kto .first: train.jsonl:1",
+    ),
+    "ranking for kto": (
+        lambda d: [
+            *d.train(lines({"prompt": "a", "ranking": ["b", "c"]})),
+            *("--loss-type", "kto"),
+        ],
+        "a ranking has no labels .first: train.jsonl:1",
+    ),
+    "criterion that no row has": (
+        lambda d: [*d.config("criteria: {helpful: 1}"), "--data", d.data],
+        "no row has the criterion 'helpful'",
+    ),
+    "no column of margins": (
+        lambda d: ["--margin-feature", "gap"],
+        "missing column .first: train.jsonl:1, gap",
+    ),
     "no rejected": (
         lambda d: d.bad_rows({"prompt": "a", "chosen": "b"}),
         "missing column .first: train.jsonl:9, rejected",
@@ -254,6 +273,118 @@ SETTINGS = {
     "label_smoothing 0.5": (
         lambda d: ["--label-smoothing", 0.5],
         "label_smoothing must be at least 0 and below 0.5, got 0.5",
+    ),
+    "unknown loss": (
+        lambda d: ["--loss-type", "dpo"],
+        "--loss-type: invalid choice: 'dpo' .choose from 'sigmoid', 'hinge'",
+    ),
+    "unknown loss in a list": (
+        lambda d: d.config("loss_type: [sigmoid, dpo]"),
+        "Unknown loss_type 'dpo', choose from sigmoid, hinge",
+    ),
+    "list in a list of losses": (
+        lambda d: d.config("loss_type: [[sigmoid]]"),
+        "Unknown loss_type .'sigmoid'.",
+    ),
+    "empty list of losses": (
+        lambda d: d.config("loss_type: []"),
+        "loss_type must be a name or a list, got .]",
+    ),
+    "a weight for one of two losses": (
+        lambda d: d.config("loss_type: [sigmoid, sft]\nloss_weights: [1]"),
+        "loss_weights must be a list of 2, one for each loss_type, got .1]",
+    ),
+    "weights as text": (
+        lambda d: d.config("loss_type: [sigmoid, sft]\nloss_weights: ['1', 1]"),
+        "loss_weights must be positive numbers, got '1'",
+    ),
+    "losses with and without reference": (
+        lambda d: d.config("loss_type: [sigmoid, simpo]"),
+        "sigmoid measures from a reference and simpo does not",
+    ),
+    "labels beside pairs": (
+        lambda d: d.config("loss_type: [sft, kto]"),
+        "kto learns from labels and goes with no other",
+    ),
+    "dpop without a reference": (
+        lambda d: ["--loss-type", "dpop", "--reference-free"],
+        "reference_free does not go with dpop: it measures each answer",
+    ),
+    "exo_pair without smoothing": (
+        lambda d: ["--loss-type", "exo_pair"],
+        "exo_pair needs label_smoothing above 0",
+    ),
+    "smoothing that a loss has not": (
+        lambda d: ["--loss-type", "hinge", "--label-smoothing", 0.1],
+        "hinge can't be smoothed: label_smoothing goes with sigmoid",
+    ),
+    "a setting of another loss": (
+        lambda d: ["--gamma", 1],
+        "gamma is a setting of simpo alone",
+    ),
+    "TRL's name of a divergence": (
+        lambda d: d.config("f_divergence: js_divergence"),
+        "Unknown f_divergence 'js_divergence', choose from reverse_kl",
+    ),
+    "divergence of a likelihood": (
+        lambda d: ["--loss-type", "sft", "--f-divergence", "js"],
+        "f_divergence does not go with sft",
+    ),
+    "divergence without a reference": (
+        lambda d: ["--reference-free", "--f-divergence", "js"],
+        "f_divergence needs a reference",
+    ),
+    "alpha without its divergence": (
+        lambda d: ["--f-alpha", 0.7],
+        "f_alpha is a setting of f_divergence alpha",
+    ),
+    "LD-DPO of one answer": (
+        lambda d: ["--loss-type", "kto", "--ld-alpha", 0.5],
+        "ld_alpha does not go with kto: no two answers",
+    ),
+    "WPO of whole batches": (
+        lambda d: ["--loss-type", "aot", "--use-weighting"],
+        "use_weighting does not go with aot, which has no loss of one pair",
+    ),
+    "kto with one answer": (
+        lambda d: ["--loss-type", "kto", "--batch-size", 1],
+        "kto compares the answers of a batch: batch_size must be at least 2, got 1",
+    ),
+    "margins of labels": (
+        lambda d: ["--loss-type", "kto", "--margin-feature", "gap"],
+        "margin_feature does not go with kto",
+    ),
+    "weights of whole batches": (
+        lambda d: ["--loss-type", "aot", "--weight-feature", "certainty"],
+        "weight_feature does not go with aot, which compares whole batches",
+    ),
+    "criteria of labels": (
+        lambda d: d.config("loss_type: kto\ncriteria: {helpful: 1}"),
+        "criteria is for pairs of answers, and kto has labels: leave it out",
+    ),
+    "criteria without weight": (
+        lambda d: d.config("criteria: {helpful: 0}"),
+        "criteria needs a weight above 0 for every name",
+    ),
+    "moving reference that is another model": (
+        lambda d: ["--sync-reference", "--reference-model", d.model],
+        "sync_reference lets the policy's own start follow it",
+    ),
+    "moving reference that is none": (
+        lambda d: ["--loss-type", "simpo", "--sync-reference"],
+        "simpo has no reference: leave out sync_reference",
+    ),
+    "reference model without need": (
+        lambda d: ["--loss-type", "orpo", "--reference-model", d.model],
+        "orpo has no reference: leave out reference_model",
+    ),
+    "moving without a moving reference": (
+        lambda d: ["--sync-steps", 5],
+        "sync_alpha and sync_steps need sync_reference",
+    ),
+    "a mixing beyond 1": (
+        lambda d: ["--sync-reference", "--sync-alpha", 1.5],
+        "sync_alpha must be above 0 and at most 1, got 1.5",
     ),
     "unknown optimizer": (
         lambda d: d.config("optimizer: adamm"),

@@ -14,11 +14,14 @@ import mlx.core as mx
 from tiny import save_rows, save_tiny_model
 
 from mlx_lm.models import llama
+from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.tuner.trainer import evaluate_dpo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import dpo_baselines  # noqa: E402
 import dpo_benchmark  # noqa: E402
 import dpo_report  # noqa: E402
+import objectives_benchmark  # noqa: E402
 from dpo_report import Way  # noqa: E402
 
 
@@ -113,6 +116,86 @@ class TestDPOReport(unittest.TestCase):
     def test_single_values_serve_every_size(self):
         args = SimpleNamespace(prompt=[768, 256], completion=[128], batch_size=[8])
         self.assertEqual(dpo_report.sizes(args), [(768, 128, 8), (256, 128, 8)])
+
+
+class TestObjectivesBenchmark(unittest.TestCase):
+    def setUp(self):
+        mx.disable_compile()
+        self.addCleanup(mx.enable_compile)
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.readme = self.folder / "README.md"
+        self.readme.write_text("# Title\n\n## Other\n\ntext\n")
+
+    def run_some(self, *names):
+        options = {
+            "model": save_tiny_model(self.folder / "tiny", max_position_embeddings=256),
+            "data": save_rows(self.folder / "data"),
+            "results": self.folder / "results.json",
+            "reference-cache": self.folder / "references",
+            "readme": self.readme,
+            "iters": 2,
+            "learning-rate": 0.01,
+            "num-layers": 1,
+            "prompts": 2,
+            "max-tokens": 3,
+        }
+        arguments = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
+        screen = io.StringIO()
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+            return objectives_benchmark.main([*arguments, "--only", *names])
+
+    def test_runs_are_kept_and_written_into_the_readme(self):
+        runs = self.run_some("start", "sigmoid")["runs"]
+        with mock.patch.object(objectives_benchmark, "Bench", side_effect=OSError):
+            self.assertEqual(self.run_some("sigmoid")["runs"], runs)
+        names = ["kto", "plackett_luce", "sigmoid, ld_alpha 0.5 (LD-DPO)"]
+        runs = self.run_some(*names)["runs"]
+        start, sigmoid, ranking = (runs[x] for x in ("start", "sigmoid", names[1]))
+        self.assertAlmostEqual(start["kl"], 0, places=6)
+        self.assertAlmostEqual(start["margin"], 0, places=5)
+        # Every run starts anew, and a ranking of two is a pair.
+        for key in ("kl", "margin", "chosen", "accuracy"):
+            self.assertAlmostEqual(ranking[key], sigmoid[key], places=4)
+        for name in {"sigmoid", *names}:
+            self.assertGreater(runs[name]["kl"], 0)
+            self.assertEqual(len(runs[name]["lengths"]), 2)
+        text = self.readme.read_text()
+        self.assertTrue(
+            text.startswith("# Title\n\n## Other\n\ntext\n\n## Objectives\n")
+        )
+        self.assertEqual(text.count("## Objectives"), 1)
+        rows = [x.split("|")[1].strip() for x in text.splitlines() if x[:1] == "|"]
+        self.assertEqual(rows[2:5], ["start", "`sigmoid`", "`kto`"])
+
+    def test_scores_are_those_of_a_whole_forward(self):
+        measured = {}
+        scores = objectives_benchmark.Test.score
+
+        def score(test, model):
+            # What the benchmark remembers, computed anew from both whole models.
+            start = FrozenStart(model)
+            zeros = {k: 0 * v for k, v in start.arrays().items() if k.endswith("_b")}
+            start.restore(start.arrays() | zeros)
+            measured.update(evaluate_dpo(model, start, test.dataset, 3, beta=1.0))
+            return scores(test, model)
+
+        with mock.patch.object(objectives_benchmark.Test, "score", score):
+            run = self.run_some("sigmoid")["runs"]["sigmoid"]
+        self.assertAlmostEqual(measured["rewards/margins"], run["margin"], places=4)
+        self.assertAlmostEqual(measured["rewards/accuracies"], run["accuracy"])
+
+    def test_a_table_has_one_budget(self):
+        self.run_some("start")
+        text = (self.folder / "results.json").read_text()
+        (self.folder / "results.json").write_text(
+            text.replace('"iters": 2', '"iters": 3')
+        )
+        with self.assertRaisesRegex(ValueError, "holds runs with"):
+            self.run_some("start")
+        with self.assertRaisesRegex(ValueError, "Unknown run sigmoidal"):
+            self.run_some("sigmoidal")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,18 @@ class TestPreferenceUI(unittest.TestCase):
         for part in ("0.510 ▼", "87.5%", "+1.250", "1,234", "80", "1m 30s"):
             self.assertIn(part, text)
         self.assertIn("chosen likelier: 60.0%, per token 70.0%", text)
+        self.assertIn("  tok/s    pairs     left", text)
+
+    def test_labelled_data_has_answers(self):
+        ui = PreferenceTrainUI(100, noun="answers")
+
+        def draw():
+            with ui:
+                pass
+
+        self.assertIn("  tok/s  answers     left", self.show(draw))
+        table = metrics_table({"policy": {"pairs": 3.0}}, noun="answers")
+        self.assertEqual(table[0][0], "test · 3 answers")
 
     def test_header_and_table(self):
         args = SimpleNamespace(

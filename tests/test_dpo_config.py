@@ -14,7 +14,6 @@ import yaml
 from mlx_lm import dpo, lora
 from mlx_lm.tuner import dpo_config
 from mlx_lm.tuner.dpo_config import (
-    build_optimizer,
     check_args,
     check_keys,
     check_types,
@@ -23,6 +22,7 @@ from mlx_lm.tuner.dpo_config import (
     training_args,
 )
 from mlx_lm.tuner.objective import Objective
+from mlx_lm.tuner.optimizers import build_optimizer
 
 # Another value than the default for each flag.
 VALUES = {bool: True, int: 7, float: 0.25, str: "other"}

@@ -32,8 +32,9 @@ from mlx_lm.tuner import (
 )
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.datasets import PreferenceDataset
-from mlx_lm.tuner.dpo_config import OPTIMIZERS, check_args, check_keys
+from mlx_lm.tuner.dpo_config import check_args, check_keys
 from mlx_lm.tuner.objective import DIVERGENCES
+from mlx_lm.tuner.optimizers import OPTIMIZERS
 from mlx_lm.tuner.preference_losses import LOSSES
 
 PACKAGE = Path(mlx_lm.__file__).parent

@@ -15,9 +15,9 @@ from mlx.utils import tree_flatten
 from tiny import Pairs, Recorder, pair, random_pairs, tiny_model, train, weights_of
 
 from mlx_lm.tuner import training_step
+from mlx_lm.tuner.batch_shape import BatchShape
 from mlx_lm.tuner.callbacks import CallbackList, MetricsFile
 from mlx_lm.tuner.checkpoints import save_adapter
-from mlx_lm.tuner.length_buckets import BatchShape
 from mlx_lm.tuner.logps import (
     completion_states,
     paired_sequence_logps,

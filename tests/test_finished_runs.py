@@ -66,6 +66,17 @@ class TestComparison(CommandCase):
         (one,) = [self.succeed(*self.compare(slow))]
         self.assertRegex(one, r"test · 11 pairs +start +policy\n")
 
+    def test_a_moving_reference_is_measured_from_the_start(self):
+        moving = ("--sync-reference", "--sync-steps", 1, "--learning-rate", 1e-2)
+        self.succeed(*self.flags(*moving, "--test"))
+        after_training = read(self.adapters)
+        self.succeed(*self.compare(self.adapters))
+        alone = read(self.adapters)
+        self.assertGreater(alone["kl"], 1e-4)
+        for name in ("kl", "rewards/margins", "perplexity/reference"):
+            difference = abs(alone[name] - after_training[name])
+            self.assertLess(difference, 1e-4 * abs(alone[name]) + 1e-6, name)
+
     def test_what_can_not_be_compared(self):
         one, two, longer = (self.runs / name for name in ("slow", "else", "longer"))
         for pattern, argv in (
@@ -79,6 +90,12 @@ class TestComparison(CommandCase):
         ):
             with self.subTest(pattern=pattern):
                 self.fail_in_one_line(pattern, *argv)
+        kto = self.folder / "kto"
+        self.succeed(*self.flags("--loss-type", "kto", "--adapter-path", kto))
+        self.fail_in_one_line(
+            "kind of data is 'pairs' in .* and 'labels' in .* agree in it",
+            *self.compare(one, kto),
+        )
         # A given setting overrides what the runs had.
         self.succeed(*self.compare(one, longer), "--max-seq-length", 40)
 

@@ -116,6 +116,11 @@ class TestInspectCommand(CommandCase):
             *("--adapter-path", adapters, "--data", only, "--inspect", 1),
         )
         self.fail_in_one_line("inspect must be at least 1", *self.flags("--inspect", 0))
+        for name in ("kto", "plackett_luce"):
+            self.fail_in_one_line(
+                f"inspect is for pairs of answers, and {name} has .*: leave it out",
+                *self.flags("--inspect", 1, "--loss-type", name),
+            )
 
     def test_uncut_pairs_reads_no_data_without_need(self):
         class Pairs(list):

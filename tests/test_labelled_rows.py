@@ -396,8 +396,9 @@ class TestBatches(unittest.TestCase):
         dataset = make(rows, weight_feature="w", margin_feature="gap")
         found = list(iterate_preference_batches(dataset, 3))
         for (indices, batch), count in zip(found, (3, 2)):
-            weights = [1.0 + i for i in indices[:count]] + [0.0] * (3 - count)
-            self.assertEqual(batch["weights"].tolist(), weights)
+            # Of the mean of the data set, which is 3.
+            weights = [(1.0 + i) / 3 for i in indices[:count]] + [0.0] * (3 - count)
+            np.testing.assert_allclose(batch["weights"], weights, rtol=1e-6)
             self.assertEqual(batch["margins"].tolist(), [float(i) for i in indices])
             self.assertNotIn("labels", batch)
         rows = [label("A", "1", 1), label("B", "2", 0), label("C", "3", 0)]
@@ -411,7 +412,7 @@ class TestBatches(unittest.TestCase):
     def test_batch_size(self):
         check_batch_size(12, 2, 3)
         for wrong in (0, 3, 8):
-            with self.assertRaisesRegex(ValueError, "2 workers: 6"):
+            with self.assertRaisesRegex(ValueError, "2 workers"):
                 check_batch_size(wrong, 2, 3)
 
 

@@ -7,18 +7,16 @@ import mlx.core as mx
 import numpy as np
 from tiny import Pairs, pair
 
-from mlx_lm.tuner.length_buckets import (
-    LAYOUTS,
+from mlx_lm.tuner.batch_shape import (
     BatchShape,
     Bucket,
     batches_per_epoch,
     input_lengths,
-    length_buckets,
     needed_tokens,
     padded_tokens,
     pair_lengths,
-    plan_batches,
 )
+from mlx_lm.tuner.length_buckets import LAYOUTS, length_buckets, plan_batches
 from mlx_lm.tuner.preference_batches import (
     collate_pairs,
     count_tokens,

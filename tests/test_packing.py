@@ -30,15 +30,15 @@ from tiny import (
 from mlx_lm import dpo
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
 from mlx_lm.tuner import run_setup
-from mlx_lm.tuner.grad_checkpoint import NOT_RECOMPUTABLE
-from mlx_lm.tuner.length_buckets import (
+from mlx_lm.tuner.batch_shape import (
     BatchShape,
     input_lengths,
     needed_tokens,
     padded_tokens,
     pair_lengths,
-    plan_batches,
 )
+from mlx_lm.tuner.grad_checkpoint import NOT_RECOMPUTABLE
+from mlx_lm.tuner.length_buckets import plan_batches
 from mlx_lm.tuner.logps import sequence_logps
 from mlx_lm.tuner.packing import (
     PackedKeysValues,

@@ -6,7 +6,8 @@ import mlx.core as mx
 import numpy as np
 from tiny import Pairs, pair, random_pairs
 
-from mlx_lm.tuner.length_buckets import BatchShape, plan_batches
+from mlx_lm.tuner.batch_shape import BatchShape
+from mlx_lm.tuner.length_buckets import plan_batches
 from mlx_lm.tuner.preference_batches import (
     PairBatch,
     collate_pairs,

@@ -6,11 +6,11 @@ import unittest
 import mlx.core as mx
 from tiny import Pairs, Recorder, pair, tiny_model, train
 
+from mlx_lm.tuner.metrics_window import MetricsWindow
 from mlx_lm.tuner.objective import Objective
 from mlx_lm.tuner.preference_metrics import (
     PER_PAIR,
     SUMS,
-    MetricsWindow,
     add_metrics,
     all_sum_metrics,
     hidden_metrics,
@@ -96,10 +96,20 @@ class TestPreferenceMetrics(unittest.TestCase):
             perplexity__policy=math.exp(10 / 5),
         )
 
+    def test_at_the_start_no_labelled_answer_is_right(self):
+        two, zeros = mx.ones((2,)), mx.zeros((4,))
+        sums = preference_sums(
+            *(two, 0 * two, 0 * two, zeros, zeros, mx.array([[1, 2]] * 4), two),
+            labels=mx.array([1.0, 0.0]),
+            baseline=mx.array(0.0),
+        )
+        self.assertEqual(sums["rewards/accuracies"].item(), 0)
+
     def test_weights_are_for_the_loss_alone(self):
         self.check(
             mean_metrics(sums_by_hand((3.0, 1.0))),
-            loss=0.3,
+            # 3 x 0.2 and 1 x 0.6, of two pairs.
+            loss=0.6,
             rewards__accuracies=0.5,
             kl=2.4 / 12,
         )
@@ -108,6 +118,11 @@ class TestPreferenceMetrics(unittest.TestCase):
         hidden = hidden_metrics(Objective(loss_type="orpo"))
         metrics = mean_metrics(sums_by_hand(kl=False), hidden=hidden)
         self.assertFalse([k for k in metrics if "reference" in k or "kl" in k])
+        # A test runs one.
+        for name, hides in (("orpo", False), ("kto", True)):
+            hidden = hidden_metrics(Objective(loss_type=name), tested=True)
+            self.assertEqual("reference_logps/accuracies" in hidden, hides)
+            self.assertNotIn("perplexity/reference", hidden)
 
     def test_columns(self):
         batch = dict.fromkeys(("inputs", "lengths", "weights", "labels"), 1)

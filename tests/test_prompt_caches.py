@@ -20,7 +20,7 @@ from test_shared_prompt import (
 from tiny import tiny_model
 
 from mlx_lm.models.cache import CacheList, make_prompt_cache
-from mlx_lm.tuner.length_buckets import BatchShape
+from mlx_lm.tuner.batch_shape import BatchShape
 from mlx_lm.tuner.model_parts import (
     RUN_WHOLE,
     calls_replaced,

@@ -13,9 +13,10 @@ from test_labelled_rows import Faults, make, texts
 from test_preference_batches import FakeGroup
 from test_preference_dataset import CHATML, make_tokenizer, pair
 
+from mlx_lm.tuner.batch_shape import padded_tokens
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 from mlx_lm.tuner.labelled_rows import read_rows
-from mlx_lm.tuner.length_buckets import length_buckets, padded_tokens, plan_batches
+from mlx_lm.tuner.length_buckets import length_buckets, plan_batches
 from mlx_lm.tuner.preference_batches import epoch_batches, iterate_preference_batches
 from mlx_lm.tuner.run_plan import _Unread
 
@@ -127,7 +128,9 @@ class TestRankings(unittest.TestCase):
             + [[0, 1], [-1, -1], [-1, -1]] * 2
             + [[0, 1], [2, 3], [-1, -1]],
         )
-        self.assertEqual(dataset.values.keys(), {"places"})
+        # Each ranking counts the same, whatever its length.
+        weights = [1, 1, 1, 3, 0, 0, 3, 0, 0, 1.5, 1.5, 0]
+        self.assertEqual(dataset.values["weights"].tolist(), weights)
         # Pairs alone are rankings of two.
         pairs = make([pair(), pair("R:")], kind="rankings")
         self.assertEqual(pairs.group_size, 1)
@@ -196,7 +199,7 @@ class TestBatches(unittest.TestCase):
         self.assertEqual(
             str(plan_batches(unread, 6)), str(plan_batches(self.dataset, 6))
         )
-        with self.assertRaisesRegex(ValueError, "multiple of the 3 pairs"):
+        with self.assertRaisesRegex(ValueError, "multiple of 3: the longest ranking"):
             plan_batches(self.dataset, 4)
         # Less padding than one shape for all.
         one = plan_batches(self.dataset, 6, max_shapes=1)
@@ -228,11 +231,13 @@ class TestBatches(unittest.TestCase):
                 )
                 # Filling counts nowhere.
                 self.assertTrue((places[weights == 0] == -1).all())
-                groups = real.reshape(-1, 3)
+                whole = weights.reshape(-1, 3)[:, 0] > 0
+                groups = np.array(indices).reshape(-1, 3)[whole]
                 self.assertTrue((groups == groups[:, :1] + range(3)).all())
                 self.assertTrue((groups[:, 0] % 3 == 0).all())
                 seen += real.tolist()
-        self.assertEqual(sorted(seen), list(range(90)))
+        counted = np.flatnonzero(self.dataset.values["weights"])
+        self.assertEqual(sorted(seen), counted.tolist())
 
     def test_nothing_left_for_a_rank(self):
         few = self.dataset.select(range(3))
@@ -249,10 +254,24 @@ class TestBatches(unittest.TestCase):
         found = [i for _, indices in first for i in indices]
         self.assertEqual(sorted(found), list(range(90)))
         self.assertTrue((np.diff(np.reshape(found, (-1, 3))) == 1).all())
-        with self.assertRaisesRegex(ValueError, "multiple of the 3 pairs"):
+        with self.assertRaisesRegex(ValueError, "multiple of 3: the longest ranking"):
             next(iterate_preference_batches(self.dataset, 4))
         default = list(iterate_preference_batches(self.dataset, 6))
-        self.assertEqual(sum(int(b["weights"].sum()) for _, b in default), 90)
+        counted = sum(int((b["weights"] > 0).sum()) for _, b in default)
+        self.assertEqual(counted, np.count_nonzero(self.dataset.values["weights"]))
+
+
+class TestShortRankings(unittest.TestCase):
+    def test_a_short_ranking_counts_as_much_as_a_long_one(self):
+        rows = [{"prompt": "A", "ranking": [" 1", " 2", " 3", " 4"]}]
+        rows += [{"prompt": "B", "ranking": [" 5", " 6"]}]
+        dataset = make(rows, kind="rankings")
+        self.assertEqual(dataset.group_size, 2)
+        self.assertEqual(dataset.values["weights"].tolist(), [1, 1, 2, 0])
+        ((indices, batch),) = iterate_preference_batches(dataset, 4)
+        weights = np.array(batch["weights"])[np.argsort(indices)]
+        # The three pairs that count, by the mean of their weights.
+        np.testing.assert_allclose(weights, [0.75, 0.75, 1.5, 0], rtol=1e-6)
 
 
 if __name__ == "__main__":

@@ -171,7 +171,8 @@ class TestReport(unittest.TestCase):
         lines = "".join(json.dumps(x) + "\n" for x in REPORTS)
         self.write("metrics.jsonl", lines + '{"iteration": 15, "lo')
         config = saved_settings(resolve_args(["--model", f"a/{EVIL}", "--data", EVIL]))
-        self.write("adapter_config.json", config | {"project_name": EVIL})
+        config |= {"project_name": EVIL, "loss_type": ["sigmoid", "sft"]}
+        self.write("adapter_config.json", config)
         samples = [
             {"iteration": it, "prompt": p, "answer": f"at {it}: {EVIL}"}
             for it in (0, 5, 10)
@@ -206,6 +207,7 @@ class TestReport(unittest.TestCase):
         visible = (
             "at 0:",
             "at 10:",
+            "sigmoid + sft · beta",
             "1 between",
             "10.00 before, 9.00 after (-10.0 %), 9,000 tokens",
             "reward accuracy",

@@ -15,12 +15,18 @@ import mlx.nn as nn
 from tiny import Pairs, Recorder, pair, random_pairs, tiny_model
 
 from mlx_lm.dpo import resolve_args
-from mlx_lm.tuner.length_buckets import length_buckets, pair_lengths
-from mlx_lm.tuner.memory_plan import MemoryEstimate, cache_limit, device_memory
+from mlx_lm.tuner.batch_shape import pair_lengths
+from mlx_lm.tuner.length_buckets import length_buckets
+from mlx_lm.tuner.memory_plan import (
+    MemoryEstimate,
+    cache_limit,
+    device_memory,
+    trim_cache,
+)
 from mlx_lm.tuner.preference_evaluation import evaluate_pairs
 from mlx_lm.tuner.preference_metrics import preference_sums
 from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.remembered_reference import RememberedReference
+from mlx_lm.tuner.remembered_reference import NoReference, RememberedReference
 from mlx_lm.tuner.run_folder import open_folder
 from mlx_lm.tuner.run_plan import training_plan
 from mlx_lm.tuner.run_setup import (
@@ -150,12 +156,37 @@ class TestSetup(unittest.TestCase):
         rows = dict(header_rows(args, pairs, [], reference, plan, estimate))
         self.assertIn("· 2 batch shapes ·", rows["prompts"])
         self.assertIn("1.00 GB", rows["peak memory"])
+        self.assertNotIn("loss has", rows)
+
+        def header(*flags, reference=reference):
+            args = resolve_args(["--iters", "5", "--data", "d", *flags])
+            return dict(header_rows(args, pairs, [], reference, plan, estimate))
+
+        rows = header("--reference-free", reference=NoReference())
+        self.assertEqual(rows["reference"], "none")
+        self.assertEqual(rows["loss has"], "reference_free")
+        moving = "the start · follows the policy every 512 updates"
+        self.assertEqual(header("--sync-reference")["reference"], moving)
+        smooth = ["--label-smoothing", "0.1", "--margin-feature", "gap"]
+        shown = "label_smoothing 0.1 · margin_feature gap"
+        self.assertEqual(header(*smooth)["loss has"], shown)
+        rows = header("--loss-type", "kto")
+        self.assertEqual(rows["answers"], "4 train · 0 valid")
 
 
 class TestParts(unittest.TestCase):
     def test_the_cache_keeps_an_eighth(self):
         self.assertEqual(cache_limit(7), 7)
         self.assertAlmostEqual(cache_limit(None) / device_memory(), 1 / 8, places=2)
+
+    def test_the_cache_is_emptied_beyond_its_limit(self):
+        mx.eval(mx.zeros((1000, 1000)))
+        held = mx.get_cache_memory()
+        self.assertGreater(held, 0)
+        trim_cache(held)
+        self.assertEqual(mx.get_cache_memory(), held)
+        trim_cache(held - 1)
+        self.assertEqual(mx.get_cache_memory(), 0)
 
     def test_every_pair_is_evaluated_once(self):
         pairs = Pairs(pair([1], [i + 1], [9]) for i in range(5))

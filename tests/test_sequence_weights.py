@@ -10,8 +10,8 @@ from mlx.utils import tree_flatten
 from tiny import Pairs, pair, random_pairs, tiny_model
 
 from mlx_lm.tuner import completion_head
+from mlx_lm.tuner.batch_shape import BatchShape
 from mlx_lm.tuner.completion_head import completion_scores
-from mlx_lm.tuner.length_buckets import BatchShape
 from mlx_lm.tuner.logps import (
     completion_states,
     length_weights,

@@ -20,9 +20,9 @@ from mlx.utils import tree_flatten, tree_map
 from tiny import LORA, Pairs, pair, random_pairs, tiny_model, train, weights_of
 
 from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.tuner.batch_shape import BatchShape
 from mlx_lm.tuner.frozen_layers import FrozenLayers, frozen_layers
 from mlx_lm.tuner.grad_checkpoint import NOT_RECOMPUTABLE, keyed_layers
-from mlx_lm.tuner.length_buckets import BatchShape
 from mlx_lm.tuner.logps import sequence_logps
 from mlx_lm.tuner.model_parts import (
     calls_replaced,

@@ -4,21 +4,20 @@
 
 import difflib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-import mlx.optimizers as optim
 
 from ..cli_ui import rprint
 from .atomic_files import check_writable
 from .callbacks import SUPPORT_CALLBACK, missing_tracker
 from .labelled_rows import check_criteria
 from .objective import objective_of
+from .optimizers import OPTIMIZERS, build_optimizer
 from .policy import TRAINED_WITH
 from .preference_run import BEST
 from .run_watchers import check_watchers
@@ -42,13 +41,6 @@ POSITIVE_KEYS = (
     "sample_tokens",
     "sync_steps",
 )
-OPTIMIZERS = {
-    "adam": optim.Adam,
-    "adamw": optim.AdamW,
-    "muon": optim.Muon,
-    "sgd": optim.SGD,
-    "adafactor": optim.Adafactor,
-}
 LORA_KEYS = ("rank", "scale", "dropout", "keys")
 HF_DATASET_KEYS = (
     "path",
@@ -204,23 +196,7 @@ def check_args(args: SimpleNamespace) -> None:
         raise ValueError(
             f"Unknown optimizer {args.optimizer!r}, choose from {', '.join(OPTIMIZERS)}."
         )
-    for key in POSITIVE_KEYS:
-        value = getattr(args, key)
-        if value is not None and value < 1:
-            raise ValueError(f"{key} must be at least 1, got {value}.")
-    if args.batch_size % world.size():
-        raise ValueError(
-            f"batch_size is {args.batch_size}, which {world.size()} processes can't "
-            "share evenly: give a multiple of it."
-        )
-    for key in ("num_layers", "val_batches", "test_batches"):
-        value = getattr(args, key)
-        if value < 1 and value != -1:
-            raise ValueError(f"{key} must be -1 (all) or at least 1, got {value}.")
-    for key in ("learning_rate", "max_grad_norm", "warmup_steps", "seed"):
-        value = getattr(args, key)
-        if value is not None and not value >= 0:
-            raise ValueError(f"{key} must not be negative, got {value}.")
+    _check_numbers(args, world.size())
     if args.save_best not in (None, *BEST):
         raise ValueError(
             f"Unknown save_best {args.save_best!r}, choose from {', '.join(BEST)}."
@@ -236,6 +212,26 @@ def check_args(args: SimpleNamespace) -> None:
     # Builds it once to find mistakes; the length of the run comes later.
     build_learning_rate(args.learning_rate, 1, args.lr_schedule, args.warmup_steps)
     build_optimizer(args.optimizer, args.learning_rate, args.optimizer_config)
+
+
+def _check_numbers(args, ranks):
+    for key in POSITIVE_KEYS:
+        value = getattr(args, key)
+        if value is not None and value < 1:
+            raise ValueError(f"{key} must be at least 1, got {value}.")
+    if args.batch_size % ranks:
+        raise ValueError(
+            f"batch_size is {args.batch_size}, which {ranks} processes can't "
+            "share evenly: give a multiple of it."
+        )
+    for key in ("num_layers", "val_batches", "test_batches"):
+        value = getattr(args, key)
+        if value < 1 and value != -1:
+            raise ValueError(f"{key} must be -1 (all) or at least 1, got {value}.")
+    for key in ("learning_rate", "max_grad_norm", "warmup_steps", "seed"):
+        value = getattr(args, key)
+        if value is not None and not value >= 0:
+            raise ValueError(f"{key} must not be negative, got {value}.")
 
 
 def _check_objective(args):
@@ -257,6 +253,14 @@ def _check_objective(args):
             f"{names} compares the answers of a batch: batch_size must be at least "
             f"{objective.least_batch}, got {args.batch_size}."
         )
+    if objective.data != "pairs":
+        # Those of single datasets are looked at when they are read.
+        for name, what in ((args.criteria, "criteria"), (args.inspect, "inspect")):
+            if name is not None:
+                raise ValueError(
+                    f"{what} is for pairs of answers, and {names} has "
+                    f"{objective.data}: leave it out."
+                )
     if args.reference_model and not objective.needs_reference:
         raise ValueError(f"{names} has no reference: leave out reference_model.")
     if not 0 < args.sync_alpha <= 1:
@@ -312,34 +316,6 @@ def _check_nested(args):
             )
         if missing := missing_tracker(name):
             raise ValueError(f"report_to needs {missing}: pip install {missing}")
-
-
-def build_optimizer(
-    name: str, rate: float | Callable[[mx.array], mx.array], config: dict[str, Any]
-) -> optim.Optimizer:
-    """
-    Make an optimizer of ``mlx.optimizers``.
-
-    Args:
-        name (str): A key of ``OPTIMIZERS``.
-        rate (float or Callable): The learning rate, or a schedule.
-        config (dict): For each optimizer its own options.
-
-    Returns:
-        optim.Optimizer: The optimizer.
-
-    Raises:
-        ValueError: If it does not take an option.
-
-    Example:
-        >>> build_optimizer("adamw", 0.1, {"adamw": {"weight_decay": 0.5}}).weight_decay
-        0.5
-    """
-    options = config.get(name) or {}
-    try:
-        return OPTIMIZERS[name](learning_rate=rate, **options)
-    except TypeError as e:
-        raise ValueError(f"optimizer_config.{name} {options!r} is wrong: {e}") from e
 
 
 def fit_to_model(args: SimpleNamespace, model: nn.Module) -> None:

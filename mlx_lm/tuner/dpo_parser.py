@@ -76,6 +76,21 @@ def build_parser() -> argparse.ArgumentParser:
     parser.allow_abbrev = False
     parser.error = _refuse_flags
     parser.description = "Preference fine-tuning with DPO, for LoRA, DoRA or full."
+    _adapt_flags(parser)
+    _add_objective(parser)
+    _add_training(parser)
+    _add_batches(parser)
+    _add_run(parser)
+    _add_watching(parser)
+    return parser
+
+
+def _add_switch(parser, flag, help):
+    parser.add_argument(flag, action="store_true", default=None, help=help)
+
+
+def _adapt_flags(parser):
+    """What ``mlx_lm.lora``'s own flags mean here."""
     parser.set_defaults(**{a.dest: None for a in parser._actions if a.dest != "help"})
     for action in parser._actions:
         if action.dest == "learning_rate":
@@ -92,7 +107,10 @@ def build_parser() -> argparse.ArgumentParser:
             )
         if action.dest == "mask_prompt":
             action.help = "Without effect: preference losses never score prompts."
-    _add_objective(parser)
+
+
+def _add_training(parser):
+    """Flags for the reference, the run's length and the gradient."""
     parser.add_argument(
         "--reference-model",
         type=str,
@@ -111,6 +129,10 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         help="Optimizer updates in which the learning rate rises linearly.",
     )
+
+
+def _add_batches(parser):
+    """Flags for the data, its rows in a batch, and what is kept of it."""
     for name, what in (("weight", "the pairs' weights"), ("margin", "their margins")):
         parser.add_argument(
             f"--{name}-feature",
@@ -118,17 +140,15 @@ def build_parser() -> argparse.ArgumentParser:
             metavar="COLUMN",
             help=f"Column of {what}. Default: there is none.",
         )
-    parser.add_argument(
+    _add_switch(
+        parser,
         "--wrap-text",
-        action="store_true",
-        default=None,
-        help="Put text rows into the chat template, as mlx_lm.lora does.",
+        "Put text rows into the chat template, as mlx_lm.lora does.",
     )
-    parser.add_argument(
+    _add_switch(
+        parser,
         "--train-head",
-        action="store_true",
-        default=None,
-        help="Train the output head too, and tied embeddings with it.",
+        "Train the output head too, and tied embeddings with it.",
     )
     parser.add_argument(
         "--no-share-prompt",
@@ -137,11 +157,8 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="Compute each prompt twice, once for each answer.",
     )
-    parser.add_argument(
-        "--pack",
-        action="store_true",
-        default=None,
-        help="Put several sequences in a row, instead of sharing prompts.",
+    _add_switch(
+        parser, "--pack", "Put several sequences in a row, instead of sharing prompts."
     )
     for name, what in (
         ("reference", "the reference's log-probs"),
@@ -160,23 +177,20 @@ def build_parser() -> argparse.ArgumentParser:
             default=None,
             help=f"Don't keep {what} on disk.",
         )
-    parser.add_argument(
-        "--inspect",
-        type=int,
-        metavar="N",
-        help="Show N held-out pairs as the model sees them, the surest mistakes first.",
-    )
+
+
+def _add_run(parser):
+    """Flags for going on with a run, what it keeps, and a run that only plans."""
     parser.add_argument(
         "--resume",
         type=str,
         metavar="DIR",
         help="Go on with the run in this adapter folder; needs no other flag.",
     )
-    parser.add_argument(
+    _add_switch(
+        parser,
         "--resume-anyway",
-        action="store_true",
-        default=None,
-        help="Resume although data, model or settings are not those of the start.",
+        "Resume although data, model or settings are not those of the start.",
     )
     parser.add_argument(
         "--keep-checkpoints",
@@ -190,17 +204,33 @@ def build_parser() -> argparse.ArgumentParser:
         choices=list(BEST),
         help="Keep the adapter that validates best in the folder best/.",
     )
-    parser.add_argument(
-        "--debug-gradients",
-        action="store_true",
-        default=None,
-        help="Write the gradient of every module to metrics.jsonl at each report.",
+    _add_switch(
+        parser, "--dry-run", "Print plan, batches and predicted memory, and stop."
     )
+    _add_switch(
+        parser,
+        "--new-reference",
+        "Start a new run, with a new reference, from an adapter of a DPO run.",
+    )
+
+
+def _add_watching(parser):
+    """Flags for looking at a run and at what came of it."""
     parser.add_argument(
+        "--inspect",
+        type=int,
+        metavar="N",
+        help="Show N held-out pairs as the model sees them, the surest mistakes first.",
+    )
+    _add_switch(
+        parser,
+        "--debug-gradients",
+        "Write the gradient of every module to metrics.jsonl at each report.",
+    )
+    _add_switch(
+        parser,
         "--report",
-        action="store_true",
-        default=None,
-        help="Write report.html and curves.png beside the adapter; needs matplotlib.",
+        "Write report.html and curves.png beside the adapter; needs matplotlib.",
     )
     parser.add_argument(
         "--sample-prompts",
@@ -219,19 +249,6 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="An ordinary text: its perplexity is taken before and after.",
     )
-    parser.add_argument(
-        "--dry-run",
-        action="store_true",
-        default=None,
-        help="Print plan, batches and predicted memory, and stop.",
-    )
-    parser.add_argument(
-        "--new-reference",
-        action="store_true",
-        default=None,
-        help="Start a new run, with a new reference, from an adapter of a DPO run.",
-    )
-    return parser
 
 
 def _add_objective(parser):
@@ -243,9 +260,7 @@ def _add_objective(parser):
             continue
         flag, help = setting.name.replace("_", "-"), setting.metadata["help"]
         if isinstance(setting.default, bool):
-            parser.add_argument(
-                f"--{flag}", action="store_true", default=None, help=help
-            )
+            _add_switch(parser, f"--{flag}", help)
             continue
         parser.add_argument(
             f"--{flag}",
@@ -253,11 +268,8 @@ def _add_objective(parser):
             choices=choices.get(setting.name),
             help=help,
         )
-    parser.add_argument(
-        "--sync-reference",
-        action="store_true",
-        default=None,
-        help="Let the reference follow the policy (TR-DPO).",
+    _add_switch(
+        parser, "--sync-reference", "Let the reference follow the policy (TR-DPO)."
     )
     parser.add_argument(
         "--sync-alpha",

@@ -11,6 +11,7 @@ from ..cli_ui import rprint
 from .datasets import load_preference_dataset
 from .dpo_config import check_args, check_types, fit_to_model
 from .metrics_table import short_names
+from .objective import objective_of
 from .policy import (
     adopt_finished_run,
     load_model,
@@ -86,10 +87,13 @@ def finished_runs(
         for key in SAME_KEYS:
             ours, theirs = (getattr(run, key, None) for run in (runs[0], other))
             if ours != theirs:
-                hint = "" if key == "model" else " Or give it to the command."
+                kind = key == "data_kind"
+                hint = " Or give it to the command."
                 raise ValueError(
-                    f"{key} is {ours!r} in {runs[0].adapter_path} and {theirs!r} in "
-                    f"{other.adapter_path}: compare runs that agree in it.{hint}"
+                    f"{'The kind of data' if kind else key} is {ours!r} in "
+                    f"{runs[0].adapter_path} and {theirs!r} in {other.adapter_path}: "
+                    "compare runs that agree in it."
+                    + ("" if kind or key == "model" else hint)
                 )
     return runs
 
@@ -147,5 +151,6 @@ leave out --train, --resume and --inspect, or name one folder.
         before = None
         rprint("The runs have different references: rewards and KL are from each own.")
     names = short_names(list(results))
-    show_metrics(dict(zip(names, results.values())), before)
+    noun = objective_of(runs[0]).noun
+    show_metrics(dict(zip(names, results.values())), before, noun)
     return results

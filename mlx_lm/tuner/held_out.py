@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+MAX_VALID_PAIRS = 500
+
 
 def choose_held_out(
     prompts: Sequence[bytes],

@@ -159,6 +159,22 @@ def cache_limit(threshold: int | None) -> int:
     return (device_memory() or 0) // 8 if threshold is None else threshold
 
 
+def trim_cache(limit: int) -> None:
+    """
+    Empty the allocator's cache if it holds too much.
+
+    Args:
+        limit (int): Bytes that may stay, see ``cache_limit``.
+
+    Example:
+        >>> trim_cache(0)
+        >>> mx.get_cache_memory()
+        0
+    """
+    if mx.get_cache_memory() > limit:
+        mx.clear_cache()
+
+
 def _system_memory():
     """What is free on Linux and what MLX holds already; else all there is."""
     try:

@@ -98,11 +98,14 @@ class _Segments:
         for name in self.PATCHED:
             setattr(mx, name, getattr(self, name))
         # Messages to other ranks can't be exported, and take no memory here.
-        all_sum, mx.distributed.all_sum = mx.distributed.all_sum, _alone
+        messages = {name: getattr(mx.distributed, name) for name in _MESSAGES}
+        for name, alone in _MESSAGES.items():
+            setattr(mx.distributed, name, alone)
         try:
             yield
         finally:
-            mx.distributed.all_sum = all_sum
+            for name, real in messages.items():
+                setattr(mx.distributed, name, real)
             for name, real in self._real.items():
                 setattr(mx, name, real)
 
@@ -212,8 +215,15 @@ def _plainly(fun, _, args):
     return fun(*args[0], **args[1])
 
 
-def _alone(x, **_):
-    return x
+def _own_copies(x, group=None, **_):
+    return mx.concatenate([x] * (group or mx.distributed.init()).size())
+
+
+# What stands for them: of the same shapes.
+_MESSAGES: dict[str, Callable] = {
+    "all_sum": lambda x, **_: x,
+    "all_gather": _own_copies,
+}
 
 
 def _recompute(fun, args, out, cotangents):

@@ -94,7 +94,9 @@ ROWS = (
 
 
 def metrics_table(
-    runs: Mapping[str, Mapping[str, Any]], before: str | None = "start"
+    runs: Mapping[str, Mapping[str, Any]],
+    before: str | None = "start",
+    noun: str = "pairs",
 ) -> list[list[str]]:
     """
     Put test metrics side by side.
@@ -106,6 +108,7 @@ def metrics_table(
             ``"reference"``: the first column, from the first run's numbers. It has
             no reward, for rewards are measured from it. None leaves it out, where
             runs have different ones.
+        noun (str): What is counted, see ``Objective.noun``. Default: ``"pairs"``.
 
     Returns:
         list: Rows of cells; first the head, and in each the label first. Metrics
@@ -121,7 +124,7 @@ def metrics_table(
     """
     first = next(iter(runs.values()))
     start = [before] if before else []
-    table = [[f"test · {first['pairs']:,.0f} pairs", *start, *runs]]
+    table = [[f"test · {first['pairs']:,.0f} {noun}", *start, *runs]]
     for row in ROWS:
         if not any(name in run for run in runs.values() for name in row.after.split()):
             continue

@@ -56,8 +56,9 @@ def calls_replaced(
     changed = []
     try:
         for module, call in replacements:
-            changed.append((module, type(module)))
-            module.__class__ = _replaced_class(type(module))
+            cls: Any = type(module)
+            changed.append((module, cls))
+            module.__class__ = _replaced_class(cls)
             _calls[id(module), type(module)] = call
         yield
     finally:

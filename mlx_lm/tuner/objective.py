@@ -53,9 +53,9 @@ class Objective:
         >>> objective = Objective(loss_type=["sigmoid", "sft"], loss_weights=[1, 0.5])
         >>> objective.losses, objective.needs_reference, objective.couples
         ({'sigmoid': 1.0, 'sft': 0.5}, True, True)
-        >>> objective.rewards_are, objective.data, objective.least_batch
-        ('log-ratios', 'pairs', 1)
-        >>> Objective(loss_type="simpo").takes_margins, objective.takes_margins
+        >>> objective.rewards_are, objective.data, objective.noun, objective.least_batch
+        ('log-ratios', 'pairs', 'pairs', 1)
+        >>> objective.takes_margins, Objective(loss_type="bco_pair").takes_margins
         (True, False)
     """
 
@@ -127,12 +127,18 @@ class Objective:
     @property
     def takes_margins(self) -> bool:
         """Whether pairs may bring margins."""
-        return all(s.by_difference or s.margins for s in self._specs)
+        scored = [s for name, s in zip(self.losses, self._specs) if name != "sft"]
+        return bool(scored) and all(s.by_difference or s.margins for s in scored)
 
     @property
     def data(self) -> str:
         """What the rows are: ``"pairs"``, ``"labels"`` or ``"rankings"``."""
         return self._specs[0].data
+
+    @property
+    def noun(self) -> str:
+        """What is counted: ``"pairs"``, or ``"answers"`` of labelled data."""
+        return "answers" if self.data == "labels" else "pairs"
 
     @property
     def rewards_are(self) -> str:
@@ -149,7 +155,7 @@ def _check_losses(o):
         raise ValueError(f"loss_type must be a name or a list, got {o.loss_type!r}.")
     names = [o.loss_type] if isinstance(o.loss_type, str) else list(o.loss_type)
     for name in names:
-        if name not in LOSSES:
+        if not isinstance(name, str) or name not in LOSSES:
             raise ValueError(
                 f"Unknown loss_type {name!r}, choose from {', '.join(LOSSES)}."
             )
@@ -233,7 +239,8 @@ def _check_modifiers(o):
             raise ValueError(
                 f"{name} needs label_smoothing above 0: it takes the log of it."
             )
-        is_likelihood = name == "sft"
+        # Beside another loss sft has nothing to do with it; alone nothing else has.
+        is_likelihood = name == "sft" and len(specs) > 1
         if o.f_divergence != "reverse_kl" and not (spec.by_difference or is_likelihood):
             raise ValueError(
                 f"f_divergence does not go with {name}, whose formula has no "

@@ -78,3 +78,27 @@ class PairLogps:
         """``c / |chosen| - r / |rejected|``, in nats a token."""
         chosen, rejected = self.scores
         return chosen / self.chosen_lengths - rejected / self.rejected_lengths
+
+
+def kl_baseline(pairs: PairLogps) -> mx.array:
+    """
+    KTO's estimate of the KL from the reference, from answers to other prompts.
+
+    ``max(0, mean(log pi(y') - log pi_ref(y')))``, without gradient.
+
+    Paper: https://arxiv.org/abs/2402.01306, Section 4.1.
+
+    Args:
+        pairs (PairLogps): Labelled answers of all ranks.
+
+    Returns:
+        mx.array: A float32 scalar in nats.
+
+    Example:
+        >>> one, none = mx.array([1.0]), mx.array([0.0])
+        >>> kl_baseline(PairLogps(none, 2 * one, none, none, one, one, one)).item()
+        2.0
+    """
+    real = (pairs.weights > 0).astype(mx.float32)
+    mean = (pairs.logratios[1] * real).sum() / mx.maximum(real.sum(), 1)
+    return mx.stop_gradient(mx.maximum(mean, 0))

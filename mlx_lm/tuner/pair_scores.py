@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from .length_buckets import pair_lengths
+from .batch_shape import pair_lengths
 from .ranks import sum_over_ranks
 
 CHOSEN, REJECTED = 0, 1

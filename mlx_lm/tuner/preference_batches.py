@@ -8,13 +8,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import numpy as np
 
-from .length_buckets import (
-    BatchShape,
-    Bucket,
-    check_batch_size,
-    length_buckets,
-    pair_lengths,
-)
+from .batch_shape import BatchShape, Bucket, pair_lengths
+from .length_buckets import check_batch_size, length_buckets
 from .packing import pack_rows
 
 
@@ -176,7 +171,7 @@ def count_tokens(batch: dict[str, mx.array]) -> tuple[int, int]:
         width = batch["prompts"].shape[1]
         shared = np.array(batch.get("prompt_lengths", shared + width))
         computed += batch["prompts"].size
-    real = (inputs.sum(axis=0) - shared) * np.array(batch["weights"])
+    real = (inputs.sum(axis=0) - shared) * (np.array(batch["weights"]) > 0)
     return int(real.sum()), computed
 
 
@@ -299,7 +294,8 @@ def value_arrays(
         weights (mx.array): 1 for a pair and 0 for filling. Shape: ``(B,)``.
 
     Returns:
-        dict: Those in use of ``weights``, 0 for filling; ``margins`` in nats;
+        dict: Those in use of ``weights``, relative to the data set's mean and 0 for
+        filling; ``margins`` in nats;
         ``labels``, 1 or 0; all of shape ``(B,)``; and ``places`` of shape ``(2B,)``,
         chosen answers first, -1 for filling and for copies.
 
@@ -307,7 +303,7 @@ def value_arrays(
         >>> from types import SimpleNamespace
         >>> pairs = SimpleNamespace(values={"weights": np.array([0.5, 2.0])})
         >>> value_arrays(pairs, [1], mx.array([1.0, 0.0]))["weights"].tolist()
-        [2.0, 0.0]
+        [1.600000023841858, 0.0]
     """
     counts = np.array(weights) > 0
     found = {}
@@ -315,7 +311,8 @@ def value_arrays(
         # Filling is put behind the pairs, as copies of the first.
         rows = values[indices + indices[:1] * (len(counts) - len(indices))]
         if name == "weights":
-            rows = rows * counts
+            # What a pair counts must not depend on the others of its batch.
+            rows = rows * counts / values[values > 0].mean()
         if name == "places":
             rows = np.where(counts[:, None], rows, -1).T.reshape(-1)
         found[name] = mx.array(rows.astype(np.float32))

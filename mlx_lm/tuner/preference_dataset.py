@@ -5,24 +5,19 @@
 import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .held_out import choose_held_out
-from .labelled_rows import KINDS
-from .labelled_rows import KNOWN_SHAPES as LABELLED_SHAPES
-from .labelled_rows import NO_WEIGHT, check_criteria
-from .preference_rows import KNOWN_SHAPES, TIE
-from .preference_tokens import PairTokenizer
-from .row_tokens import TOO_LONG, tokenize_rows
+from .held_out import MAX_VALID_PAIRS, choose_held_out
+from .labelled_rows import check_criteria
+from .preference_tokens import PairTokenizer, show_pair
+from .row_notes import RowNotes, counted
+from .row_tokens import check_row_options, tokenize_rows
 from .token_cache import TokenCache
 from .token_columns import CUT, EQUAL, PARTED, TokenColumns
-
-# Rows that are left out by rule, not because something is wrong with them.
-_NOT_BAD = {TIE, TOO_LONG, NO_WEIGHT}
-MAX_VALID_PAIRS = 500
 
 
 class PreferenceDataset:
@@ -84,6 +79,8 @@ class PreferenceDataset:
         >>> train, valid = dataset.hold_out(0.5)
         >>> len(train), len(valid), len(dataset.select([1]))
         (1, 1, 1)
+        >>> train.num_rows, train.skipped, train.first_skipped
+        (1, Counter(), {})
         >>> dataset.concatenate([train, valid]).summary()[0]
         'preference data, preference data (held out): 2 pairs of 2 rows (text, text).'
         >>> print(dataset.preview())
@@ -117,9 +114,8 @@ class PreferenceDataset:
         margin_feature: str | None = None,
         criteria: Mapping[str, float] | None = None,
     ):
+        check_criteria(criteria)
         encode = PairTokenizer(tokenizer)
-        _check_options(encode, max_length, wrap_text, transcripts, max_bad_rows)
-        _check_kind(kind, margin_feature, criteria)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.kind = kind
@@ -136,20 +132,30 @@ class PreferenceDataset:
             "margin_feature": margin_feature,
             "criteria": dict(criteria) if criteria else None,
         }
-        cache = None
-        if token_cache:
-            settings = {**options, "max_length": max_length}
-            cache = TokenCache(token_cache, tokenizer, settings)
-        found = cache.load(data) if cache else None
-        made = found or tokenize_rows(data, encode, max_length, options)
-        self._columns: TokenColumns = made[0]
-        notes = made[1]
-        self._take_notes(**notes)
-        if cache and not found:
-            cache.save(data, self._columns, notes)
-        self._check_criteria(criteria)
-        self._check_skipped(max_bad_rows)
+        check_row_options(encode, max_length, options, transcripts, max_bad_rows)
+        self._read(data, encode, options, token_cache)
+        self.notes.check_criteria(self.source, criteria or ())
+        self.notes.check(self.source, len(self), max_length, max_bad_rows)
         self._pair_up()
+
+    def _read(
+        self,
+        data: Sequence[Any],
+        encode: PairTokenizer,
+        options: dict[str, Any],
+        token_cache: str | Path | None,
+    ) -> None:
+        """Tokenize the rows, or take what the cache has of them."""
+        cache = found = None
+        if token_cache:
+            settings = {**options, "max_length": self.max_length}
+            cache = TokenCache(token_cache, self.tokenizer, settings)
+            found = cache.load(data)
+        columns, notes = found or tokenize_rows(data, encode, self.max_length, options)
+        if cache and not found:
+            cache.save(data, columns, notes)
+        self._columns: TokenColumns = columns
+        self.notes = RowNotes(**notes)
 
     def __len__(self) -> int:
         return len(self._columns)
@@ -180,6 +186,21 @@ class PreferenceDataset:
             prompt and rejected answer. Not to be changed. int32, shape: ``(n, 3)``.
         """
         return self._columns.lengths
+
+    @property
+    def num_rows(self) -> int:
+        """Raw rows, those that were skipped among them."""
+        return self.notes.num_rows
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """How many rows were skipped for each reason."""
+        return Counter(self.notes.skipped)
+
+    @property
+    def first_skipped(self) -> Mapping[str, str | int]:
+        """The place of the first row that was skipped for each reason."""
+        return self.notes.first_skipped
 
     @property
     def values(self) -> dict[str, np.ndarray]:
@@ -247,8 +268,7 @@ class PreferenceDataset:
             raise ValueError(f"Select rankings from their first of {size} pairs on.")
         result = copy.copy(self)
         result._columns = self._columns.select(chosen)
-        result.num_rows = result._columns.count_rows()
-        result.skipped, result.first_skipped = Counter(), {}
+        result.notes = self.notes.of_part(result._columns.count_rows())
         result.source = source or self.source
         result._pair_up()
         return result
@@ -294,8 +314,7 @@ class PreferenceDataset:
             return self, []
         valid = self.select(held, f"{self.source} (held out)")
         train = self.select(sorted(set(range(len(self))) - set(held)))
-        train.num_rows = self.num_rows - valid.num_rows
-        train.skipped, train.first_skipped = self.skipped, self.first_skipped
+        train.notes = replace(self.notes, num_rows=self.num_rows - valid.num_rows)
         return train, valid
 
     @staticmethod
@@ -311,14 +330,8 @@ class PreferenceDataset:
         """
         result = copy.copy(datasets[0])
         result._columns = TokenColumns.concatenate([d._columns for d in datasets])
-        result.num_rows = sum(d.num_rows for d in datasets)
-        result.skipped = sum((d.skipped for d in datasets), Counter())
+        result.notes = RowNotes.joined([d.notes for d in datasets])
         result.source = ", ".join(dict.fromkeys(d.source for d in datasets))
-        tails = (d._dropped_tail for d in datasets if d._dropped_tail)
-        result._dropped_tail = next(tails, [])
-        for name in ("first_skipped", "_details"):
-            firsts = (getattr(d, name) for d in reversed(datasets))
-            setattr(result, name, {k: v for first in firsts for k, v in first.items()})
         return result
 
     def summary(self) -> list[str]:
@@ -334,23 +347,23 @@ class PreferenceDataset:
             for (shape, format), n in kinds.most_common()
         )
         noun = "answer" if self.kind == "labels" else "pair"
-        counts = f"{_count(len(self), noun)} of {_count(self.num_rows, 'row')}"
-        lines = [f"{self.source}: {counts} ({kinds_text})."]
-        for reason, count in self.skipped.most_common():
-            level = "" if reason in _NOT_BAD else "[WARNING] "
-            lines.append(f"{level}Skipped {self._describe(reason, count)}.")
-        cut, equal, parted = map(self._count_flag, (CUT, EQUAL, PARTED))
+        counts = f"{counted(len(self), noun)} of {counted(self.num_rows, 'row')}"
+        lines = [f"{self.source}: {counts} ({kinds_text}).", *self.notes.lines()]
+        flags = self._columns.flags
+        cut, equal, parted = (
+            int(np.count_nonzero(flags & flag)) for flag in (CUT, EQUAL, PARTED)
+        )
         if cut:
-            lines.append(f"Cut to {self.max_length:,} tokens: {_count(cut, noun)}.")
+            lines.append(f"Cut to {self.max_length:,} tokens: {counted(cut, noun)}.")
         if equal:
             lines.append(
-                f"[WARNING] {_count(equal)} have equal answers after the cut and teach "
+                f"[WARNING] {counted(equal, 'pair')} have equal answers after the cut and teach "
                 "nothing: raise max_seq_length."
             )
         if parted:
-            tail = self.tokenizer.decode(self._dropped_tail)
+            tail = self.tokenizer.decode(self.notes.dropped_tail)
             lines.append(
-                f"In {_count(parted, noun)} the prompt alone ends in other tokens than "
+                f"In {counted(parted, noun)} the prompt alone ends in other tokens than "
                 f"before an answer, the answer starts where they part: {tail[-60:]!r}."
             )
         if self._warn_raw and any(format == "text" for _, format in kinds):
@@ -368,32 +381,11 @@ class PreferenceDataset:
             str: Three lines: the end of the prompt, both ends of the answers.
         """
         prompt, chosen, rejected, _ = self[0]
-        decode = lambda ids: repr(self.tokenizer.decode(ids.tolist()))
-        lines = [f"prompt   {decode(prompt[-24:])}"]
         answers = {"chosen": chosen, "rejected": rejected}
         if self.kind == "labels":
             label = "desired" if self.values["labels"][0] else "not desired"
             answers = {label: chosen}
-        for name, ids in answers.items():
-            text = decode(ids)
-            if len(ids) > 24:
-                text = f"{decode(ids[:16])} … {decode(ids[-8:])}"
-            lines.append(f"{name:<8} {text}")
-        return "\n".join(lines)
-
-    def _take_notes(
-        self,
-        num_rows: int,
-        skipped: dict[str, int],
-        first_skipped: dict[str, str | int],
-        details: dict[str, str],
-        dropped_tail: list[int],
-        criteria: list[str],
-    ) -> None:
-        self.num_rows, self._criteria = num_rows, criteria
-        self.skipped: Counter[str] = Counter(skipped)
-        self.first_skipped = first_skipped
-        self._details, self._dropped_tail = details, dropped_tail
+        return show_pair(self.tokenizer, prompt, answers)
 
     def _pair_up(self) -> None:
         if self.kind != "labels" or not len(self):
@@ -403,79 +395,8 @@ class PreferenceDataset:
         except ValueError as e:
             raise ValueError(f"{self.source}: {e}") from e
 
-    def _check_criteria(self, criteria: Mapping[str, float] | None) -> None:
-        for name in criteria or ():
-            if str(name) not in self._criteria:
-                known = ", ".join(map(repr, self._criteria[:20])) or "none"
-                raise ValueError(
-                    f"{self.source}: no row has the criterion {name!r}. There are: "
-                    f"{known}."
-                )
-
     def _commonest(self, part: int) -> str:
         counts: Counter[str] = Counter()
         for kind, count in self._columns.count_kinds().items():
             counts[kind[part]] += count
         return counts.most_common(1)[0][0]
-
-    def _count_flag(self, flag: int) -> int:
-        return int(np.count_nonzero(self._columns.flags & flag))
-
-    def _describe(self, reason: str, count: int) -> str:
-        place, detail = self.first_skipped[reason], self._details[reason]
-        place = place if isinstance(place, str) else f"row {place}"
-        detail = f", {detail}" if detail else ""
-        return f"{_count(count, 'row')}: {reason} (first: {place}{detail})"
-
-    def _check_skipped(self, max_bad_rows: float) -> None:
-        if not self.num_rows:
-            raise ValueError(f"{self.source} has no rows.")
-        if not len(self):
-            worst = self._describe(*self.skipped.most_common(1)[0])
-            hint = f"Known shapes: {'; '.join((*KNOWN_SHAPES, *LABELLED_SHAPES))}."
-            if TOO_LONG in self.skipped:
-                hint = f"Raise max_seq_length, which is {self.max_length:,}."
-            raise ValueError(
-                f"{self.source}: no row of {self.num_rows:,} can be used. Skipped "
-                f"{worst}. {hint}"
-            )
-        bad = Counter({k: n for k, n in self.skipped.items() if k not in _NOT_BAD})
-        if bad.total() > max_bad_rows * self.num_rows:
-            worst = self._describe(*bad.most_common(1)[0])
-            raise ValueError(
-                f"{self.source}: {bad.total():,} of {self.num_rows:,} rows are bad, "
-                f"more than max_bad_rows ({max_bad_rows:g}) allows. Most often {worst}. "
-                "Mend the data, or raise max_bad_rows."
-            )
-
-
-def _check_options(
-    encode: PairTokenizer,
-    max_length: int,
-    wrap_text: bool,
-    transcripts: str,
-    max_bad_rows: float,
-) -> None:
-    if max_length < 2:
-        raise ValueError(f"max_length must be at least 2, got {max_length}.")
-    if transcripts not in ("turns", "raw"):
-        raise ValueError(f"transcripts must be 'turns' or 'raw', got {transcripts!r}.")
-    if not 0 <= max_bad_rows <= 1:
-        raise ValueError(f"max_bad_rows must be between 0 and 1, got {max_bad_rows}.")
-    if wrap_text and not encode.has_chat_template:
-        raise ValueError("wrap_text needs a tokenizer with a chat template.")
-    if wrap_text and transcripts == "raw":
-        raise ValueError("wrap_text: true and transcripts: raw exclude each other.")
-
-
-def _check_kind(kind: str, margin_feature: str | None, criteria: Any) -> None:
-    if kind not in KINDS:
-        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
-    check_criteria(criteria)
-    for name, value in (("margin_feature", margin_feature), ("criteria", criteria)):
-        if value and kind != "pairs":
-            raise ValueError(f"{name} belongs to pairs, not to {kind}.")
-
-
-def _count(number: int, noun: str = "pair") -> str:
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

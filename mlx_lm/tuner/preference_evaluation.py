@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ._upstream_trainer import _clear_cache
-from .length_buckets import Bucket
+from .batch_shape import Bucket
+from .memory_plan import trim_cache
 from .preference_batches import PairBatch, iterate_preference_batches
 from .preference_metrics import add_metrics, all_sum_metrics, mean_metrics
 
@@ -62,7 +62,7 @@ def evaluate_pairs(
     ):
         totals = add_metrics(totals or None, score(batch))
         mx.eval(totals)
-        _clear_cache(clear_cache_threshold)
+        trim_cache(clear_cache_threshold)
         if progress_callback is not None:
             progress_callback()
     totals = all_sum_metrics(totals, group)

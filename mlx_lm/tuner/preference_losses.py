@@ -20,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from .pair_logps import PairLogps
+from .pair_logps import PairLogps, kl_baseline
 
 FAR = 1e30
 
@@ -90,7 +90,8 @@ def _scaled(pairs, o):
 
 def _mean_for_all(values, counts, pairs):
     """A number of the whole batch, given to each of its pairs."""
-    mean = (values * counts).sum() / mx.maximum(counts.sum(), 1)
+    total = counts.sum()
+    mean = (values * counts).sum() / mx.where(total > 0, total, 1)
     return mx.broadcast_to(mean, pairs.chosen.shape)
 
 
@@ -286,7 +287,7 @@ def _dpop(pairs, o):
     couples=True,
 )
 def _sft(pairs, o):
-    counts = mx.where(pairs.weights > 0, pairs.chosen_lengths, 0)
+    counts = pairs.weights * pairs.chosen_lengths
     return _mean_for_all(-pairs.chosen / pairs.chosen_lengths, counts, pairs)
 
 
@@ -339,30 +340,6 @@ def _cpo(pairs, o):
     """Contrastive Preference Optimization, Eq. 5, its likelihood a mean over tokens."""
     losses = _smoothed(_scaled(pairs, o), o.label_smoothing)
     return losses + o.cpo_alpha * _sft(pairs, o)
-
-
-def kl_baseline(pairs: PairLogps) -> mx.array:
-    """
-    KTO's estimate of the KL from the reference, from answers to other prompts.
-
-    ``max(0, mean(log pi(y') - log pi_ref(y')))``, without gradient.
-
-    Paper: https://arxiv.org/abs/2402.01306, Section 4.1.
-
-    Args:
-        pairs (PairLogps): Labelled answers of all ranks.
-
-    Returns:
-        mx.array: A float32 scalar in nats.
-
-    Example:
-        >>> one, none = mx.array([1.0]), mx.array([0.0])
-        >>> kl_baseline(PairLogps(none, 2 * one, none, none, one, one, one)).item()
-        2.0
-    """
-    real = (pairs.weights > 0).astype(mx.float32)
-    mean = (pairs.logratios[1] * real).sum() / mx.maximum(real.sum(), 1)
-    return mx.stop_gradient(mx.maximum(mean, 0))
 
 
 @_loss(

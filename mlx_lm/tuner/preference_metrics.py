@@ -29,7 +29,6 @@ OF_TWO_ANSWERS = (
     "reference_logps/accuracies_per_token",
 )
 
-_UNTIMED = ("untimed/pairs", "untimed/tokens")
 SUMS = (
     *PER_PAIR,
     *PER_CHOSEN,
@@ -44,7 +43,6 @@ SUMS = (
     "pairs",
     "chosen",
     "rejected",
-    "weights",
 )
 
 
@@ -105,8 +103,9 @@ def preference_sums(
     else:
         is_chosen, is_rejected = real * labels, real * (1 - labels)
         rejected_rewards = chosen_rewards
-        above = chosen_rewards > (0.0 if baseline is None else baseline)
-        right = above == (labels > 0)
+        above = chosen_rewards - (0.0 if baseline is None else baseline)
+        # At the start all are at it: none is right, as among pairs.
+        right = mx.where(labels > 0, above, -above) > 0
         # The second half of the rows is there for the baseline alone.
         rows = mx.concatenate([real, mx.zeros_like(real)])
     chosen, rejected = mx.split(policy, 2)
@@ -129,7 +128,7 @@ def preference_sums(
     sums["tokens/completion"] = (counts * rows).sum()
     sums["tokens/all"] = (lengths[:, 1] * rows).sum()
     totals = {"pairs": real, "chosen": is_chosen, "rejected": is_rejected}
-    return sums | {k: v.sum() for k, v in (totals | {"weights": weights}).items()}
+    return sums | {k: v.sum() for k, v in totals.items()}
 
 
 def _compare(policy, reference_logps, counts, real):
@@ -190,12 +189,14 @@ def sum_values(
         return preference_sums(**arrays)
 
 
-def hidden_metrics(objective: Objective) -> frozenset[str]:
+def hidden_metrics(objective: Objective, tested: bool = False) -> frozenset[str]:
     """
     The metrics that mean nothing for an objective.
 
     Args:
         objective (Objective): What is minimised.
+        tested (bool): Of a test, which runs a reference for every objective.
+            Default: ``False``.
 
     Returns:
         frozenset: Names of ``mean_metrics``.
@@ -205,7 +206,7 @@ def hidden_metrics(objective: Objective) -> frozenset[str]:
         ['kl_estimate', 'perplexity/reference']
     """
     names: set[str] = set()
-    if not objective.needs_reference:
+    if not objective.needs_reference and not tested:
         names.update(OF_REFERENCE)
     if objective.data == "labels":
         names.update(OF_TWO_ANSWERS)
@@ -230,16 +231,15 @@ def mean_metrics(
         dict: float32 scalars by name. Losses, rewards and log-probs in nats.
 
     Example:
-        >>> sums = dict.fromkeys(SUMS, mx.array(3.0)) | {"weights": 2}
+        >>> sums = dict.fromkeys(SUMS, mx.array(3.0)) | {"pairs": 2}
         >>> sums |= {"nll/policy": 0.0, "kl": 1.5}
         >>> metrics = mean_metrics(sums, "val_")
         >>> [metrics[f"val_{k}"].item() for k in ("loss", "kl", "perplexity/policy")]
         [1.5, 0.5, 1.0]
     """
-    # A mean of nothing is 0, and weights may be small.
-    means = {"loss": sums["loss"] / mx.maximum(sums["weights"], 1e-9)}
+    means: dict[str, mx.array] = {}
     for names, what in (
-        (PER_PAIR, "pairs"),
+        (("loss", *PER_PAIR), "pairs"),
         (PER_CHOSEN, "chosen"),
         (PER_REJECTED, "rejected"),
         (("kl", "kl_estimate"), "tokens/completion"),
@@ -294,152 +294,3 @@ def add_metrics(
         array(3, dtype=float32)
     """
     return sums if totals is None else {k: totals[k] + sums[k] for k in sums}
-
-
-class MetricsWindow:
-    """
-    What happened since the last report, and counts over the whole run.
-
-    Args:
-        hidden (frozenset): Metrics that are not reported, see ``hidden_metrics``.
-
-    Example:
-        >>> window = MetricsWindow()
-        >>> window.seconds
-        0.0
-    """
-
-    def __init__(self, hidden: frozenset[str] = frozenset()) -> None:
-        self.hidden = hidden
-        self.trained_pairs = self.trained_tokens = 0.0
-        self._clear()
-
-    def _clear(self) -> None:
-        self.sums: dict[str, mx.array] | None = None
-        self.real, self.padded, self.seconds = 0, 0, 0.0
-        # Steps that compiled a new shape tell nothing about the speed.
-        self.compile_seconds, self.untimed = 0.0, [0.0, 0.0]
-
-    def counts(self) -> dict[str, float]:
-        """
-        The numbers that ``restore`` takes, beside the sums.
-
-        Returns:
-            dict: Counts by name.
-
-        Example:
-            >>> MetricsWindow().counts()["padded"]
-            0
-        """
-        return {
-            "real": self.real,
-            "padded": self.padded,
-            "trained_pairs": self.trained_pairs,
-            "trained_tokens": self.trained_tokens,
-        }
-
-    def restore(self, counts: dict[str, float], sums: dict[str, mx.array]) -> None:
-        """
-        Go on where another window was.
-
-        Args:
-            counts (dict): What ``counts`` returned.
-            sums (dict): Its sums.
-
-        Example:
-            >>> window = MetricsWindow()
-            >>> window.restore(MetricsWindow().counts() | {"real": 5}, {})
-            >>> window.real
-            5
-        """
-        vars(self).update(counts)
-        self.sums = dict(sums) or None
-
-    def add(self, sums: dict[str, mx.array], real: int, padded: int) -> None:
-        """
-        Add a batch, without waiting for the device.
-
-        Args:
-            sums (dict): What ``preference_sums`` returned.
-            real (int): Tokens that the batch needs, a shared prompt once.
-            padded (int): Tokens that it computes, padding included.
-
-        Example:
-            >>> window = MetricsWindow()
-            >>> window.add({"pairs": mx.array(1.0)}, 48, 64)
-            >>> window.padded
-            64
-        """
-        self.sums = add_metrics(self.sums, sums)
-        self.real += real
-        self.padded += padded
-
-    def time(self, seconds: float, sums: dict | None = None) -> None:
-        """
-        Add the time of a step.
-
-        Args:
-            seconds (float): How long it took.
-            sums (dict, optional): Its sums, if it compiled a new shape: neither its
-                time nor its pairs count for the speed then.
-
-        Example:
-            >>> window = MetricsWindow()
-            >>> window.time(2.0, {"pairs": mx.array(1.0), "tokens/all": mx.array(8.0)})
-            >>> window.time(0.5)
-            >>> window.seconds, window.compile_seconds
-            (0.5, 2.0)
-        """
-        if sums is None:
-            self.seconds += seconds
-            return
-        self.compile_seconds += seconds
-        for i, name in enumerate(("pairs", "tokens/all")):
-            self.untimed[i] += sums[name].item()
-
-    def report(self, group: mx.distributed.Group | None = None) -> dict[str, float]:
-        """
-        Average over all ranks and start a new window.
-
-        Args:
-            group (mx.distributed.Group, optional): The ranks. Default: all.
-
-        Returns:
-            dict: The averages; ``pairs_per_second`` and ``tokens_per_second``
-            (of real tokens), ``padding`` as a share of all tokens,
-            ``trained_pairs`` and ``trained_tokens`` so far, ``peak_memory`` in
-            GB.
-
-        Example:
-            >>> window, one, lengths = MetricsWindow(), mx.ones((1,)), mx.ones((2, 2))
-            >>> batch = (one, one, one, mx.ones((2,)), mx.ones((2,)), lengths, one)
-            >>> window.add(preference_sums(*batch), 2, 4)
-            >>> window.report()["padding"]
-            0.5
-        """
-        counts: dict[str, float] = {"real": self.real, "padded": self.padded}
-        counts |= dict(zip(_UNTIMED, self.untimed))
-        computed = {k: mx.array(float(v)) for k, v in counts.items()}
-        # A window whose every step was skipped has nothing but names.
-        sums = self.sums or dict.fromkeys(SUMS, mx.array(0.0))
-        sums = all_sum_metrics({**sums, **computed}, group)
-        means = mean_metrics(sums, hidden=self.hidden)
-        pairs, tokens = sums["pairs"].item(), sums["tokens/all"].item()
-        timed = [pairs, tokens]
-        if self.seconds and any(self.untimed):
-            timed = [n - sums[k].item() for n, k in zip(timed, _UNTIMED)]
-        self.trained_pairs += pairs
-        self.trained_tokens += tokens
-        compile_seconds = self.compile_seconds
-        seconds = max(self.seconds or compile_seconds, 1e-9)
-        padding = 1 - sums["real"].item() / max(sums["padded"].item(), 1.0)
-        self._clear()
-        return {k: v.item() for k, v in means.items()} | {
-            "pairs_per_second": timed[0] / seconds,
-            "tokens_per_second": timed[1] / seconds,
-            "compile_seconds": compile_seconds,
-            "padding": padding,
-            "trained_pairs": self.trained_pairs,
-            "trained_tokens": self.trained_tokens,
-            "peak_memory": mx.get_peak_memory() / 1e9,
-        }

@@ -13,16 +13,16 @@ import mlx.core as mx
 import numpy as np
 
 from ..cli_ui import PreferenceTrainUI, rprint
-from ._upstream_trainer import _clear_cache
 from .atomic_files import replace_file
+from .batch_shape import batches_per_epoch
 from .checkpoints import save_adapter
 from .gradient_report import gradient_report
-from .length_buckets import batches_per_epoch
 from .master_weights import with_master_weights
-from .memory_plan import cache_limit
+from .memory_plan import cache_limit, trim_cache
+from .metrics_window import MetricsWindow
 from .preference_batches import count_tokens, iterate_preference_batches
 from .preference_evaluation import evaluate_pairs
-from .preference_metrics import MetricsWindow, hidden_metrics, sum_values
+from .preference_metrics import hidden_metrics, sum_values
 from .ranks import wait_for_all
 from .run_plan import training_plan
 from .run_snapshot import apply_snapshot, take_snapshot
@@ -91,7 +91,9 @@ class PreferenceRun:
         self.world = mx.distributed.init()
         self.rank = self.world.rank()
         self.folder = Path(args.adapter_file).parent
-        self.ui = PreferenceTrainUI(args.iters, rank=self.rank)
+        self.ui = PreferenceTrainUI(
+            args.iters, rank=self.rank, noun=args.objective.noun
+        )
         self.callback: Any = None
         self.identity: dict[str, Any] = {}
         self.hidden = hidden_metrics(args.objective)
@@ -197,7 +199,7 @@ class PreferenceRun:
             self.skipped_in_a_row = 0
             sums = sum_values(values, arrays)
             self.window.add(sums, *count_tokens(arrays))
-        _clear_cache(self.cache_limit)
+        trim_cache(self.cache_limit)
         is_new = self._is_new_shape(arrays, update) and not skipped
         self.window.time(time.perf_counter() - tic, sums if is_new else None)
 

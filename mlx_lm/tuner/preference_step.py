@@ -14,7 +14,7 @@ from .frozen_layers import FrozenLayers
 from .logps import sequence_logps, weighted_sequence_logps
 from .master_weights import MasterWeights
 from .objective import Objective, pair_logps, pair_losses, pair_rewards
-from .preference_losses import kl_baseline
+from .pair_logps import kl_baseline
 from .preference_metrics import (
     hidden_metrics,
     mean_metrics,
@@ -29,7 +29,7 @@ def reference_pass(
     policy_model: Any,
     reference_model: Callable[[mx.array], mx.array] | None,
     batch: dict[str, mx.array],
-    ld_alpha: float = 1.0,
+    objective: Objective | None = None,
 ) -> tuple[mx.array, FrozenLayers]:
     """
     The reference's log-probs, and what the policy need not compute again.
@@ -39,20 +39,25 @@ def reference_pass(
         reference_model (Callable, optional): A ``FrozenStart`` or another model.
             None: the batch brings ``reference_logps``.
         batch (dict): What ``collate_pairs`` made of ``B`` pairs.
-        ld_alpha (float): What tokens beyond the shorter answer count. Default: 1.
+        objective (Objective, optional): For ``ld_alpha``, and whether the reference
+            is read at all.
 
     Returns:
-        tuple: Summed log-probs in nats, shape ``(2B,)``, and the outputs of the
-        layers that policy and reference have in common.
+        tuple: Summed log-probs in nats, shape ``(2B,)``, zeros where nothing reads
+        them; and the outputs of the layers that policy and reference have in common.
 
     Raises:
-        ValueError: If there are neither a reference nor known log-probs.
+        ValueError: If a reference is read, and there are neither one nor known
+            log-probs.
 
     Example:
         >>> batch = {"reference_logps": mx.array([-1.0, -2.0])}
         >>> reference_pass(None, None, batch)[0].tolist()
         [-1.0, -2.0]
     """
+    objective = objective or Objective()
+    if not objective.needs_reference:
+        return mx.zeros((2 * batch["weights"].size,)), FrozenLayers(None)
     if reference_model is None:
         if "reference_logps" not in batch:
             raise ValueError(
@@ -64,7 +69,7 @@ def reference_pass(
     own = isinstance(reference_model, FrozenStart)
     frozen = FrozenLayers(policy_model if own else None)
     with running(reference_model) as model, frozen.recording():
-        logps = sequence_logps(model, batch, ld_alpha=ld_alpha)
+        logps = sequence_logps(model, batch, ld_alpha=objective.ld_alpha)
         return mx.stop_gradient(logps), frozen
 
 
@@ -177,7 +182,8 @@ def _update(policy_model, optimizer, gradients, pairs, max_grad_norm):
     A gradient that is not finite, on any rank, changes nothing.
     """
     gradients, pairs = average_over_ranks([gradients, pairs])
-    scale = 1 / mx.maximum(pairs, 1)
+    # On average over ranks, and of uncertain labels, there may be less than one.
+    scale = 1 / mx.where(pairs > 0, pairs, 1)
     gradients = tree_map(lambda g: g * scale, gradients)
     gradients, norm = optim.clip_grad_norm(gradients, max_grad_norm or float("inf"))
     applies = mx.logical_and(mx.isfinite(norm), pairs > 0)
@@ -220,7 +226,8 @@ def dpo_step(
             parameters are updated in place.
         reference_model (Callable, optional): A ``FrozenStart``, or another model
             in evaluation mode. ``None`` takes the log-probs that are known from
-            ``batch["reference_logps"]``, in nats, shape ``(2B,)``.
+            ``batch["reference_logps"]``, in nats, shape ``(2B,)``. An objective
+            without a reference runs none.
         batch (dict): What ``collate_pairs`` makes of ``B`` pairs.
         optimizer (optim.Optimizer): The optimizer, or a ``MasterWeights``.
         beta (float): Inverse temperature. Default: ``0.1``.
@@ -268,7 +275,7 @@ def dpo_step(
     """
     objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
     reference_logps, frozen = reference_pass(
-        policy_model, reference_model, batch, objective.ld_alpha
+        policy_model, reference_model, batch, objective
     )
     parameters = policy_model.trainable_parameters()
 
@@ -285,18 +292,15 @@ def dpo_step(
     policy_model.update(parameters)
     gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
 
-    batch_pairs = pairs = batch["weights"].sum()
+    batch_pairs = pairs = (batch["weights"] > 0).sum().astype(mx.float32)
     # An infinite log-prob may leave the loss finite.
     applies = _all_finite([loss, values])
     if accumulator is not None:
         # Of several batches, only what is finite counts.
         applies = mx.logical_and(applies, _all_finite(gradients))
-        add = lambda total, g: total + mx.where(applies, g, 0)
-        gradients = tree_map(add, accumulator["gradients"], gradients)
-        pairs = add(accumulator["pairs"], pairs)
-        keep = mx.zeros_like if do_update else lambda x: x
-        accumulator["gradients"] = tree_map(keep, gradients)
-        accumulator["pairs"] = keep(pairs)
+        gradients, pairs = _accumulate(
+            accumulator, gradients, pairs, applies, do_update
+        )
     else:
         # No number of pairs: the update sees it on every rank.
         pairs = mx.where(applies, pairs, mx.nan)
@@ -312,7 +316,18 @@ def dpo_step(
             metrics["gradients"] = gradients
         applies = mx.logical_and(applies, updated)
     metrics["skipped"] = 1 - applies.astype(mx.float32)
-    return loss / mx.maximum(batch_pairs, 1), metrics
+    return loss / mx.where(batch_pairs > 0, batch_pairs, 1), metrics
+
+
+def _accumulate(accumulator, gradients, pairs, applies, do_update):
+    """Add a batch to those before it; an update empties what is kept."""
+    add = lambda total, g: total + mx.where(applies, g, 0)
+    gradients = tree_map(add, accumulator["gradients"], gradients)
+    pairs = add(accumulator["pairs"], pairs)
+    keep = mx.zeros_like if do_update else lambda x: x
+    accumulator["gradients"] = tree_map(keep, gradients)
+    accumulator["pairs"] = keep(pairs)
+    return gradients, pairs
 
 
 def gradient_accumulator(model: nn.Module) -> dict:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..tokenizer_utils import TokenizerWrapper
@@ -247,3 +248,34 @@ def _make_pair(
     chosen, rejected = [*(answer[size:] for answer in answers), []][:2]
     dropped = prompt[size:]
     return TokenPair(prompt[:size], chosen, rejected, dropped, row.shape, row.format)
+
+
+def show_pair(
+    tokenizer: Any, prompt: np.ndarray, answers: dict[str, np.ndarray]
+) -> str:
+    """
+    Show the end of a prompt and both ends of its answers, as the model sees them.
+
+    Args:
+        tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
+        prompt (np.ndarray): Its ids.
+        answers (dict): Names and ids.
+
+    Returns:
+        str: A line for each text.
+
+    Example:
+        >>> class tokenizer:
+        ...     decode = staticmethod(lambda ids: " ".join(map(str, ids)))
+        >>> print(show_pair(tokenizer, np.array([1, 2]), {"chosen": np.array([3])}))
+        prompt   '1 2'
+        chosen   '3'
+    """
+    decode = lambda ids: repr(tokenizer.decode(ids.tolist()))
+    lines = [f"prompt   {decode(prompt[-24:])}"]
+    for name, ids in answers.items():
+        text = decode(ids)
+        if len(ids) > 24:
+            text = f"{decode(ids[:16])} … {decode(ids[-8:])}"
+        lines.append(f"{name:<8} {text}")
+    return "\n".join(lines)

@@ -11,6 +11,7 @@ import json
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -21,6 +22,7 @@ from . import retained_text
 from .atomic_files import replace_file, writing
 from .callbacks import read_lines
 from .metrics_table import metrics_table
+from .objective import objective_of
 from .pair_metrics import FILE_NAME as TEST_FILE
 from .prompt_samples import FILE_NAME as SAMPLES_FILE
 from .prompt_samples import prompt_text
@@ -122,16 +124,17 @@ def render(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     versions = config.get("versions") or {}
+    noun = objective_of(SimpleNamespace(**config)).noun
     shown = {k: v for k, v in config.items() if v is not None and k != "versions"}
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=title,
         subtitle=_subtitle(config, reports),
-        tiles=_tiles(reports, retained),
+        tiles=_tiles(reports, retained, noun),
         charts=[
             {"title": chart.title, "svg": _svg(drawing.draw_curves, i, chart=chart)}
             for i, chart in enumerate(charts)
         ],
-        table=_table(metrics),
+        table=_table(metrics, noun),
         retained=_retained_line(retained),
         histogram=_histogram(single),
         reliability=_reliability(metrics),
@@ -152,10 +155,10 @@ def _svg(draw, number, **what):
 
 
 def _subtitle(config, reports):
-    rate = config.get("learning_rate")
+    rate, losses = config.get("learning_rate"), config.get("loss_type")
     parts = [
         config.get("fine_tune_type"),
-        config.get("loss_type"),
+        " + ".join(losses) if isinstance(losses, list) else losses,
         f"beta {config['beta']:g}" if "beta" in config else None,
         f"learning rate {rate:.1e}" if rate else None,
         f"step {reports[-1]['iteration']:,}" if reports else None,
@@ -164,7 +167,7 @@ def _subtitle(config, reports):
     return " · ".join(str(part) for part in parts if part)
 
 
-def _tiles(reports, retained):
+def _tiles(reports, retained, noun):
     """What is asked first: the last validation beside the first one."""
     held_out = [r for r in reports if "val_loss" in r]
     tiles = []
@@ -180,7 +183,7 @@ def _tiles(reports, retained):
             note = f"at the start {first}"
             if "rewards/" in key:
                 # The start is its own reference: it has no rewards.
-                note = f"{held_out[-1].get('val_pairs', 0):,.0f} pairs"
+                note = f"{held_out[-1].get('val_pairs', 0):,.0f} {noun}"
             tiles.append({"label": f"{label}, held out", "value": last, "note": note})
     if retained.get("change") is not None:
         change = f"{100 * retained['change']:+.1f} %"
@@ -197,10 +200,10 @@ def _retained_line(retained):
     return retained_text.RetainedText(**fields).line()
 
 
-def _table(metrics):
+def _table(metrics, noun):
     if not metrics:
         return None
-    head, *rows = metrics_table({"after": metrics}, "before")
+    head, *rows = metrics_table({"after": metrics}, "before", noun)
     return {"head": head, "rows": rows}
 
 

@@ -5,7 +5,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .labelled_rows import criteria_names, read_rows
+from .labelled_rows import KINDS, criteria_names, read_rows
 from .preference_messages import RowFault
 from .preference_rows import PreferenceRow
 from .preference_tokens import PairTokenizer, TokenPair
@@ -13,6 +13,50 @@ from .token_columns import ColumnsBuilder, TokenColumns
 
 TOO_LONG = "prompt fills max_length"
 _CHUNK = 512
+
+
+def check_row_options(
+    encode: PairTokenizer,
+    max_length: int,
+    options: dict[str, Any],
+    transcripts: str = "turns",
+    max_bad_rows: float = 0.1,
+) -> None:
+    """
+    Refuse options that don't go with each other or with the tokenizer.
+
+    Args:
+        encode (PairTokenizer): Makes ids of pairs.
+        max_length (int): The most tokens of prompt and answer.
+        options (dict): Arguments for :func:`.labelled_rows.read_rows`.
+        transcripts (str): ``"turns"`` or ``"raw"``. Default: ``"turns"``.
+        max_bad_rows (float): The largest share of bad rows. Default: ``0.1``.
+
+    Raises:
+        ValueError: If one is wrong.
+
+    Example:
+        >>> check_row_options(None, 8, {"kind": "labels", "margin_feature": "m"})
+        Traceback (most recent call last):
+        ...
+        ValueError: margin_feature belongs to pairs, not to labels.
+    """
+    if max_length < 2:
+        raise ValueError(f"max_length must be at least 2, got {max_length}.")
+    if transcripts not in ("turns", "raw"):
+        raise ValueError(f"transcripts must be 'turns' or 'raw', got {transcripts!r}.")
+    if not 0 <= max_bad_rows <= 1:
+        raise ValueError(f"max_bad_rows must be between 0 and 1, got {max_bad_rows}.")
+    if options.get("wrap_text") and not encode.has_chat_template:
+        raise ValueError("wrap_text needs a tokenizer with a chat template.")
+    if options.get("wrap_text") and transcripts == "raw":
+        raise ValueError("wrap_text: true and transcripts: raw exclude each other.")
+    kind = options.get("kind", "pairs")
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    for name in ("margin_feature", "criteria"):
+        if options.get(name) and kind != "pairs":
+            raise ValueError(f"{name} belongs to pairs, not to {kind}.")
 
 
 def tokenize_rows(

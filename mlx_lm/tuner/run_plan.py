@@ -10,14 +10,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from .batch_shape import Bucket, padded_tokens, pair_lengths
 from .grad_checkpoint import keyed_layers
-from .length_buckets import (
-    FREE_SHAPES,
-    Bucket,
-    padded_tokens,
-    pair_lengths,
-    plan_batches,
-)
+from .length_buckets import FREE_SHAPES, plan_batches
 from .memory_plan import (
     MemoryEstimate,
     check_fits,

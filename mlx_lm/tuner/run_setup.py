@@ -2,6 +2,7 @@
 
 """What a run is made of, found or built before its first step."""
 
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,18 +12,18 @@ import mlx.optimizers as optim
 
 from ..cli_ui import rprint
 from .atomic_files import remove_leftovers, user_cache_folder
-from .dpo_config import build_optimizer
-from .fingerprint import model_fingerprint, variant_fingerprint
-from .length_buckets import (
-    LAYOUTS,
+from .batch_shape import (
     Bucket,
     batches_per_epoch,
     needed_tokens,
     padded_tokens,
     pair_lengths,
 )
+from .fingerprint import model_fingerprint, variant_fingerprint
+from .length_buckets import LAYOUTS
 from .memory_plan import MemoryEstimate
-from .objective import objective_of
+from .objective import Objective, objective_of
+from .optimizers import build_optimizer
 from .policy import adapter_config, load_model
 from .reference import FrozenStart, check_same_tokens
 from .reference_cache import ReferenceCache
@@ -142,7 +143,7 @@ def run_identity(
         True
     """
     start = reference.cache.fingerprint
-    if reference_model is not None:
+    if reference_model is not None or isinstance(reference, NoReference):
         start = model_fingerprint(model)
     return {
         "model": start,
@@ -313,24 +314,51 @@ def header_rows(
         'header_rows'
     """
     per_epoch = batches_per_epoch(plan, args.batch_size)
-    name = args.reference_model or "the frozen start"
-    if args.reference_model is None and args.resume_adapter_file:
-        name = f"{args.resume_adapter_file}, frozen"
-    known = len(train_set) - reference.unknown(train_set)
-    name += f" · {known:,} of {len(train_set):,} pairs known" if known else ""
+    what = objective_of(args).noun
     lengths = pair_lengths(train_set)
     needed = needed_tokens(plan, lengths)
     padding = 1 - needed / padded_tokens(plan, args.batch_size, lengths)
     shared = "shared" if any(b.shape.prompt for b in plan) else "not shared"
     shared += ", rows packed" if args.pack else ""
     shapes = f"{len(plan)} batch shape{'s' if len(plan) > 1 else ''}"
+    modifiers = _modifiers(args)
     rows = [
+        *([("loss has", modifiers)] if modifiers else []),
         ("data", str(args.hf_dataset or args.data)),
-        ("pairs", f"{len(train_set):,} train · {len(valid_set):,} valid"),
+        (what, f"{len(train_set):,} train · {len(valid_set):,} valid"),
         ("an epoch", f"{per_epoch:,} iters · {args.iters / per_epoch:.3g} epochs"),
         ("rows are", f"{train_set.shape} · {train_set.format}"),
         ("prompts", f"{shared} · {shapes} · {padding:.0%} padding"),
-        ("reference", name),
+        ("reference", _reference_name(args, train_set, reference, what)),
         ("peak memory", describe_memory(estimate)),
     ]
     return [(label, text.replace("[", r"\[")) for label, text in rows]
+
+
+def _reference_name(args, train_set, reference, what):
+    if isinstance(reference, NoReference):
+        return "none"
+    start = "the start" if args.sync_reference else "the frozen start"
+    if args.resume_adapter_file:
+        start = args.resume_adapter_file + ("" if args.sync_reference else ", frozen")
+    if args.sync_reference:
+        return f"{start} · follows the policy every {args.sync_steps:,} updates"
+    known = len(train_set) - reference.unknown(train_set)
+    count = f" · {known:,} of {len(train_set):,} {what} known" if known else ""
+    return (args.reference_model or start) + count
+
+
+def _modifiers(args):
+    """What is not as it is by default, beside the loss and beta."""
+    objective = objective_of(args)
+    given = {f.name: getattr(objective, f.name) for f in fields(objective)}
+    changed = {
+        name: value
+        for name, value in given.items()
+        if name not in ("loss_type", "beta") and value != getattr(Objective, name)
+    }
+    columns = {k: getattr(args, k) for k in ("weight_feature", "margin_feature")}
+    changed |= {name: value for name, value in columns.items() if value}
+    return " · ".join(
+        name if value is True else f"{name} {value}" for name, value in changed.items()
+    )

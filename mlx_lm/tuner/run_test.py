@@ -12,9 +12,9 @@ from rich.text import Text
 from tqdm import tqdm
 
 from ..cli_ui import make_console, print_test_table, rprint
+from .batch_shape import batches_per_epoch
 from .dpo_config import training_args
 from .inspection import inspection_lines, inspection_order
-from .length_buckets import batches_per_epoch
 from .metrics_table import fit_table, metrics_table
 from .pair_metrics import pair_metrics, write_test_metrics
 from .pair_scores import CHOSEN, REJECTED, PairCollector, ScoredPairs
@@ -142,19 +142,23 @@ def evaluate_model(
     """
     metrics, scored = measure(args, model, test_set, reference_model)
     own = isinstance(reference_model, FrozenStart)
-    show_metrics({"policy": metrics}, "start" if own else "reference")
+    noun = training_args(args).objective.noun
+    show_metrics({"policy": metrics}, "start" if own else "reference", noun)
     if args.inspect:
         _show_pairs(args, test_set, scored, is_test=True)
     return metrics
 
 
-def show_metrics(runs: Mapping[str, Mapping[str, Any]], before: str | None) -> None:
+def show_metrics(
+    runs: Mapping[str, Mapping[str, Any]], before: str | None, noun: str = "pairs"
+) -> None:
     """
     Print the table of one or several runs' tests.
 
     Args:
         runs (Mapping): For each run's name what ``pair_metrics`` returned.
         before (str, optional): The name of the first column, see ``metrics_table``.
+        noun (str): What is counted. Default: ``"pairs"``.
 
     Example:
         >>> show_metrics.__name__  # see metrics_table
@@ -162,7 +166,7 @@ def show_metrics(runs: Mapping[str, Mapping[str, Any]], before: str | None) -> N
     """
     if mx.distributed.init().rank() == 0:
         console = make_console()
-        table = metrics_table(runs, before)
+        table = metrics_table(runs, before, noun)
         print_test_table(
             console, fit_table(table, console.width - 2, 2 if before else 1)
         )
@@ -195,9 +199,6 @@ def inspect_model(
 
 def _show_pairs(args, dataset, scored, is_test):
     if mx.distributed.init().rank() != 0:
-        return
-    if args.data_kind != "pairs":
-        rprint(f"inspect shows pairs: this data has {args.data_kind}.")
         return
     chosen = scored.select(inspection_order(scored.margins, args.inspect))
     indices = chosen.indices.tolist()

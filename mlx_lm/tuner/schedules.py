@@ -50,7 +50,7 @@ def build_learning_rate(
         raise ValueError(f"lr_schedule must have a name, got {schedule!r}.")
     schedule = dict(schedule or {"name": "constant"})
     if "arguments" in schedule:
-        rate = _upstream_schedule(schedule, warmup_steps)
+        rate = _named_schedule(schedule, warmup_steps)
         warmup = warmup_steps or schedule.get("warmup") or 0
         if warmup < updates:
             return rate, []
@@ -92,7 +92,7 @@ def _constant(learning_rate):
     return lambda step: mx.array(learning_rate)
 
 
-def _upstream_schedule(schedule, warmup_steps):
+def _named_schedule(schedule, warmup_steps):
     warmup = schedule.pop("warmup_steps", None)
     warmup = warmup_steps if warmup_steps is not None else warmup
     if warmup is not None:

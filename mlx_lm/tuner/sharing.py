@@ -15,7 +15,7 @@ import numpy as np
 
 from mlx_lm.models.cache import make_prompt_cache
 
-from .length_buckets import BatchShape
+from .batch_shape import BatchShape
 from .logps import sequence_logps, sum_by_row
 from .model_parts import RUN_WHOLE, find_trunk
 from .preference_batches import collate_pairs

@@ -39,7 +39,7 @@ from . import (
     token_columns,
 )
 from .atomic_files import replace_file
-from .token_columns import TokenColumns
+from .token_columns import OF_PAIRS, TokenColumns
 
 FORMAT = b"mlxtok02"
 # Fewer rows are tokenized in a second or two.
@@ -47,17 +47,8 @@ MIN_ROWS = 2000
 # The folder's size, in bytes. The files used longest ago go first.
 MAX_BYTES = 20 * 2**30
 _ALIGNMENT = 64
-_ARRAYS = (
-    "ids",
-    "starts",
-    "others",
-    "kept",
-    "lengths",
-    "largest",
-    "kinds",
-    "flags",
-    "rows",
-)
+# Places are texts, and stand in the file's head.
+_ARRAYS = ("ids", *(name for name in OF_PAIRS if name != "places"))
 # Other packages' tokenizers may change without a sign.
 _KNOWN_PACKAGES = {"transformers", "mlx_lm", "builtins"}
 _CODE = (

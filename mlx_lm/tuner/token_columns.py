@@ -148,7 +148,7 @@ class TokenColumns:
             TokenColumns: The pairs.
         """
         chosen = np.fromiter(indices, dtype=np.int64)
-        arrays = {name: getattr(self, name)[chosen] for name in _OF_PAIRS}
+        arrays = {name: getattr(self, name)[chosen] for name in OF_PAIRS}
         values = {name: array[chosen] for name, array in self.values.items()}
         return replace(self, **arrays, values=values)
 
@@ -163,7 +163,8 @@ class TokenColumns:
 
         Returns:
             TokenColumns: The groups, each with copies of its first pair behind it,
-            whose ``places`` are -1.
+            whose ``places`` are -1 and whose weights 0: a group counts as much
+            as a larger one.
         """
         if counts is None and group == self.group:
             return self
@@ -176,6 +177,11 @@ class TokenColumns:
         result.flags[is_copy] = 0
         if "places" in result.values:
             result.values["places"][is_copy] = -1
+        if is_copy.any():
+            ones = np.ones(len(result), np.float32)
+            shares = np.broadcast_to(group / counts, (len(counts), group)).reshape(-1)
+            weights = result.values.get("weights", ones) * np.where(is_copy, 0, shares)
+            result.values["weights"] = weights.astype(np.float32)
         return replace(result, group=group)
 
     def by_turns(self) -> "TokenColumns":
@@ -256,7 +262,7 @@ class TokenColumns:
         ]
         arrays = {
             name: np.concatenate([getattr(part, name) for part in moved])
-            for name in ("ids", *_OF_PAIRS)
+            for name in ("ids", *OF_PAIRS)
         }
         values = {
             name: np.concatenate([_values(part, name) for part in moved])
@@ -267,7 +273,7 @@ class TokenColumns:
 
 
 # The arrays with an entry for each pair.
-_OF_PAIRS = (
+OF_PAIRS = (
     "starts",
     "others",
     "kept",

@@ -3,10 +3,9 @@
 """Reports to trackers that upstream does not know: TensorBoard and Trackio."""
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from ._upstream_callbacks import TrainingCallback
 
 
 def numbers(info: dict[str, Any]) -> dict[str, float]:
@@ -30,17 +29,20 @@ def numbers(info: dict[str, Any]) -> dict[str, float]:
     }
 
 
-class _Tracker(TrainingCallback):
+# Not a TrainingCallback by name: the callbacks import this file.
+class _Tracker:
     """Hands the numbers of every report to ``self._log``."""
 
     package = ""
+    _start: Callable[..., None]
+    _log: Callable[..., None]
 
     def __init__(
         self,
         project_name: str | None,
         log_dir: str,
         config: dict,
-        wrapped_callback: TrainingCallback | None = None,
+        wrapped_callback: Any = None,
     ):
         self.wrapped_callback = wrapped_callback
         if missing := missing_package(self.package):

@@ -28,8 +28,8 @@ from ._upstream_trainer import (
     tree_flatten,
     tree_map,
 )
+from .batch_shape import Bucket
 from .grad_checkpoint import keyed_layers
-from .length_buckets import Bucket
 from .logps import paired_sequence_logps
 from .memory_plan import cache_limit
 from .objective import Objective
@@ -219,7 +219,7 @@ def evaluate_dpo(
         buckets,
         cache_limit(clear_cache_threshold),
         progress_callback,
-        hidden_metrics(objective) - {"perplexity/reference"},
+        hidden_metrics(objective, tested=True),
     )
 
 
@@ -288,11 +288,12 @@ def train_dpo(
     else:
         training_callback = None
     reference = reference_model
-    if not isinstance(reference, RememberedReference):
+    if not args.objective.needs_reference:
+        # Another one would remember, as its own, the zeros that stand for it.
+        reference = NoReference()
+    elif not isinstance(reference, RememberedReference):
         start = reference or FrozenStart(policy_model)
         reference = RememberedReference(start, moving=args.sync_reference)
-        if not args.objective.needs_reference:
-            reference = NoReference()
     run = PreferenceRun(
         policy_model, reference, optimizer, args, train_dataset, val_dataset
     )

@@ -93,7 +93,7 @@ def scoring_step(policy_model: nn.Module, args: Any) -> Callable:
 
     def score(reference_model, batch):
         reference_logps, frozen = reference_pass(
-            policy_model, reference_model, batch, objective.ld_alpha
+            policy_model, reference_model, batch, objective
         )
         with frozen.replaying():
             logps, confidences = answer_logps(policy_model, batch, objective)
