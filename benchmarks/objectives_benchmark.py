@@ -21,7 +21,6 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from dpo_report import machine
 from objectives_report import START, describe, row, section, write_section
 
 import mlx_lm
@@ -238,7 +237,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         print(row(name, results["runs"][name]), flush=True)
     done = [name for name in runs if name in results["runs"]]
     how = f"python benchmarks/{Path(__file__).name} --model {Path(options.model).name}"
-    text = section(results, done, how, machine("CPU", "mlx", "mlx-lm"))
+    text = section(results, done, how)
     print("\n" + text)
     if options.readme:
         write_section(Path(options.readme), text)

@@ -2,10 +2,12 @@
 
 """The table of ``objectives_benchmark.py``, and its place in the README."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dpo_report import machine
 
 from mlx_lm.tuner.atomic_files import replace_file
 from mlx_lm.tuner.pair_metrics import wilson_interval
@@ -25,6 +27,13 @@ over pairs, in nats and without beta, so that all rows compare: *margin*, the ch
 answer's log-ratio to the start minus the rejected one's; *chosen*, the chosen answer's
 log-ratio; *KL*, the exact KL from the start, summed over a chosen answer. *tokens*: the
 mean length of greedy answers."""
+
+NOTES = """So early, losses of log-ratios mostly have `sigmoid`'s gradient but for its size, which
+Adam takes away: they part when beta times the margin nears 1. `plackett_luce` of two
+answers is `sigmoid`. `discopop` sets out the wrong way, as its formula has it: at the
+start its slope is (1 - log 2) / (4 `discopop_tau`) - 3 / 4, which is above 0 for a
+`discopop_tau` below 0.102. `apo_down` lowers both answers by design. Without a
+reference `sft`, `orpo` and `cpo` raise the chosen answers' likelihood first."""
 
 
 def describe(pairs: ScoredPairs) -> dict[str, float]:
@@ -65,8 +74,9 @@ def row(name: str, run: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def section(results: dict[str, Any], names: list[str], how: str, where: str) -> str:
+def section(results: dict[str, Any], names: list[str], how: str) -> str:
     """The README's section, its rows in the order of ``names``."""
+    where = machine(f"{os.cpu_count()} CPU cores", "mlx", "mlx-lm")
     budget, runs = results["budget"], results["runs"]
     pairs = next(iter(runs.values()))["pairs"]
     text = (
@@ -80,7 +90,8 @@ def section(results: dict[str, Any], names: list[str], how: str, where: str) -> 
         f"{budget['max_tokens']} tokens. One seed and a short run: rows that differ by "
         f"less than the interval are no ranking.\n\n{LEGEND}\n\n{HEAD}\n"
     )
-    return text + "".join(f"{row(name, runs[name])}\n" for name in names)
+    rows = "".join(f"{row(name, runs[name])}\n" for name in names)
+    return f"{text}{rows}\n{NOTES}\n"
 
 
 def write_section(path: Path, text: str) -> None:

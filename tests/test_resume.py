@@ -302,6 +302,21 @@ class TestParts(unittest.TestCase):
         self.assertEqual(args.adapter_path, folder)
         self.assertFalse(hasattr(args, "gone"))
 
+    def test_weights_of_other_losses_are_not_kept(self):
+        saved = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
+        for loss_type, weights in (("ipo", None), (saved["loss_type"], [1.0, 0.5])):
+            with tempfile.TemporaryDirectory() as folder:
+                config = {"trained_with": "mlx_lm.dpo", **saved}
+                (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
+                args = SimpleNamespace(
+                    **{"resume": folder, "resume_anyway": True, "train": False},
+                    **{"loss_type": loss_type, "loss_weights": None},
+                    **{"explicit": {"loss_type"}, "adapter_path": "x"},
+                )
+                with contextlib.redirect_stdout(io.StringIO()):
+                    adopt_resumed_run(args, saved)
+            self.assertEqual((args.loss_type, args.loss_weights), (loss_type, weights))
+
     def test_screen_goes_on(self):
         ui = PreferenceTrainUI(10, rank=1)
         ui.start_at(4)

@@ -89,6 +89,10 @@ mlx_lm.dpo run.
             _refuse(f"{key} is {new!r}", repr(old), key, args)
     if "iters" in args.explicit:
         args.epochs = None
+    if config.get("loss_weights") and args.loss_type != config.get("loss_type"):
+        # Those were for the losses before.
+        if "loss_weights" not in args.explicit:
+            args.loss_weights = None
     args.train, args.adapter_path = True, folder
     # What was saved is complete: nothing more is taken from an adapter.
     args.explicit -= {"lora_parameters"}
