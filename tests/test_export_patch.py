@@ -200,6 +200,14 @@ class TestMadeUpUpstream(Export):
         )
         self.assertEqual(result.stdout, "0.5 0.0\n", result.stderr)
 
+    def test_pictures_arrive_as_they_are(self):
+        picture = bytes(range(256)) * 4
+        (self.root / "mlx_lm/curve.png").write_bytes(picture)
+        patch = self.patch()
+        copy = export_patch.unpack(self.source, self.folder / "copy")
+        subprocess.run(["git", "apply", "-"], cwd=copy, input=patch, check=True)
+        self.assertEqual((copy / "mlx_lm/curve.png").read_bytes(), picture)
+
     @unittest.skipUnless(TOOLS, "needs black, isort and ruff")
     def test_folded_and_formatted(self):
         self.patch(clean=True)
