@@ -3,6 +3,8 @@
 """The table of ``objectives_benchmark.py``, and its place in the README."""
 
 import os
+import textwrap
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,7 @@ def section(results: dict[str, Any], names: list[str], how: str) -> str:
     where = machine(f"{os.cpu_count()} CPU cores", "mlx", "mlx-lm")
     budget, runs = results["budget"], results["runs"]
     pairs = next(iter(runs.values()))["pairs"]
-    text = (
-        f"{TITLE}\n\n`{how}`, {where}.\n\n"
+    budget_text = (
         f"Every objective on the quickstart's pairs, from the same start and with the "
         f"same budget: {budget['iters']} steps of {budget['batch_size']} pairs "
         f"(`kto`: {2 * budget['batch_size']} labelled answers), adapters on "
@@ -88,10 +89,12 @@ def section(results: dict[str, Any], names: list[str], how: str) -> str:
         f"beta 0.1 unless *settings* says another. Tested on {pairs} held-out pairs "
         f"and on {budget['prompts']} of their prompts, answered with at most "
         f"{budget['max_tokens']} tokens. One seed and a short run: rows that differ by "
-        f"less than the interval are no ranking.\n\n{LEGEND}\n\n{HEAD}\n"
+        f"less than the interval are no ranking."
     )
+    fill = partial(textwrap.fill, width=88, break_on_hyphens=False)
+    text = f"{TITLE}\n\n{fill(f'`{how}`, {where}.')}\n\n{fill(budget_text)}\n\n"
     rows = "".join(f"{row(name, runs[name])}\n" for name in names)
-    return f"{text}{rows}\n{NOTES}\n"
+    return f"{text}{LEGEND}\n\n{HEAD}\n{rows}\n{NOTES}\n"
 
 
 def write_section(path: Path, text: str) -> None:
