@@ -153,7 +153,9 @@ def machine(device: str, *packages: str) -> str:
         except PackageNotFoundError:
             versions.append(name)
     python = f"Python {platform.python_version()}"
-    return ", ".join([device, platform.platform(), python, *versions])
+    return ", ".join(
+        [device, f"{platform.system()} {platform.machine()}", python, *versions]
+    )
 
 
 def command() -> str:
