@@ -49,6 +49,9 @@ class TestSignals(CommandCase):
 
     def setUp(self):
         super().setUp()
+        # A shell's background processes ignore Ctrl-C.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
         self.more = ["--steps-per-report", 2, "--steps-per-eval", 3, "--save-every", 4]
         self.more += ["--iters", 7, "--batch-size", 2]
 
