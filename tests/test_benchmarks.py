@@ -1,7 +1,9 @@
 # Copyright © 2026 MLX Contributors
 
 import contextlib
+import gzip
 import io
+import json
 import math
 import sys
 import tempfile
@@ -11,7 +13,7 @@ from types import SimpleNamespace
 from unittest import mock
 
 import mlx.core as mx
-from tiny import save_rows, save_tiny_model
+from tiny import ROWS, save_rows, save_tiny_model
 
 from mlx_lm.models import llama
 from mlx_lm.tuner.reference import FrozenStart
@@ -22,6 +24,7 @@ import dpo_baselines  # noqa: E402
 import dpo_benchmark  # noqa: E402
 import dpo_report  # noqa: E402
 import objectives_benchmark  # noqa: E402
+import quality_benchmark  # noqa: E402
 from dpo_report import Way  # noqa: E402
 
 
@@ -116,6 +119,39 @@ class TestDPOReport(unittest.TestCase):
     def test_single_values_serve_every_size(self):
         args = SimpleNamespace(prompt=[768, 256], completion=[128], batch_size=[8])
         self.assertEqual(dpo_report.sizes(args), [(768, 128, 8), (256, 128, 8)])
+
+
+class TestQualityBenchmark(unittest.TestCase):
+    def test_seeds_of_a_split_file(self):
+        mx.disable_compile()
+        self.addCleanup(mx.enable_compile)
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            rows = [json.dumps(row) for row in ROWS]
+            with gzip.open(folder / "pairs.jsonl.gz", "wt") as file:
+                file.write("\n".join(rows))
+            arguments = {
+                "model": save_tiny_model(folder / "tiny"),
+                "data": folder / "pairs.jsonl.gz",
+                "output": folder / "out",
+                **{"train": len(rows) - 4, "test": 3, "valid": 1, "batch-size": 4},
+                **{"accumulate": 2, "max-seq-length": 64, "rank": 2},
+            }
+            words = [str(x) for k, v in arguments.items() for x in (f"--{k}", v)]
+            screen = io.StringIO()
+            with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):
+                results = quality_benchmark.main([*words, "--seeds", "3", "4"])
+            self.assertEqual({r["pairs"] for r in results.values()}, {3})
+            last = (folder / "out/data/test.jsonl").read_text().splitlines()
+            self.assertEqual(last, rows[-3:])
+            self.assertRegex(screen.getvalue(), r"\| mean \| [\d.]+% \(")
+            # What is there is not trained again.
+            with mock.patch.object(quality_benchmark.dpo, "run", side_effect=OSError):
+                with contextlib.redirect_stdout(screen):
+                    again = quality_benchmark.main([*words, "--seeds", "4"])
+            self.assertEqual(again, {4: results[4]})
+            with self.assertRaisesRegex(ValueError, "fewer than 999"):
+                quality_benchmark.main([*words, "--train", "999"])
 
 
 class TestObjectivesBenchmark(unittest.TestCase):
