@@ -15,7 +15,6 @@ import argparse
 import json
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +26,13 @@ import mlx_lm
 from mlx_lm import batch_generate
 from mlx_lm.dpo import resolve_args, train_model
 from mlx_lm.tuner.atomic_files import replace_file
-from mlx_lm.tuner.completion_head import paired_completion_logps
 from mlx_lm.tuner.datasets import load_preference_dataset
-from mlx_lm.tuner.dpo_config import check_args, fit_to_model, training_args
-from mlx_lm.tuner.frozen_layers import FrozenLayers
-from mlx_lm.tuner.logps import completion_states, sum_by_row
-from mlx_lm.tuner.model_parts import head_logits
-from mlx_lm.tuner.pair_scores import PairCollector, ScoredPairs
+from mlx_lm.tuner.dpo_config import check_args, fit_to_model
+from mlx_lm.tuner.objective import objective_of
 from mlx_lm.tuner.policy import load_model, prepare_policy
-from mlx_lm.tuner.preference_batches import iterate_preference_batches
 from mlx_lm.tuner.preference_losses import LOSSES
-from mlx_lm.tuner.run_plan import training_plan
-from mlx_lm.tuner.run_setup import find_sharing
+from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.tuner.run_test import score_pairs
 from mlx_lm.tuner.utils import remove_lora_layers
 
 EXAMPLES = Path(mlx_lm.__file__).parent / "examples"
@@ -76,14 +70,14 @@ def run_settings(options: argparse.Namespace, own: dict[str, Any]) -> Any:
         "steps_per_report": options.iters,
         "save_every": options.iters,
         "num_layers": options.num_layers,
-        "test": not own,
+        "test": True,
         "reference_cache": options.reference_cache,
     }
     given = {k: v for k, v in (budget | own).items() if v is not None}
     vars(args).update(given)
     args.explicit |= given.keys()
     check_args(args)
-    if args.data_kind == "labels":
+    if objective_of(args).data == "labels":
         args.batch_size *= 2  # A pair is two labelled answers.
     return args
 
@@ -99,41 +93,6 @@ def answer_lengths(model: Any, tokenizer: Any, prompts: list, most: int) -> list
     return [len(tokenizer.encode(x, add_special_tokens=False)) for x in texts]
 
 
-class Test:
-    """The held-out pairs, and what the start said of them."""
-
-    def __init__(self, args: Any, model: Any, dataset: Any):
-        settings = training_args(args)
-        settings.sharing = find_sharing(args, model, None).grade
-        plan = training_plan(dataset, settings, in_order=True)
-        self.dataset, self.kept = dataset, []
-        for batch in iterate_preference_batches(dataset, args.batch_size, plan):
-            # What lies below the adapters is the same for all policies.
-            layers = FrozenLayers(model)
-            with layers.recording():
-                states = completion_states(model, batch.arrays)
-            logits = head_logits(model, states)
-            mx.eval(logits)
-            self.kept.append((batch, layers, logits))
-
-    def score(self, model: Any) -> ScoredPairs:
-        """Score the pairs with a policy of the same frozen layers."""
-        model.eval()
-        collector = PairCollector(self.dataset)
-        head = partial(head_logits, model)
-        for batch, layers, start in self.kept:
-            with layers.replaying():
-                states = completion_states(model, batch.arrays)
-            targets = batch.arrays["targets"]
-            scores = paired_completion_logps(head, lambda x: x, states, start, targets)
-            policy, reference, kl = (sum_by_row(x, batch.arrays) for x in scores)
-            values = {"policy_logps": policy, "reference_logps": reference, "kl": kl}
-            chosen, rejected = mx.split(policy - reference, 2)  # Rewards of beta 1.
-            values |= {"chosen_rewards": chosen, "rejected_rewards": rejected}
-            collector.add(batch, values)
-        return collector.gather()
-
-
 class Bench:
     """One model for all runs, as it starts."""
 
@@ -142,15 +101,13 @@ class Bench:
         args = run_settings(options, {})
         self.model, self.tokenizer = load_model(args.model, args)
         fit_to_model(args, self.model)
-        _, _, test_set = load_preference_dataset(args, self.tokenizer)
+        args.batch_size = options.test_batch_size
+        _, _, self.test_set = load_preference_dataset(args, self.tokenizer)
+        # Whatever was trained on, log-probs are compared as plain pairs.
+        self.pairs = args
         rows = (Path(options.data) / "test.jsonl").read_text("utf-8").splitlines()
         rows = rows[:: max(len(rows) // max(options.prompts, 1), 1)][: options.prompts]
         self.prompts = [json.loads(row)["prompt"] for row in rows]
-        prepare_policy(args, self.model)
-        self.model.eval()
-        args.batch_size = options.test_batch_size
-        self.test = Test(args, self.model, test_set)
-        remove_lora_layers(self.model)
 
     def measure(self, own: dict[str, Any], trained: bool = True) -> dict[str, Any]:
         """Train one objective from the start, test it, and let it answer."""
@@ -160,12 +117,15 @@ class Bench:
             # The adapter's start and the order of pairs are the same in every run.
             mx.random.seed(args.seed)
             np.random.seed(args.seed)
+            fit_to_model(args, model)
             if trained:
-                fit_to_model(args, model)
                 train_set, _, _ = load_preference_dataset(args, self.tokenizer)
-                train_model(args, model, train_set, [])
+                start = train_model(args, model, train_set, []).model
+            else:
+                prepare_policy(args, model)
+                start = FrozenStart(model)
         seconds = time.perf_counter() - tic
-        result = describe(self.test.score(model))
+        result = describe(score_pairs(self.pairs, model, self.test_set, start)[1])
         lengths = answer_lengths(
             model, self.tokenizer, self.prompts, self.options.max_tokens
         )

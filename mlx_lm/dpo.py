@@ -17,7 +17,6 @@ from .tuner.callbacks import CallbackList, TrainingCallback
 from .tuner.config_file import read_config
 from .tuner.datasets import load_preference_dataset
 from .tuner.dpo_config import (
-    DERIVED_KEYS,
     check_args,
     check_keys,
     check_types,
@@ -236,7 +235,7 @@ def run(
     if "explicit" not in given:
         given["explicit"] = {k for k in given if given[k] != CONFIG_DEFAULTS.get(k)}
     args = SimpleNamespace(**{**CONFIG_DEFAULTS, **given})
-    check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, *DERIVED_KEYS])
+    check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
     if isinstance(args.adapter_path, list):
         compare_runs(args, CONFIG_DEFAULTS)
         return

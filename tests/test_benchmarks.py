@@ -16,7 +16,6 @@ import mlx.core as mx
 from tiny import ROWS, save_rows, save_tiny_model
 
 from mlx_lm.models import llama
-from mlx_lm.tuner.reference import FrozenStart
 from mlx_lm.tuner.trainer import evaluate_dpo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -207,17 +206,15 @@ class TestObjectivesBenchmark(unittest.TestCase):
 
     def test_scores_are_those_of_a_whole_forward(self):
         measured = {}
-        scores = objectives_benchmark.Test.score
+        scores = objectives_benchmark.score_pairs
 
-        def score(test, model):
-            # What the benchmark remembers, computed anew from both whole models.
-            start = FrozenStart(model)
-            zeros = {k: 0 * v for k, v in start.arrays().items() if k.endswith("_b")}
-            start.restore(start.arrays() | zeros)
-            measured.update(evaluate_dpo(model, start, test.dataset, 3, beta=1.0))
-            return scores(test, model)
+        def score(args, model, dataset, start):
+            # The start as a function of tokens shares nothing with the policy.
+            whole = lambda tokens: start(tokens)
+            measured.update(evaluate_dpo(model, whole, dataset, 3, beta=1.0))
+            return scores(args, model, dataset, start)
 
-        with mock.patch.object(objectives_benchmark.Test, "score", score):
+        with mock.patch.object(objectives_benchmark, "score_pairs", score):
             run = self.run_some("sigmoid")["runs"]["sigmoid"]
         self.assertAlmostEqual(measured["rewards/margins"], run["margin"], places=4)
         self.assertAlmostEqual(measured["rewards/accuracies"], run["accuracy"])

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_unflatten
 from tiny import Pairs, Recorder, pair, random_pairs, tiny_model, train, weights_of
 
 from mlx_lm.tuner import training_step
@@ -25,6 +25,7 @@ from mlx_lm.tuner.logps import (
     sum_by_row,
 )
 from mlx_lm.tuner.master_weights import with_master_weights
+from mlx_lm.tuner.model_parts import calls_replaced
 from mlx_lm.tuner.policy import prepare_policy, slow_dtype_notice
 from mlx_lm.tuner.preference_batches import collate_pairs
 from mlx_lm.tuner.preference_metrics import sum_values
@@ -63,6 +64,34 @@ class TestLogps(unittest.TestCase):
         states = np.array(model.model(batch["inputs"])).reshape(inputs.size, -1)
         ours = completion_states(model, batch)
         np.testing.assert_allclose(ours, states[np.array(batch["positions"])])
+
+    def test_layers_in_common_run_once(self):
+        model = tiny_model("lora")
+        start = FrozenStart(model)
+        moved = [(k, x + 0.1) for k, x in tree_flatten(model.trainable_parameters())]
+        model.update(tree_unflatten(moved))
+        pairs = random_pairs(3)
+        # A function of tokens shares nothing.
+        plain = collate_pairs(pairs)
+        whole = paired_sequence_logps(model, lambda x: start(x), plain)
+        for shape in (None, BatchShape(40, 12, True)):
+            batch = collate_pairs(pairs, shape=shape)
+            calls = [0] * len(model.layers)
+
+            def counting(i, calls=calls):
+                def call(original, *args, **kwargs):
+                    calls[i] += 1
+                    return original(*args, **kwargs)
+
+                return call
+
+            counted = [(layer, counting(i)) for i, layer in enumerate(model.layers)]
+            with calls_replaced(counted):
+                shared = paired_sequence_logps(model, start, batch)
+            for x, y in zip(shared, whole):
+                np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+            self.assertGreater(shared[2].min().item(), 1e-4)
+            self.assertEqual(calls[-1], 2 * calls[0])
 
     def test_reference_with_a_wider_head(self):
         # Checkpoints of one family may pad the same vocabulary differently.

@@ -141,7 +141,7 @@ class TestWeights(Faults):
                 train, valid, _ = load(weight_feature="w", margin_feature="w")
                 self.assertEqual(valid.values["margins"].tolist(), [2])
                 self.assertEqual(train.values["weights"].tolist(), [2] * 3)
-                train, valid, _ = load(data_kind="labels", valid_fraction=0.25)
+                train, valid, _ = load(loss_type="kto", valid_fraction=0.25)
                 self.assertEqual(train.values.keys(), {"labels"})
                 self.assertEqual((len(train), len(valid)), (4, 4))
                 with self.assertRaisesRegex(ValueError, "no row has the criterion"):

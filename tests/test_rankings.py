@@ -169,7 +169,7 @@ class TestRankings(unittest.TestCase):
                 text = json.dumps(ranking("Q:", *answers))
                 Path(folder, f"{name}.jsonl").write_text(text)
             args = types.SimpleNamespace(
-                data=folder, train=True, test=True, data_kind="rankings"
+                data=folder, train=True, test=True, loss_type="plackett_luce"
             )
             args.token_cache = False
             with contextlib.redirect_stdout(io.StringIO()):

@@ -23,6 +23,7 @@ from ._upstream_datasets import (
     types,
 )
 from .atomic_files import user_cache_folder
+from .objective import objective_of
 from .preference_dataset import PreferenceDataset
 from .preference_files import Splits, open_local_splits
 from .preference_hub import open_hub_splits
@@ -41,10 +42,10 @@ def load_preference_dataset(args: Any, tokenizer: Any) -> tuple:
             ``seed``, ``max_seq_length``, ``valid_fraction``, ``max_bad_rows``,
             ``wrap_text``, ``transcripts``, ``token_cache`` (a folder that keeps
             token ids, the user's cache folder by default, or ``False``),
-            ``*_feature``, ``criteria`` and ``data_kind`` (the ``kind`` of
-            :class:`PreferenceDataset`). All but ``seed``, ``max_seq_length``,
-            ``token_cache``, ``data_kind`` and ``valid_fraction`` also in
-            ``hf_dataset``.
+            ``*_feature``, ``criteria``, and the settings of an ``Objective``, which
+            decides the ``kind`` of :class:`PreferenceDataset`. All but these and
+            ``seed``, ``max_seq_length``, ``token_cache`` and ``valid_fraction`` also
+            in ``hf_dataset``.
         tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
 
     Returns:
@@ -170,7 +171,7 @@ def _make_dataset(
         "criteria": None,
     }
     options = {k: _option(args, given, k, v) for k, v in defaults.items()}
-    options["kind"] = _option(args, {}, "data_kind", "pairs")
+    options["kind"] = objective_of(args).data
     name = f"{given.get('path', _option(args, {}, 'data', ''))} ({_SPLIT_FILES[split]})"
     max_length = _option(args, {}, "max_seq_length", 2048)
     cache = _option(args, {}, "token_cache", True)

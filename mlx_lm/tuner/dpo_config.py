@@ -84,8 +84,6 @@ UNSET_TYPES: dict[str, type] = {
     "margin_feature": str,
     "criteria": dict,
 }
-# What is not the user's to set.
-DERIVED_KEYS = ("explicit", "data_kind")
 _KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
     int: ("a whole number", (int,)),
@@ -237,7 +235,6 @@ def _check_numbers(args, ranks):
 def _check_objective(args):
     """The losses, and what data, batches and reference have to do with them."""
     objective = objective_of(args)
-    args.data_kind = objective.data
     names = " and ".join(objective.losses)
     if args.margin_feature and not objective.takes_margins:
         raise ValueError(
@@ -376,7 +373,7 @@ def saved_settings(args: SimpleNamespace) -> dict:
         >>> saved_settings(resolve_args([]))["trained_with"]
         'mlx_lm.dpo'
     """
-    config = {k: v for k, v in vars(args).items() if k not in DERIVED_KEYS}
+    config = {k: v for k, v in vars(args).items() if k != "explicit"}
     # How a process came to the run is not the run's.
     config |= {"resume": None, "resume_anyway": False}
     return {**config, "trained_with": TRAINED_WITH, "versions": run_versions()}

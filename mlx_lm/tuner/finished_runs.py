@@ -36,8 +36,8 @@ SAME_KEYS = (
     "wrap_text",
     "transcripts",
     "criteria",
-    "data_kind",
 )
+_TESTED = (*SAME_KEYS, "The kind of data")
 
 
 def finished_runs(
@@ -84,18 +84,19 @@ def finished_runs(
         check_args(one)
         runs.append(one)
     for other in runs[1:]:
-        for key in SAME_KEYS:
-            ours, theirs = (getattr(run, key, None) for run in (runs[0], other))
+        for what, ours, theirs in zip(_TESTED, _tested(runs[0]), _tested(other)):
             if ours != theirs:
-                kind = key == "data_kind"
-                hint = " Or give it to the command."
+                hint = " Or give it to the command." if what in SAME_KEYS[1:] else ""
                 raise ValueError(
-                    f"{'The kind of data' if kind else key} is {ours!r} in "
-                    f"{runs[0].adapter_path} and {theirs!r} in {other.adapter_path}: "
-                    "compare runs that agree in it."
-                    + ("" if kind or key == "model" else hint)
+                    f"{what} is {ours!r} in {runs[0].adapter_path} and {theirs!r} in "
+                    f"{other.adapter_path}: compare runs that agree in it.{hint}"
                 )
     return runs
+
+
+def _tested(run):
+    """What runs must agree in, in the order of ``_TESTED``."""
+    return [*(getattr(run, key, None) for key in SAME_KEYS), objective_of(run).data]
 
 
 def compare_runs(

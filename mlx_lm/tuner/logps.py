@@ -20,9 +20,10 @@ from .completion_head import (
     completion_scores,
     paired_completion_logps,
 )
+from .frozen_layers import FrozenLayers
 from .model_parts import head_logits
 from .packing import packed_states
-from .reference import running
+from .reference import FrozenStart, running
 from .shared_prompt import plain_states, shared_states
 
 
@@ -219,8 +220,13 @@ def paired_sequence_logps(
         >>> paired_sequence_logps(model, model, batch)[2].tolist()
         [0.0, 0.0]
     """
-    with running(reference_model) as reference:
+    # Layers that policy and reference have in common run once.
+    own = isinstance(reference_model, FrozenStart)
+    frozen = FrozenLayers(policy_model if own else None)
+    with running(reference_model) as reference, frozen.recording():
         reference_states = completion_states(reference, batch)
+    with frozen.replaying():
+        policy_states = completion_states(policy_model, batch)
 
     def reference_logits(states):
         with running(reference_model) as reference:
@@ -229,7 +235,7 @@ def paired_sequence_logps(
     scores = paired_completion_logps(
         lambda states: head_logits(policy_model, states),
         reference_logits,
-        completion_states(policy_model, batch),
+        policy_states,
         reference_states,
         batch["targets"],
     )

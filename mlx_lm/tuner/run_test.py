@@ -98,10 +98,10 @@ def measure(
         means, scored, objective.data, objective.rewards_are == "log-ratios"
     )
     if mx.distributed.init().rank() == 0 and args.adapter_path:
-        if args.retain_data:
-            metrics |= retained_metrics(args.adapter_path)
         try:
             text = retained_metrics(args.adapter_path)
+            if args.retain_data:
+                metrics |= text
             write_test_metrics(args.adapter_path, metrics | text)
             if args.report and objective.data == "pairs":
                 _save_for_report(args.adapter_path, test_set, scored)
