@@ -138,6 +138,10 @@ class TestSignals(CommandCase):
         for number, handler in zip((signal.SIGINT, signal.SIGTERM), before):
             self.assertEqual(signal.getsignal(number), signal.SIG_IGN)
             signal.signal(number, handler)
+        # Nor does it end a rank before this one has said why it failed.
+        with self.assertRaises(RuntimeError), StopSignals(patient=True):
+            raise RuntimeError("[ring] lost")
+        signal.raise_signal(signal.SIGTERM)
         with StopSignals() as stop:
             stop.ignore()
             signal.raise_signal(signal.SIGTERM)

@@ -42,6 +42,9 @@ class StopSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.patient and error is not None:
+            # Another rank may be gone: this one still has to say how to go on.
+            self.ignore()
         self._restore()
 
     def _restore(self):
