@@ -207,11 +207,11 @@ class TestKernelText(unittest.TestCase):
         "threadgroup": "cross_entropy.h",
         "threadgroup_barrier": "cross_entropy.h",
         "mem_flags::mem_threadgroup": "cross_entropy.h",
-        "simdgroup_index_in_threadgroup": "mlx_lm/kernels/norm_add_norm.py",
-        "thread_index_in_simdgroup": "mlx_lm/kernels/norm_add_norm.py",
-        "thread_position_in_threadgroup": "mlx_lm/kernels/norm_add_norm.py",
-        "threadgroup_position_in_grid": "mlx_lm/kernels/norm_add_norm.py",
-        "_shape[": "mlx_lm/kernels/rms_norm_sigmoid_gate.py",
+        "simdgroup_index_in_threadgroup": "mlx_lm/models/kimi_k3.py",
+        "thread_index_in_simdgroup": "mlx_lm/models/kimi_k3.py",
+        "thread_position_in_threadgroup": "mlx_lm/models/kimi_k3.py",
+        "threadgroup_position_in_grid": "mlx_lm/models/kimi_k3.py",
+        "_shape[": "mlx_lm/models/bitlinear_layers.py",
     }
     PARAMETERS = {"T", "R", "DUAL", "THREADS", "BLOCK", "bool", "policy_logits_shape"}
     WORD = (
