@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import dpo_baselines  # noqa: E402
 import dpo_benchmark  # noqa: E402
 import dpo_report  # noqa: E402
+import kl_benchmark  # noqa: E402
 import objectives_benchmark  # noqa: E402
 import quality_benchmark  # noqa: E402
 from dpo_report import Way  # noqa: E402
@@ -135,6 +136,7 @@ class TestQualityBenchmark(unittest.TestCase):
                 "output": folder / "out",
                 **{"train": len(rows) - 4, "test": 3, "valid": 1, "batch-size": 4},
                 **{"accumulate": 2, "max-seq-length": 64, "rank": 2},
+                "learning-rate": 1e-3,
             }
             words = [str(x) for k, v in arguments.items() for x in (f"--{k}", v)]
             screen = io.StringIO()
@@ -151,6 +153,20 @@ class TestQualityBenchmark(unittest.TestCase):
             self.assertEqual(again, {4: results[4]})
             with self.assertRaisesRegex(ValueError, "fewer than 999"):
                 quality_benchmark.main([*words, "--train", "999"])
+            self.check_kl(folder / "out", results[3])
+
+    def check_kl(self, folder, result):
+        words = f"--adapter-path {folder}/seed3 --data {folder}/data --prompts 2"
+        with contextlib.redirect_stdout(io.StringIO()) as screen:
+            kl_benchmark.main([*words.split(), "--strengths", "1", "2", "0"])
+        lines = [x for x in screen.getvalue().splitlines() if x.startswith("| seed3")]
+        whole, twice, start = ([c.strip() for c in x.split("|")] for x in lines[:3])
+        self.assertEqual(whole[2:4], ["1", f"{result['rewards/accuracies']:.1%}"])
+        self.assertEqual(whole[5], f"{result['kl_per_answer/chosen']:.2f}")
+        self.assertEqual([*start[5:7], start[8]], ["0.00", "0.0000", "0.00"])
+        # Near the start the KL grows with the square of the way.
+        self.assertGreater(float(whole[6]), 0.0005)
+        self.assertAlmostEqual(float(twice[6]) / float(whole[6]), 4, delta=0.8)
 
 
 class TestObjectivesBenchmark(unittest.TestCase):

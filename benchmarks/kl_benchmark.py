@@ -1,0 +1,134 @@
+# Copyright © 2026 MLX Contributors
+
+"""
+How far from the start are adapters, and what does part of the way bring?
+
+A LoRA adapter times a strength between 0 and 1 is a policy between the start and the
+trained one, without training anew. Each is tested on the same held-out pairs; with
+``--prompts`` it also answers some of their prompts twice, by sampling at temperature 1,
+and the KL is taken on its own answers.
+
+    python benchmarks/kl_benchmark.py --adapter-path A B C --data FOLDER \\
+        --strengths 0.25 0.5 1 --prompts 50
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from mlx_lm.dpo import CONFIG_DEFAULTS, resolve_args
+from mlx_lm.generate import batch_generate
+from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tuner.datasets import load_preference_dataset
+from mlx_lm.tuner.dpo_config import fit_to_model
+from mlx_lm.tuner.finished_runs import finished_runs
+from mlx_lm.tuner.pair_metrics import pair_metrics
+from mlx_lm.tuner.policy import load_model, load_weights, prepare_policy, read_weights
+from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.tuner.run_test import score_pairs
+
+HEADER = (
+    "| adapter | strength | reward accuracy | chosen likelier | KL a chosen answer | "
+    "KL a token | perplexity of chosen | KL an own answer |\n" + "|---" * 8 + "|"
+)
+# Longer answers are cut off, which ends their KL there.
+MOST_TOKENS = 128
+
+
+def set_strength(model: nn.Module, scales: dict[str, float], strength: float) -> None:
+    """Multiply the trained scale of every adapted layer."""
+    modules = dict(model.named_modules())
+    for name, scale in scales.items():
+        modules[name].scale = scale * strength
+
+
+def lora_scales(model: nn.Module) -> dict[str, float]:
+    """The scale of every layer that has an adapter."""
+    return {n: m.scale for n, m in model.named_modules() if hasattr(m, "lora_b")}
+
+
+def own_answers(model: nn.Module, tokenizer: Any, prompts: list[list[int]]) -> list:
+    """Sample two answers to each prompt, as pairs of token ids."""
+    mx.random.seed(0)
+    options = {"max_tokens": MOST_TOKENS, "return_token_ids": True}
+    sampler = make_sampler(temp=1.0)
+    found = batch_generate(model, tokenizer, prompts * 2, sampler=sampler, **options)
+    ended = [tokenizer.eos_token_id]
+    answers = [x + ended * (len(x) < MOST_TOKENS) for x in found.token_ids]
+    pairs = []
+    for prompt, *two in zip(prompts, answers, answers[len(prompts) :]):
+        lengths = (len(prompt), *(len(prompt) + len(x) for x in two))
+        pairs.append((np.array(prompt), *map(np.array, two), lengths))
+    return pairs
+
+
+def row(name: str, strength: float, found: dict[str, Any], own: float | None) -> str:
+    """A line of the table."""
+    cells = [
+        name,
+        f"{strength:g}",
+        f"{found['rewards/accuracies']:.1%}",
+        f"{found['logps/accuracies']:.1%}",
+        f"{found['kl_per_answer/chosen']:.2f}",
+        f"{found['kl']:.4f}",
+        f"{found['perplexity/policy']:.2f}",
+        "-" if own is None else f"{own:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def measure(run: Any, strengths: list[float], count: int, batch_size: int) -> list[str]:
+    """Test one adapter at every strength; return the lines."""
+    run.batch_size = batch_size
+    model, tokenizer = load_model(run.model, run)
+    fit_to_model(run, model)
+    _, _, test_set = load_preference_dataset(run, tokenizer)
+    prepare_policy(run, model)
+    start = FrozenStart(model)
+    load_weights(model, Path(run.adapter_path) / "adapters.safetensors")
+    read_weights(model, run.model)
+    scales, lines = lora_scales(model), []
+    if not scales:
+        raise ValueError(f"{run.adapter_path} has no LoRA layers, which have a scale.")
+    prompts = [test_set[i][0].tolist() for i in range(min(count, len(test_set)))]
+    for strength in strengths:
+        set_strength(model, scales, strength)
+        means, scored = score_pairs(run, model, test_set, start)
+        own = None
+        if prompts:
+            answers = own_answers(model, tokenizer, prompts)
+            own = float(score_pairs(run, model, answers, start)[1].kl.mean())
+        found = means | pair_metrics(means, scored)
+        lines.append(row(Path(run.adapter_path).name, strength, found, own))
+        print(lines[-1], flush=True)
+    return lines
+
+
+def main(argv: list[str] | None = None) -> list[str]:
+    """Measure all adapters."""
+    parser = argparse.ArgumentParser(description="KL and accuracy of adapters.")
+    parser.add_argument("--adapter-path", nargs="+", required=True)
+    parser.add_argument("--data", required=True, help="A folder with test.jsonl.")
+    parser.add_argument("--model", help="Default: that of the runs.")
+    parser.add_argument("--strengths", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--prompts", type=int, default=0, help="How many to answer.")
+    parser.add_argument("--batch-size", type=int, default=4)
+    args = parser.parse_args(argv)
+    lines = []
+    for folder in args.adapter_path:
+        given = ["--test", "--data", args.data, "--adapter-path", folder]
+        given += ["--model", args.model] if args.model else []
+        settings = resolve_args([*given, "--test-batches", "-1"])
+        settings.adapter_path = [folder]
+        (run,) = finished_runs(settings, CONFIG_DEFAULTS)
+        lines += measure(run, args.strengths, args.prompts, args.batch_size)
+    print("\n".join([HEADER, *lines]))
+    return lines
+
+
+if __name__ == "__main__":
+    main()
