@@ -42,7 +42,8 @@ def read_lines(path: Path) -> list[str]:
         text = file.read()
     if text.lstrip().startswith("["):
         return [json.dumps(row) for row in json.loads(text)]
-    return text.splitlines()
+    # Not splitlines: JSON may hold other ends of lines as they are.
+    return [line for line in text.split("\n") if line.strip()]
 
 
 def split(path: Path, folder: Path, train: int, valid: int, test: int) -> Path:
@@ -59,8 +60,12 @@ def split(path: Path, folder: Path, train: int, valid: int, test: int) -> Path:
     }
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in parts.items():
+        file = folder / f"{name}.jsonl"
         if part:
-            (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n", "utf-8")
+            file.write_text("\n".join(part) + "\n", "utf-8")
+        else:
+            # Of an earlier split it would be taken for one of this.
+            file.unlink(missing_ok=True)
     return folder
 
 

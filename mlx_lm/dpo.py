@@ -169,7 +169,8 @@ def train_model(
     for notice in notices:
         rprint(notice)
     print_trainable_parameters(model)
-    start_together()
+    step = state.iteration if state else 0
+    start_together(inputs=f"{step} {identity['train']} {identity['valid']}")
     with scored_text(args, model, train_set.tokenizer):
         train_dpo(
             model,
@@ -257,6 +258,11 @@ def run(
 
     rprint("Loading datasets")
     train_set, valid_set, test_set = load_preference_dataset(args, tokenizer)
+    if args.inspect and not (test_set or valid_set):
+        raise ValueError(
+            "inspect shows held-out pairs, and there are none: add a test or validation "
+            "set, raise valid_fraction, or leave it out."
+        )
     sets = [dataset for dataset in (train_set, valid_set, test_set) if dataset]
     check_token_ids(model, max(dataset.largest_token() for dataset in sets))
     # A warning that holds for every set is said once.

@@ -155,6 +155,16 @@ class TestQualityBenchmark(unittest.TestCase):
                 quality_benchmark.main([*words, "--train", "999"])
             self.check_kl(folder / "out", results[3])
 
+    def test_lines_of_a_split_file(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file, data = Path(folder) / "pairs.jsonl", Path(folder) / "data"
+            file.write_text('"a\u2028b"\n\n"c"\n"d"\n', "utf-8")
+            rows = quality_benchmark.read_lines(file)
+            self.assertEqual([json.loads(x) for x in rows], ["a\u2028b", "c", "d"])
+            quality_benchmark.split(file, data, 1, 1, 1)
+            quality_benchmark.split(file, data, 2, 0, 1)
+            self.assertFalse((data / "valid.jsonl").exists())
+
     def check_kl(self, folder, result):
         words = f"--adapter-path {folder}/seed3 --data {folder}/data --prompts 2"
         with contextlib.redirect_stdout(io.StringIO()) as screen:

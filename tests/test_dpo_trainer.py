@@ -371,6 +371,13 @@ class TestTrainer(unittest.TestCase):
         moved = sum((after[k] != before[k]).sum() for k in before)
         self.assertGreater(moved, 0.01 * sum(v.size for v in before.values()))
 
+    def test_lines_that_a_checkpoint_counts_on_are_on_the_disk(self):
+        with tempfile.TemporaryDirectory() as folder:
+            file = MetricsFile(f"{folder}/metrics.jsonl")
+            with mock.patch("os.fsync") as synced:
+                file.on_train_loss_report({"iteration": 1})
+        synced.assert_called_once()
+
     def test_reports_have_all_metrics_and_validation_sees_the_start(self):
         recorder = Recorder()
         with tempfile.TemporaryDirectory() as folder:

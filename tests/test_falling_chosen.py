@@ -64,6 +64,11 @@ class TestFallingChosen(unittest.TestCase):
         sure = {"perplexity/policy": 1.5, "perplexity/reference": 1.0}
         self.assertEqual(said(FallingChosen(), nothing + [{**sure, **nothing[0]}]), [])
 
+    def test_a_perplexity_that_is_infinite(self):
+        broken = report(5, 9.0, "val_") | {"val_perplexity/policy": math.inf}
+        (line,) = said(FallingChosen(), [report(0, 1.0, "val_"), broken])
+        self.assertIn("Step 5", line)
+
     def test_a_resumed_run_knows(self):
         for frozen in (True, False):
             first = [report(0, 1.0, "val_"), report(5, 1.05), report(10, 1.25)]

@@ -1,15 +1,18 @@
 # Copyright © 2026 MLX Contributors
 
+import importlib.util
 import json
+import shutil
 import unittest
 from pathlib import Path
 from types import SimpleNamespace
 
 from test_dpo_command import CommandCase, command
-from tiny import save_tiny_model
+from tiny import ROWS, save_rows, save_tiny_model
 
 from mlx_lm import dpo
 from mlx_lm.tuner.finished_runs import compare_runs, finished_runs
+from mlx_lm.tuner.report_pairs import read_pairs
 from mlx_lm.tuner.run_test import (
     evaluate_model,
     inspect_model,
@@ -104,6 +107,63 @@ class TestComparison(CommandCase):
         out = self.succeed(*both)
         self.assertIn("have different references", out)
         self.assertRegex(out, r"test · 11 pairs +slow +apart\n")
+
+    def test_ordinary_text_and_report_of_each(self):
+        folders = [
+            shutil.copytree(self.runs / name, self.folder / name)
+            for name in ("slow", "fast")
+        ]
+        text = self.folder / "text.txt"
+        text.write_text("The cat sat on the mat and looked at the moon. " * 30)
+        more = ["--report"] if importlib.util.find_spec("matplotlib") else []
+        out = self.succeed(*self.compare(*folders), "--retain-data", text, *more)
+        found = [read(folder) for folder in folders]
+        cells = [f"{m['retained_text/after']:.2f}" for m in found]
+        start = f"{found[0]['retained_text/before']:.2f}"
+        pattern = rf"perplexity of ordinary text +{start} +{cells[0]} +{cells[1]}"
+        self.assertRegex(out, pattern)
+        for folder in folders:
+            self.assertEqual((folder / "report.html").exists(), bool(more))
+
+    def test_pairs_are_those_of_the_last_test(self):
+        if importlib.util.find_spec("matplotlib") is None:
+            self.skipTest("needs matplotlib")
+        folder = shutil.copytree(self.runs / "fast", self.folder / "copy")
+        one = (*self.compare(folder), "--batch-size", 2, "--test-batches", 1)
+        self.succeed(*one, "--report")
+        found = read_pairs(folder)
+        self.assertEqual(len(found["after"]), 2)
+        whole = self.succeed(*self.compare(folder), "--report") and read_pairs(folder)
+        self.assertEqual(len(whole["after"]), 11)
+        texts = {pair["pair"]: pair["prompt"] for pair in whole["pairs"]}
+        for pair in found["pairs"]:
+            self.assertEqual(texts.get(pair["pair"], pair["prompt"]), pair["prompt"])
+        self.assertNotEqual([p["pair"] for p in found["pairs"]], [0, 1])
+        # Without a report no text stays of pairs that were not tested last.
+        self.succeed(*one)
+        kept = read_pairs(folder)
+        self.assertEqual((len(kept["after"]), kept["pairs"]), (2, []))
+
+    def test_each_has_its_own_margins(self):
+        rows = [row | {"ahead": 9.0, "sure": i % 2} for i, row in enumerate(ROWS)]
+        data = save_rows(self.folder / "scored", rows)
+        plain, ahead, sure = (self.folder / x for x in ("plain", "ahead", "sure"))
+        for folder, *more in (
+            (plain,),
+            (ahead, "--margin-feature", "ahead"),
+            (sure, "--weight-feature", "sure"),
+        ):
+            given = ("--adapter-path", folder, "--data", data, "--iters", 1)
+            self.succeed(*self.flags(*given, *more, "--test"))
+        alone = [read(folder)["loss"] for folder in (plain, ahead)]
+        self.assertGreater(alone[1], alone[0] + 1)
+        both = ("--test", "--data", data, "--adapter-path", ahead)
+        self.succeed(*both, plain)
+        for folder, loss in zip((plain, ahead), alone):
+            self.assertAlmostEqual(read(folder)["loss"], loss, places=4)
+        code, _, err = command(*both, sure)
+        self.assertEqual(code, 2)
+        self.assertRegex(err, "Error: .*sure has another .* leaves out other pairs")
 
     def test_one_folder_is_no_list(self):
         for words, expected in (

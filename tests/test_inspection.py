@@ -4,7 +4,7 @@ import unittest
 
 import numpy as np
 from rich.cells import cell_len
-from test_dpo_command import CommandCase
+from test_dpo_command import CommandCase, write_yaml
 from tiny import save_rows
 
 from mlx_lm.tuner.inspection import PairTexts, inspection_lines, inspection_order
@@ -114,6 +114,11 @@ class TestInspectCommand(CommandCase):
         self.fail_in_one_line(
             "Found no test or validation set in .*inspect needs one",
             *("--adapter-path", adapters, "--data", only, "--inspect", 1),
+        )
+        config = write_yaml(self.folder / "none.yaml", valid_fraction=0.0)
+        self.fail_in_one_line(
+            "inspect shows held-out pairs, and there are none",
+            *self.flags("--data", only, "--inspect", 1, "--config", config),
         )
         self.fail_in_one_line("inspect must be at least 1", *self.flags("--inspect", 0))
         for name in ("kto", "plackett_luce"):

@@ -123,6 +123,12 @@ class TestTable(unittest.TestCase):
             [["KL from it, per token (nats)", "0.5000", "-"]],
         )
 
+    def test_another_model_is_not_what_the_text_was_before(self):
+        text = {"retained_text/before": 10.0, "retained_text/after": 12.0}
+        for before, cell in (("start", "10.00"), ("reference", "-")):
+            (_, row) = metrics_table({"policy": {"pairs": 3.0} | text}, before)
+            self.assertEqual(row[1:], [cell, "12.00"])
+
     def test_several_runs_fit_80_columns(self):
         metrics = pair_metrics(MEANS, scored())
         runs = {f"run number {i}": metrics for i in range(5)}

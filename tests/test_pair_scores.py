@@ -10,6 +10,7 @@ from tiny import random_pairs, tiny_model
 
 from mlx_lm.tuner import pair_scores
 from mlx_lm.tuner.logps import paired_sequence_logps
+from mlx_lm.tuner.objective import Objective
 from mlx_lm.tuner.pair_scores import PairCollector, ScoredPairs
 from mlx_lm.tuner.preference_batches import iterate_preference_batches
 from mlx_lm.tuner.trainer import evaluate_dpo
@@ -78,6 +79,17 @@ class TestPairCollector(unittest.TestCase):
         np.testing.assert_allclose(
             scored.policy_logps, whole.policy_logps[scored.indices], atol=1e-5
         )
+
+    def test_only_rewards_are_of_weighted_sums(self):
+        plain_means, plain = self.scored()
+        objective = Objective(beta=0.3, ld_alpha=0.25)
+        means, scored = self.scored(objective=objective)
+        for name in ("policy_logps", "reference_logps", "kl"):
+            expected = getattr(plain, name)
+            np.testing.assert_allclose(getattr(scored, name), expected, atol=1e-5)
+        self.assertGreater(abs(scored.rewards - plain.rewards).max(), 0.01)
+        for name in ("perplexity/policy", "logps/rejected", "kl"):
+            self.assertAlmostEqual(means[name], plain_means[name], places=4)
 
     def test_ranks_put_their_shares_together(self):
         _, expected = self.scored(batch_size=4)

@@ -46,6 +46,8 @@ class TestPrompts(InFolder):
         file = self.folder / "prompts.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         self.assertEqual(read_prompts(str(file)), wanted)
+        file.write_text('"One\u2028line"\n', "utf-8")
+        self.assertEqual(read_prompts(str(file)), ["One\u2028line"])
         file = self.folder / "prompts.txt"
         file.write_text("One\n\nTwo\n")
         self.assertEqual(read_prompts(str(file)), ["One", "Two"])

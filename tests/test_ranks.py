@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 import unittest
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -22,6 +24,7 @@ from mlx_lm.tuner.ranks import (
     average_over_ranks,
     gather_pairs,
     is_lost_rank,
+    on_all_ranks,
     start_together,
     sum_over_ranks,
     wait_for_all,
@@ -30,8 +33,34 @@ from mlx_lm.tuner.ranks import (
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
 HAS_RING = LAUNCHER.exists() and mx.distributed.is_available("ring")
 TIMES = ("pairs_per_second", "tokens_per_second", "val_time", "compile_seconds")
-# What differs although the run does not: time, memory, and filling.
-APART = {*TIMES, "peak_memory", "padding"}
+# What differs although the run does not: time and memory.
+APART = {*TIMES, "peak_memory"}
+
+# The command, with a third step whose numbers are not finite on the last rank alone.
+POISONED = """
+import mlx.core as mx
+from mlx_lm.dpo import main
+from mlx_lm.tuner.preference_run import PreferenceRun
+from mlx_lm.tuner.remembered_reference import RememberedReference
+
+take_step, recall = PreferenceRun._take_step, RememberedReference.recall
+step = [0]
+
+def count(self, it, batch):
+    step[0] = it
+    take_step(self, it, batch)
+    step[0] = 0
+
+def spoil(self, dataset, batch):
+    arrays = recall(self, dataset, batch)
+    world = mx.distributed.init()
+    if step[0] != 3 or world.rank() < world.size() - 1:
+        return arrays
+    return arrays | {"reference_logps": mx.full((2 * arrays["weights"].size,), mx.nan)}
+
+PreferenceRun._take_step, RememberedReference.recall = count, spoil
+main()
+"""
 
 
 def free_port():
@@ -67,8 +96,9 @@ class TestRanks(unittest.TestCase):
         ]
 
     @classmethod
-    def start(cls, ranks, flags):
-        words = [sys.executable, "-m", "mlx_lm", "dpo", *flags]
+    def start(cls, ranks, flags, script=None):
+        command = [script] if script else ["-m", "mlx_lm", "dpo"]
+        words = [sys.executable, *command, *flags]
         if ranks > 1:
             ring = ["-n", ranks, "--backend", "ring", "--starting-port"]
             words = [sys.executable, LAUNCHER, *ring, free_port(), *words]
@@ -82,17 +112,18 @@ class TestRanks(unittest.TestCase):
         )
 
     @classmethod
-    def run_ranks(cls, ranks, flags):
-        process = cls.start(ranks, flags)
+    def run_ranks(cls, ranks, flags, script=None):
+        process = cls.start(ranks, flags, script)
         try:
             return process.communicate(timeout=60)[0]
         finally:
             process.kill()
 
-    def assert_like_one(self, folder):
+    def assert_like_one(self, folder, one=None):
+        one = one or self.one
         lines, expected = (
             list(map(json.loads, (f / "metrics.jsonl").read_text().splitlines()))
-            for f in (folder, self.one)
+            for f in (folder, one)
         )
         self.assertEqual(len(lines), len(expected))
         for line, right in zip(lines, expected):
@@ -101,7 +132,7 @@ class TestRanks(unittest.TestCase):
                 scale = max(1.0, abs(right[key]))
                 self.assertLess(abs(line[key] - right[key]) / scale, 1e-5, key)
         weights, expected = (
-            mx.load(str(f / "adapters.safetensors")) for f in (folder, self.one)
+            mx.load(str(f / "adapters.safetensors")) for f in (folder, one)
         )
         self.assertEqual(weights.keys(), expected.keys())
         for key, x in expected.items():
@@ -138,6 +169,20 @@ class TestRanks(unittest.TestCase):
                 out = self.run_ranks(count, ["--resume", folder])
                 self.assertIn("Going on after step 5 of 9", out)
                 self.assert_like_one(folder)
+
+    def test_a_step_is_skipped_on_all_ranks(self):
+        script = self.root / "poisoned.py"
+        script.write_text(POISONED)
+        rows = []
+        for count in (1, 2):
+            folder = self.root / f"poisoned {count}"
+            out = self.run_ranks(count, self.flags(folder), script)
+            found = re.findall(r"Step 3 skipped: [^(]*\(rows ([^)]+)\)", out)
+            self.assertEqual(len(found), 1, out)
+            rows.append(sorted(found[0].split(", ")))
+        self.assertEqual(len(rows[0]), 4)
+        self.assertEqual(rows[0], rows[1])
+        self.assert_like_one(folder, self.root / "poisoned 1")
 
     def test_batch_that_ranks_cannot_share(self):
         folder = self.root / "odd"
@@ -286,9 +331,49 @@ class TestMessages(unittest.TestCase):
         sums = sum_over_ranks({"b": mx.array(3.0)})
         self.assertEqual(sums["b"].item(), 3.0)
         self.assertEqual(sum_over_ranks({}), {})
+        self.assertTrue(on_all_ranks(mx.array(True)).item())
+        self.assertFalse(on_all_ranks(mx.array(False)).item())
         wait_for_all()
         self.assertFalse(start_together())
         self.assertTrue(start_together(failed=True))
+
+    def test_a_condition_holds_on_all_ranks_or_on_none(self):
+        group = mock.Mock(**{"size.return_value": 3})
+        for other in (0.0, 1.0):
+            average = lambda arrays, all_reduce_size: [(x + other) / 3 for x in arrays]
+            with (
+                mock.patch.object(mx.distributed, "init", lambda: group),
+                mock.patch.object(ranks, "average_gradients", average),
+            ):
+                self.assertEqual(on_all_ranks(mx.array(True)).item(), not other)
+                self.assertFalse(on_all_ranks(mx.array(False)).item())
+
+    def start_with(self, rank, failed, inputs):
+        group = mock.Mock(**{"size.return_value": 2, "rank.return_value": rank})
+
+        def gather(row, group):
+            rows = row.tolist()
+            rows.insert(1 - rank, [int(failed), zlib.crc32(inputs)])
+            return mx.array(rows, dtype=mx.uint32)
+
+        with (
+            mock.patch.object(ranks, "_started", []),
+            mock.patch.object(mx.distributed, "init", lambda: group),
+            mock.patch.object(mx.distributed, "all_gather", gather),
+        ):
+            return start_together(inputs="5 pairs")
+
+    def test_ranks_that_start_with_other_inputs(self):
+        for rank in (0, 1):
+            self.assertFalse(self.start_with(rank, False, b"5 pairs"))
+            with self.assertRaises(SystemExit) as caught:
+                self.start_with(rank, True, b"")
+            self.assertEqual(caught.exception.code, 2)
+        with self.assertRaisesRegex(ValueError, "Rank 1 has other pairs or another"):
+            self.start_with(0, False, b"4 pairs")
+        with self.assertRaises(SystemExit) as caught:
+            self.start_with(1, False, b"4 pairs")
+        self.assertEqual(caught.exception.code, 2)
 
     def test_sums_are_one_message(self):
         twice = mock.Mock(side_effect=lambda x, group: 2 * x)

@@ -231,6 +231,16 @@ class TestReport(unittest.TestCase):
         self.assertEqual(write_report(self.folder).read_text("utf-8"), text)
 
     @unittest.skipUnless(HAS_MATPLOTLIB, "needs matplotlib")
+    def test_another_model_is_not_called_before(self):
+        self.write_run()
+        (self.folder / "samples.jsonl").unlink()
+        for model, name in (("m", "reference"), (None, "before")):
+            text = render(self.folder, "t", {"reference_model": model}, [], [])
+            # The table and the histogram's legend.
+            shown = re.findall(r">(before|reference)<", text)
+            self.assertEqual(shown, [name, name])
+
+    @unittest.skipUnless(HAS_MATPLOTLIB, "needs matplotlib")
     def test_a_run_that_has_only_begun(self):
         self.write("metrics.jsonl", "")
         text = write_report(self.folder).read_text("utf-8")

@@ -6,6 +6,8 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -131,6 +133,7 @@ class TestSignals(CommandCase):
             self.assertEqual(after, before)
         self.assertEqual(stop.exit_code, 130)
         with StopSignals(patient=True) as stop:
+            stop.beat()
             signal.raise_signal(signal.SIGINT)
             # The launcher's own signal changes nothing.
             signal.raise_signal(signal.SIGTERM)
@@ -151,6 +154,42 @@ class TestSignals(CommandCase):
         with StopSignals():
             self.assertNotEqual(signal.getsignal(signal.SIGTERM), before[1])
         self.assertEqual(signal.getsignal(signal.SIGTERM), before[1])
+
+
+# A rank that waits where no handler of Python's runs.
+WAITING = """
+import ctypes, os, signal, threading, time
+from mlx_lm.tuner import stop_signals
+
+stop_signals.PATIENCE = 0.4
+with stop_signals.StopSignals(True, "Go on.") as stop:
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    {wait}
+print("went on", stop.exit_code)
+"""
+
+
+class TestGuard(unittest.TestCase):
+    """A signal ends a rank that waits for one that is gone, and no other."""
+
+    def run_waiting(self, wait):
+        words = [sys.executable, "-c", WAITING.format(wait=wait)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_one_that_waits(self):
+        waiting = "ctypes.CDLL(None).sleep(9); ctypes.CDLL(None).sleep(9)"
+        code, out, err = self.run_waiting(waiting)
+        self.assertEqual((code, out), (1, ""))
+        self.assertEqual(err, "Error: Rank lost: the others do not answer. Go on.\n")
+
+    def test_one_that_moves(self):
+        moving = "[(stop.beat(), time.sleep(0.1)) for _ in range(12)]"
+        self.assertEqual(self.run_waiting(moving), (0, "went on 143\n", ""))
+
+    def test_one_that_saves(self):
+        saving = "time.sleep(0.3); stop.ignore(); time.sleep(0.9)"
+        self.assertEqual(self.run_waiting(saving), (0, "went on 143\n", ""))
 
 
 class TestFiles(FolderCase):

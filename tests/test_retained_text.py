@@ -53,6 +53,12 @@ class TestPerplexity(unittest.TestCase):
             self.assertEqual(first, second)
             self.assertEqual(model.training, training)
 
+    def test_a_broken_model(self):
+        broken = lambda tokens: mx.where(mx.arange(8) == 0, 5000.0, 0.0) + mx.zeros(
+            (*tokens.shape, 8)
+        )
+        self.assertEqual(text_perplexity(broken, [1, 2, 3], 8), (math.inf, 2))
+
     def test_too_few_tokens(self):
         with self.assertRaisesRegex(ValueError, "at least 2 tokens"):
             text_perplexity(tiny_model(), [1], 8)

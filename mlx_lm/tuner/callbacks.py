@@ -72,6 +72,9 @@ class MetricsFile(TrainingCallback):
     def _append(self, info):
         with writing(self.path), open(self.path, "a") as fid:
             fid.write(json.dumps(info) + "\n")
+            # A checkpoint, which is synced too, counts on it.
+            fid.flush()
+            os.fsync(fid.fileno())
 
     def on_train_loss_report(self, train_info: dict) -> None:
         self._append(train_info)

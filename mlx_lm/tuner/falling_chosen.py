@@ -56,8 +56,11 @@ learning_rate, add sft or raise beta.
             return logps / self.start if logps and self.start else None
         names = (f"{part}perplexity/policy", f"{part}perplexity/reference")
         now, start = (info.get(name) for name in names)
-        if now is None or start is None or not (start > 1 and math.isfinite(now)):
+        if now is None or start is None or math.isnan(now):
             return None
+        if not 1 < start < math.inf:
+            return None
+        # Beyond what a float32 holds it is infinite, and has fallen all the more.
         return math.log(now) / math.log(start)
 
     def _is_due(self, info, part):

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+
 from ..cli_ui import rprint
 from .datasets import load_preference_dataset
 from .dpo_config import check_args, check_types, fit_to_model
@@ -21,8 +23,10 @@ from .policy import (
 )
 from .ranks import start_together
 from .reference import FrozenStart, check_token_ids
+from .retained_text import scored_text
 from .run_setup import load_reference_model
 from .run_test import measure, show_metrics
+from .run_watchers import show_report
 
 # What makes the reference; where runs differ in it, there is no common start.
 REFERENCE_KEYS = ("reference_model", "resume_adapter_file")
@@ -38,6 +42,8 @@ SAME_KEYS = (
     "criteria",
 )
 _TESTED = (*SAME_KEYS, "The kind of data")
+# What only the loss reads; but rows without a usable number are left out.
+LOSS_COLUMNS = ("weight_feature", "margin_feature")
 
 
 def finished_runs(
@@ -96,7 +102,25 @@ def finished_runs(
 
 def _tested(run):
     """What runs must agree in, in the order of ``_TESTED``."""
-    return [*(getattr(run, key, None) for key in SAME_KEYS), objective_of(run).data]
+    return [*_values(run, SAME_KEYS), objective_of(run).data]
+
+
+def _values(run, keys):
+    return tuple(getattr(run, key, None) for key in keys)
+
+
+def _load_pairs(run, tokenizer, earlier):
+    _, _, test_set = load_preference_dataset(run, tokenizer)
+    for line in test_set.summary():
+        rprint(line)
+    if earlier is not None and not np.array_equal(
+        test_set.pair_lengths(), earlier.pair_lengths()
+    ):
+        raise ValueError(
+            f"{run.adapter_path} has another {' or '.join(LOSS_COLUMNS)}, which leaves "
+            "out other pairs: compare runs on the same pairs."
+        )
+    return test_set
 
 
 def compare_runs(
@@ -127,26 +151,26 @@ def compare_runs(
 leave out --train, --resume and --inspect, or name one folder.
     """
     runs = finished_runs(args, defaults)
-    test_set: Any = None
-    results = {}
+    test_set, columns = None, ()
+    results: dict[str, dict[str, Any]] = {}
     for run in runs:
         rprint(f"Loading {run.model} with {run.adapter_path}")
         model, tokenizer = load_model(run.model, run)
         fit_to_model(run, model)
         reference_model = load_reference_model(run, tokenizer)
-        if test_set is None:
-            _, _, test_set = load_preference_dataset(run, tokenizer)
+        if not results or columns != _values(run, LOSS_COLUMNS):
+            columns = _values(run, LOSS_COLUMNS)
+            test_set = _load_pairs(run, tokenizer, test_set)
             check_token_ids(model, test_set.largest_token())
-            for line in test_set.summary():
-                rprint(line)
         prepare_policy(run, model)
         reference = reference_model or FrozenStart(model)
-        load_weights(model, Path(run.adapter_path) / "adapters.safetensors")
+        with scored_text(run, model, tokenizer):
+            load_weights(model, Path(run.adapter_path) / "adapters.safetensors")
         read_weights(model, run.model)
         start_together()
         results[run.adapter_path], _ = measure(run, model, test_set, reference)
         del model, reference_model, reference
-    starts = {tuple(getattr(run, key) for key in REFERENCE_KEYS) for run in runs}
+    starts = {_values(run, REFERENCE_KEYS) for run in runs}
     before: str | None = "reference" if runs[0].reference_model else "start"
     if len(starts) > 1:
         before = None
@@ -154,4 +178,6 @@ leave out --train, --resume and --inspect, or name one folder.
     names = short_names(list(results))
     noun = objective_of(runs[0]).noun
     show_metrics(dict(zip(names, results.values())), before, noun)
+    for run in runs:
+        show_report(run)
     return results

@@ -129,9 +129,10 @@ def metrics_table(
         if not any(name in run for run in runs.values() for name in row.after.split()):
             continue
         cells = [_cell(row.form, run, row.after.split()) for run in runs.values()]
-        start = [_cell(row.form, first, [row.before])] if before else []
+        own = before != "reference" or not row.before.startswith("retained_text")
+        start = [_cell(row.form, first, [row.before] if own else [""])]
         count = f"{first.get(row.total, 0):,}" if row.total else ""
-        table.append([row.label.format(count), *start, *cells])
+        table.append([row.label.format(count), *(start if before else []), *cells])
     return table
 
 

@@ -141,7 +141,8 @@ class PreferenceRun:
             first_batch=done,
         )
         self.reference.cache.exchange(self.world)
-        with StopSignals(patient=self.world.size() > 1) as self.stop:
+        advice = f"Go on with: --resume {self.folder}"
+        with StopSignals(self.world.size() > 1, advice) as self.stop:
             if self.val_set and pending:
                 self._validate(done)
                 if resume:
@@ -241,7 +242,9 @@ class PreferenceRun:
         self.skipped += 1
         self.skipped_in_a_row += 1
         place = getattr(self.train_set, "source_row", int)
-        rows = ", ".join(str(place(i)) for i in dict.fromkeys(batch.indices))
+        # Any rank's pairs may be the cause.
+        indices = mx.distributed.all_gather(mx.array(batch.indices), group=self.world)
+        rows = ", ".join(str(place(i)) for i in dict.fromkeys(indices.tolist()))
         rprint(
             f"[WARNING] Step {it} skipped: its loss or gradient is not finite "
             f"(rows {rows})."
@@ -302,6 +305,7 @@ class PreferenceRun:
         """Let a signal end a validation; several ranks must end it together."""
         if advance is not None:
             advance()
+        self.stop.beat()
         if self.stop.exit_code and self.world.size() == 1:
             raise _Interrupted
 
@@ -363,8 +367,8 @@ class PreferenceRun:
         code = mx.distributed.all_max(mx.array(self.stop.exit_code), group=self.world)
         code = int(code.item())
         # A signal that came while this rank waited is told in the next step.
-        if code:
-            self.stop.exit_code = code
+        self.stop.exit_code = code or self.stop.exit_code
+        self.stop.beat()
         return bool(code)
 
     def _save_and_exit(self, it, pending=False):

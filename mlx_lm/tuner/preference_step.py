@@ -21,7 +21,7 @@ from .preference_metrics import (
     metric_columns,
     preference_sums,
 )
-from .ranks import average_over_ranks, gather_pairs
+from .ranks import average_over_ranks, gather_pairs, on_all_ranks
 from .reference import FrozenStart, running
 
 
@@ -296,8 +296,8 @@ def dpo_step(
     # An infinite log-prob may leave the loss finite.
     applies = _all_finite([loss, values])
     if accumulator is not None:
-        # Of several batches, only what is finite counts.
-        applies = mx.logical_and(applies, _all_finite(gradients))
+        # Of several batches, only what is finite counts: on no rank if on one not.
+        applies = on_all_ranks(mx.logical_and(applies, _all_finite(gradients)))
         gradients, pairs = _accumulate(
             accumulator, gradients, pairs, applies, do_update
         )

@@ -48,7 +48,8 @@ def read_prompts(given: Any) -> list[Prompt]:
 
 def _read_file(path):
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        # Not splitlines: JSON may hold other ends of lines as they are.
+        lines = Path(path).read_text("utf-8").split("\n")
         lines = [line for line in lines if line.strip()]
         return [json.loads(x) for x in lines] if path.endswith(".jsonl") else lines
     except (OSError, ValueError) as e:

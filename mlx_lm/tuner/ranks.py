@@ -2,6 +2,7 @@
 
 """What the ranks of a run tell each other, in the same order on all of them."""
 
+import zlib
 from typing import Any
 
 import mlx.core as mx
@@ -46,6 +47,26 @@ def average_over_ranks(tree: Any) -> Any:
         results = average_gradients(waiting, all_reduce_size=MESSAGE_BYTES**2)
         averaged += zip(names, results)
     return tree_unflatten(averaged)
+
+
+def on_all_ranks(condition: mx.array) -> mx.array:
+    """
+    Tell whether a condition holds on every rank, as part of a step.
+
+    Args:
+        condition (mx.array): A boolean scalar.
+
+    Returns:
+        mx.array: The same where there is one rank.
+
+    Example:
+        >>> on_all_ranks(mx.array(True)).item()
+        True
+    """
+    if mx.distributed.init().size() == 1:
+        return condition
+    failed = 1 - condition.astype(mx.float32)
+    return average_over_ranks({"failed": failed})["failed"] == 0
 
 
 def sum_over_ranks(
@@ -94,7 +115,7 @@ def wait_for_all() -> None:
         mx.eval(mx.distributed.all_sum(mx.array(1.0)))
 
 
-def start_together(failed: bool = False) -> bool:
+def start_together(failed: bool = False, inputs: str = "") -> bool:
     """
     Wait before the first step until all ranks got as far, or one can't.
 
@@ -102,11 +123,13 @@ def start_together(failed: bool = False) -> bool:
 
     Args:
         failed (bool): Whether this rank can't go on. Default: ``False``.
+        inputs (str): What must be the same on every rank. Default: nothing.
 
     Returns:
         bool: Whether this rank has to say why it failed; the first that did has.
 
     Raises:
+        ValueError: On the first rank, if another one's inputs differ.
         SystemExit: With code 2 if only other ranks failed: they say why.
 
     Example:
@@ -118,14 +141,23 @@ def start_together(failed: bool = False) -> bool:
         return failed
     _started.append(True)
     try:
-        flags = mx.distributed.all_gather(mx.array([int(failed)]), group=world)
-        flags = flags.tolist()
+        row = mx.array([[int(failed), zlib.crc32(inputs.encode())]], dtype=mx.uint32)
+        rows = mx.distributed.all_gather(row, group=world).tolist()
     except RuntimeError:
         if not failed:
             raise
         return True
+    flags, names = zip(*rows)
     if any(flags) and not failed:
         raise SystemExit(2)
+    others = [str(i) for i, name in enumerate(names) if name != names[0]]
+    if others and not failed:
+        if world.rank() > 0:
+            raise SystemExit(2)
+        raise ValueError(
+            f"Rank {', '.join(others)} has other pairs or another checkpoint than rank "
+            "0. Copy the data, and the folder to resume, to every machine."
+        )
     return failed and flags.index(1) == world.rank()
 
 

@@ -125,6 +125,8 @@ def render(
     )
     versions = config.get("versions") or {}
     noun = objective_of(SimpleNamespace(**config)).noun
+    # What the test measured from: another model is no earlier state of this one.
+    before = "reference" if config.get("reference_model") else "before"
     shown = {k: v for k, v in config.items() if v is not None and k != "versions"}
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=title,
@@ -134,9 +136,9 @@ def render(
             {"title": chart.title, "svg": _svg(drawing.draw_curves, i, chart=chart)}
             for i, chart in enumerate(charts)
         ],
-        table=_table(metrics, noun),
+        table=_table(metrics, noun, before),
         retained=_retained_line(retained),
-        histogram=_histogram(single),
+        histogram=_histogram(single, before),
         reliability=_reliability(metrics),
         samples=_samples(read_lines(folder / SAMPLES_FILE)),
         pairs=_pair_groups(single.get("pairs", [])),
@@ -200,10 +202,10 @@ def _retained_line(retained):
     return retained_text.RetainedText(**fields).line()
 
 
-def _table(metrics, noun):
+def _table(metrics, noun, before):
     if not metrics:
         return None
-    head, *rows = metrics_table({"after": metrics}, "before", noun)
+    head, *rows = metrics_table({"after": metrics}, before, noun)
     return {"head": head, "rows": rows}
 
 
@@ -217,11 +219,11 @@ def _reliability(metrics):
     return {"title": "Is it as sure as it is right?", "svg": picture}
 
 
-def _histogram(single):
+def _histogram(single, before):
     margins = {k: single.get(k, []) for k in ("before", "after")}
     if not margins["after"]:
         return None
-    picture = _svg(drawing.draw_histogram, "h", **margins)
+    picture = _svg(drawing.draw_histogram, "h", **margins, start=before)
     return {"title": "Margins of the test pairs", "svg": picture}
 
 

@@ -197,7 +197,11 @@ def draw_curves(axes: Any, colors: dict[str, str], chart: Chart) -> None:
 
 
 def draw_histogram(
-    axes: Any, colors: dict[str, str], before: Sequence[float], after: Sequence[float]
+    axes: Any,
+    colors: dict[str, str],
+    before: Sequence[float],
+    after: Sequence[float],
+    start: str = "before",
 ) -> None:
     """
     Draw the margins of all pairs, before and after, over the same bins.
@@ -207,12 +211,13 @@ def draw_histogram(
         colors (dict): A colour for every key of ``PAPER``.
         before (Sequence): Margins in nats.
         after (Sequence): The same pairs' margins under the policy.
+        start (str): What the first ones are called. Default: ``"before"``.
 
     Example:
         >>> callable(draw_histogram)
         True
     """
-    for name, values, color in (("before", before, "two"), ("after", after, "one")):
+    for name, values, color in ((start, before, "two"), ("after", after, "one")):
         bins = min(5 + math.isqrt(len(values)), 30)
         shared = {"bins": bins, "range": _range([*before, *after]), "label": name}
         kept = [v for v in values if math.isfinite(v)]

@@ -230,7 +230,9 @@ def text_perplexity(
     # Windows have other shapes than batches: what they took is given back.
     mx.clear_cache()
     scored = len(tokens) - 1
-    return math.exp(-total / scored), scored
+    # Of a model that was broken by training: too large for a float.
+    mean = -total / scored
+    return math.exp(mean) if not mean > 700 else math.inf, scored
 
 
 @contextmanager

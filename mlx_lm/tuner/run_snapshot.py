@@ -59,8 +59,11 @@ def take_snapshot(
         # A rank whose every step was skipped has nothing but names.
         window = window or dict.fromkeys(SUMS, mx.array(0.0))
     apart = _with_prefix("accumulator", run.state[3]) | _with_prefix("window", window)
+    counts = run.window.counts()
     if run.world.size() > 1:
-        apart = sum_over_ranks(apart, run.world)
+        tokens = {k: mx.array(float(counts[k])) for k in ("real", "padded")}
+        apart = sum_over_ranks(apart | tokens, run.world)
+        counts |= {k: int(apart.pop(k).item()) for k in tokens}
     arrays = {
         **_with_prefix("optimizer", run.optimizer.state),
         **apart,
@@ -72,7 +75,7 @@ def take_snapshot(
     metrics = run.folder / "metrics.jsonl"
     info = {
         "pending": pending,
-        "window": run.window.counts(),
+        "window": counts,
         "skipped": run.skipped,
         "skipped_in_a_row": run.skipped_in_a_row,
         "best": run.best,

@@ -103,21 +103,27 @@ def measure(
             if args.retain_data:
                 metrics |= text
             write_test_metrics(args.adapter_path, metrics | text)
-            if args.report and objective.data == "pairs":
-                _save_for_report(args.adapter_path, test_set, scored)
+            if objective.data == "pairs":
+                _save_for_report(args, test_set, scored)
         except OSError as e:
             # Somebody else's adapter can be tested, too.
             rprint(f"[WARNING] {e}")
     return metrics, scored
 
 
-def _save_for_report(folder, dataset, scored):
+def _save_for_report(args, dataset, scored):
+    """Keep all margins; texts of the data stay out unless a report is asked for."""
     before, after = (
         logps[:, CHOSEN] - logps[:, REJECTED]
         for logps in (scored.reference_logps, scored.policy_logps)
     )
-    shown = pick_pairs(dataset.select(scored.indices), scored.margins.tolist())
-    save_pairs(folder, shown, before.tolist(), after.tolist())
+    shown = []
+    if args.report:
+        shown = pick_pairs(dataset.select(scored.indices), scored.margins.tolist())
+    for pair in shown:
+        # Of a sample of the test set: its place in the whole one.
+        pair["pair"] = int(scored.indices[pair["pair"]])
+    save_pairs(args.adapter_path, shown, before.tolist(), after.tolist())
 
 
 def evaluate_model(

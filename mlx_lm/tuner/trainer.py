@@ -185,22 +185,25 @@ def evaluate_dpo(
     objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
 
     def score(batch):
-        logps = paired_sequence_logps(
-            policy_model, reference_model, batch, ld_alpha=objective.ld_alpha
-        )
-        policy_logps, reference_logps, kl = logps
+        *plain, kl = paired_sequence_logps(policy_model, reference_model, batch)
+        policy_logps, reference_logps = plain
+        if objective.ld_alpha < 1:
+            # Loss and rewards alone are of weighted sums.
+            policy_logps, reference_logps, _ = paired_sequence_logps(
+                policy_model, reference_model, batch, ld_alpha=objective.ld_alpha
+            )
         confidences = None
         if objective.use_weighting:
             _, confidences = answer_logps(policy_model, batch, objective)
         _, values = loss_and_values(
             policy_logps, reference_logps, batch, objective, confidences
         )
-        return values | {"kl": kl}
+        names = ("policy_logps", "reference_logps")
+        return values | dict(zip(names, plain)) | {"kl": kl}
 
     # The compiler fails on a graph that computes everything twice.
-    if reference_model is not policy_model and compiles(
-        DPOTrainingArgs(compile=compile)
-    ):
+    twice = reference_model is policy_model or objective.ld_alpha < 1
+    if not twice and compiles(DPOTrainingArgs(compile=compile)):
         state = [policy_model.state, getattr(reference_model, "state", {})]
         score = mx.compile(score, inputs=state)
 
