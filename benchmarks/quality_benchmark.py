@@ -141,7 +141,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> dict[int, dict[str, float]]:
     """Train and test every seed, and print the table."""
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.batch_size % args.accumulate:
+        parser.error(f"--accumulate {args.accumulate} does not divide --batch-size.")
     data = split(args.data, args.output / "data", args.train, args.valid, args.test)
     results = {}
     for seed in args.seeds:

@@ -153,6 +153,9 @@ class TestQualityBenchmark(unittest.TestCase):
             self.assertEqual(again, {4: results[4]})
             with self.assertRaisesRegex(ValueError, "fewer than 999"):
                 quality_benchmark.main([*words, "--train", "999"])
+            with contextlib.redirect_stderr(screen), self.assertRaises(SystemExit):
+                quality_benchmark.main([*words, "--accumulate", "3"])
+            self.assertIn("3 does not divide", screen.getvalue())
             self.check_kl(folder / "out", results[3])
 
     def test_lines_of_a_split_file(self):
