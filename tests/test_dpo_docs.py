@@ -263,10 +263,12 @@ class TestText(unittest.TestCase):
         anchors = {anchor(t) for t in re.findall(r"^#+ (.*)$", DOC, re.M)}
         links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", DOC)
         self.assertGreater(len(links), 20)
+        # An installed package has no neighbours, the tree of these tests has.
+        places = (PACKAGE, Path(__file__).resolve().parents[1] / PACKAGE.name)
         for file, target in links:
             with self.subTest(file=file, target=target):
                 if file:
-                    self.assertTrue((PACKAGE / file).exists())
+                    self.assertTrue(any((p / file).exists() for p in places))
                 else:
                     self.assertIn(target, anchors)
 
