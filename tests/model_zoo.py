@@ -352,11 +352,15 @@ NOT_BUILT: dict[str, str] = {
 }
 
 
+# What 0.32.1 calls by another name.
+RENAMED = {"muse_spark_open": "muse_spark"}
+
+
 def model_types() -> list[str]:
     """Names of the modules in mlx_lm.models that define a Model and its ModelArgs."""
     folder = Path(mlx_lm.models.__file__).parent
     return sorted(
-        path.stem
+        RENAMED.get(path.stem, path.stem)
         for path in folder.glob("[!_]*.py")
         if all(
             re.search(rf"\b{name}\b", path.read_text())
