@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+from quality_benchmark import COLUMNS
 
 from mlx_lm.dpo import CONFIG_DEFAULTS, resolve_args
 from mlx_lm.generate import batch_generate
@@ -31,10 +32,15 @@ from mlx_lm.tuner.policy import load_model, load_weights, prepare_policy, read_w
 from mlx_lm.tuner.reference import FrozenStart
 from mlx_lm.tuner.run_test import score_pairs
 
-HEADER = (
-    "| adapter | strength | reward accuracy | chosen likelier | KL a chosen answer | "
-    "KL a token | perplexity of chosen | KL an own answer |\n" + "|---" * 8 + "|"
+SHOWN = (
+    "reward accuracy",
+    "chosen likelier",
+    "KL a chosen answer",
+    "KL a token",
+    "perplexity of chosen",
 )
+HEADER = f"| adapter | strength | {' | '.join(SHOWN)} | KL an own answer |"
+HEADER += "\n" + "|---" * (len(SHOWN) + 3) + "|"
 # Longer answers are cut off, which ends their KL there.
 MOST_TOKENS = 128
 
@@ -68,16 +74,9 @@ def own_answers(model: nn.Module, tokenizer: Any, prompts: list[list[int]]) -> l
 
 def row(name: str, strength: float, found: dict[str, Any], own: float | None) -> str:
     """A line of the table."""
-    cells = [
-        name,
-        f"{strength:g}",
-        f"{found['rewards/accuracies']:.1%}",
-        f"{found['logps/accuracies']:.1%}",
-        f"{found['kl_per_answer/chosen']:.2f}",
-        f"{found['kl']:.4f}",
-        f"{found['perplexity/policy']:.2f}",
-        "-" if own is None else f"{own:.2f}",
-    ]
+    columns = [COLUMNS[title] for title in SHOWN]
+    cells = [name, f"{strength:g}", *(form.format(found[k]) for k, form in columns)]
+    cells.append("-" if own is None else f"{own:.2f}")
     return f"| {' | '.join(cells)} |"
 
 
@@ -118,13 +117,11 @@ def main(argv: list[str] | None = None) -> list[str]:
     parser.add_argument("--prompts", type=int, default=0, help="How many to answer.")
     parser.add_argument("--batch-size", type=int, default=4)
     args = parser.parse_args(argv)
-    lines = []
-    for folder in args.adapter_path:
-        given = ["--test", "--data", args.data, "--adapter-path", folder]
-        given += ["--model", args.model] if args.model else []
-        settings = resolve_args([*given, "--test-batches", "-1"])
-        settings.adapter_path = [folder]
-        (run,) = finished_runs(settings, CONFIG_DEFAULTS)
+    given = ["--test", "--data", args.data, "--test-batches", "-1"]
+    given += ["--model", args.model] if args.model else []
+    settings = resolve_args(given)
+    settings.adapter_path, lines = args.adapter_path, []
+    for run in finished_runs(settings, CONFIG_DEFAULTS):
         lines += measure(run, args.strengths, args.prompts, args.batch_size)
     print("\n".join([HEADER, *lines]))
     return lines
