@@ -42,7 +42,7 @@ from mlx_lm.tuner.datasets import load_preference_dataset
 from mlx_lm.tuner.grad_checkpoint import keyed_layers
 from mlx_lm.tuner.length_buckets import LAYOUTS
 from mlx_lm.tuner.master_weights import with_master_weights
-from mlx_lm.tuner.memory_plan import device_memory, predict_peak
+from mlx_lm.tuner.memory_plan import cache_limit, predict_peak
 from mlx_lm.tuner.policy import prepare_policy
 from mlx_lm.tuner.preference_batches import iterate_preference_batches
 from mlx_lm.tuner.preference_step import reference_pass
@@ -127,7 +127,7 @@ def ours(model, pairs, size, args, known):
         name = NAMES["4" if known else "3"]
         print(f"predicted peak of {name}: {predict(largest).total / 1e9:.3f} GB")
     scope = partial(keyed_layers, model, args.grad_checkpoint)
-    return Runner(step, batches, held, scope, device_memory() // 8)
+    return Runner(step, batches, held, scope, cache_limit(None))
 
 
 def peer(model, pairs, size, args):
@@ -177,6 +177,9 @@ def take_turn(key, ways, runners, model, args, steps, first=False):
     model.train()
     try:
         with runner.scope():
+            if not first and mx.default_device() == mx.gpu:
+                # A run's step finds what the one before it left in the cache.
+                turn(runner, 1, args.keep_cache)
             seconds, way.loss = turn(
                 runner, 1 if first else args.steps, args.keep_cache
             )

@@ -177,7 +177,18 @@ class TestSetup(unittest.TestCase):
 class TestParts(unittest.TestCase):
     def test_the_cache_keeps_an_eighth(self):
         self.assertEqual(cache_limit(7), 7)
-        self.assertAlmostEqual(cache_limit(None) / device_memory(), 1 / 8, places=2)
+        share = 3 / 4 if mx.cuda.is_available() else 1 / 8
+        self.assertAlmostEqual(cache_limit(None) / device_memory(), share, places=2)
+
+    def test_a_cuda_card_keeps_three_quarters(self):
+        with (
+            unittest.mock.patch(
+                "mlx_lm.tuner.memory_plan.device_memory", return_value=800
+            ),
+            unittest.mock.patch.object(mx.cuda, "is_available", return_value=True),
+            unittest.mock.patch.object(mx, "default_device", return_value=mx.gpu),
+        ):
+            self.assertEqual(cache_limit(None), 600)
 
     def test_the_cache_is_emptied_beyond_its_limit(self):
         mx.eval(mx.zeros((1000, 1000)))

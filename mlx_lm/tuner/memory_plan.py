@@ -147,7 +147,7 @@ def cache_limit(threshold: int | None) -> int:
 
     Args:
         threshold (int, optional): The user's wish in bytes. Default: an eighth of
-            the device's memory.
+            the device's memory, of a CUDA card three quarters.
 
     Returns:
         int: Bytes.
@@ -156,7 +156,13 @@ def cache_limit(threshold: int | None) -> int:
         >>> cache_limit(0), cache_limit(None) > 0
         (0, True)
     """
-    return (device_memory() or 0) // 8 if threshold is None else threshold
+    if threshold is not None:
+        return threshold
+    memory = device_memory() or 0
+    if mx.default_device() == mx.gpu and mx.cuda.is_available():
+        # Nothing else lives there, and its allocator takes back what it lacks.
+        return memory * 3 // 4
+    return memory // 8
 
 
 def trim_cache(limit: int) -> None:
