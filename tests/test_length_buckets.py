@@ -193,6 +193,14 @@ class TestPlans(unittest.TestCase):
             (bucket,) = plan_batches(pairs_of(lengths), 4, grade, prompt_pad=64)
             self.assertEqual((bucket.shape.prompt, bucket.shape.start), (prompt, 59))
 
+    def test_wide_padding_of_prompts_must_be_cheap(self):
+        for prompt, width in ((41, 40), (121, 128)):
+            lengths = np.array([[prompt, prompt + 10, prompt + 10]] * 40)
+            (bucket,) = plan_batches(
+                pairs_of(lengths), 4, "ragged", pad=8, prompt_pad=128
+            )
+            self.assertEqual(bucket.shape.prompt, width)
+
     def test_counts_are_those_of_the_batches(self):
         pairs = pairs_of(random_lengths(77, longest=30))
         for grade in LAYOUTS:

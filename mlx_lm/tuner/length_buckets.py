@@ -24,6 +24,8 @@ from .packing import best_width
 
 # Whoever allows so many shapes compiles none.
 FREE_SHAPES = 1000
+# An estimate of what a token costs where prompts are as wide as attention likes it.
+FUSED = 0.9
 # A share of the tokens that is not worth another cut.
 LEAST_SAVING = 1 / 20000
 LAYOUTS = ("ragged", "equal", "plain")
@@ -260,7 +262,8 @@ def plan_batches(
         max_shapes (int): See ``length_buckets``.
         pad (int): See ``length_buckets``.
         prompt_pad (int): The same, for models of the grade ``"ragged"``: others
-            don't bear tokens behind a prompt.
+            don't bear tokens behind a prompt. Where it is larger than ``pad``,
+            prompts get it only if that adds less than a tenth of the tokens.
         ranks (int): See ``length_buckets``.
 
     Returns:
@@ -273,6 +276,9 @@ def plan_batches(
     """
     lengths = pair_lengths(dataset)
     packed = grade == "packed"
+    layouts = [grade] if packed else LAYOUTS[LAYOUTS.index(grade) :]
+    # Whole prompts bear tokens behind them, others don't.
+    pads = {prompt_pad, pad} if grade == "ragged" else {1}
     plans = [
         length_buckets(
             lengths,
@@ -282,14 +288,20 @@ def plan_batches(
             min_batches=min_batches,
             max_shapes=max_shapes,
             pad=pad,
-            prompt_pad=prompt_pad if grade == "ragged" else 1,
+            prompt_pad=own_pad,
             ranks=ranks,
             group=getattr(dataset, "group_size", 1),
         )
-        for layout in ([grade] if packed else LAYOUTS[LAYOUTS.index(grade) :])
+        for own_pad in sorted(pads, reverse=True)
+        for layout in layouts
     ]
-    # Ragged prompts need a mask in every layer, so they must save something.
-    price = lambda plan: padded_tokens(plan, batch_size, lengths) * (
-        1.05 if plan[0].shape.ragged else 1
-    )
+
+    def price(plan):
+        tokens = padded_tokens(plan, batch_size, lengths)
+        # Ragged prompts need a mask in every layer, so they must save something.
+        tokens *= 1.05 if plan[0].shape.ragged else 1
+        # Wide prompts are padded for a quicker attention.
+        wide = all(b.shape.prompt and b.shape.prompt % prompt_pad == 0 for b in plan)
+        return tokens * (FUSED if wide and prompt_pad > pad else 1)
+
     return min(reversed(plans), key=price)
