@@ -25,7 +25,7 @@ from .token_scores import score_tokens, token_log_sum_squares, token_logps
 
 # Bounds of a chunk's float32 logits, of which three times as much is alive at
 # once. Small chunks read the head's weights more often.
-SMALLEST_CHUNK, LARGEST_CHUNK = 64 * 2**20, 512 * 2**20
+SMALLEST_CHUNK, LARGEST_CHUNK = 64 * 2**20, 256 * 2**20
 
 
 def default_chunk_bytes() -> int:
@@ -33,7 +33,7 @@ def default_chunk_bytes() -> int:
     The size of a chunk's float32 logits that fits the device.
 
     Returns:
-        int: A 128th of its memory in bytes, within 64 and 512 MiB.
+        int: A 128th of its memory in bytes, within 64 and 256 MiB.
 
     Example:
         >>> SMALLEST_CHUNK <= default_chunk_bytes() <= LARGEST_CHUNK

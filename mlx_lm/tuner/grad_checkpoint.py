@@ -9,6 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_map, tree_unflatten
 
+from .lean_layers import lean_layers
 from .model_parts import calls_replaced
 from .shared_prompt import leaves
 
@@ -196,7 +197,7 @@ def keyed_layers(model: nn.Module, checkpoint: bool) -> Iterator[None]:
             layer.update_modules(tree_unflatten(keyed))
             dropouts = [module for _, module in keyed]
             calls.append((layer, _keyed_call(layer, dropouts, checkpoint)))
-        with calls_replaced(calls):
+        with lean_layers(model), calls_replaced(calls):
             yield
     finally:
         for layer, plain in changed:
