@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from mlx_lm import dpo
+from mlx_lm.tuner.atomic_files import replace_file
 
 # What a table's columns are called, where they come from, and how they are written.
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -46,6 +47,12 @@ def read_lines(path: Path) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]
 
 
+def write_lines(file: Path, lines: list[str]) -> None:
+    """Write a JSONL file, whole or not at all: another process may read it."""
+    text = "\n".join(lines) + "\n"
+    replace_file(file, lambda name: Path(name).write_text(text, "utf-8"))
+
+
 def split(path: Path, folder: Path, train: int, valid: int, test: int) -> Path:
     """Write the parts of a file where ``mlx_lm.dpo`` finds them."""
     rows = read_lines(path)
@@ -62,7 +69,7 @@ def split(path: Path, folder: Path, train: int, valid: int, test: int) -> Path:
     for name, part in parts.items():
         file = folder / f"{name}.jsonl"
         if part:
-            file.write_text("\n".join(part) + "\n", "utf-8")
+            write_lines(file, part)
         else:
             # Of an earlier split it would be taken for one of this.
             file.unlink(missing_ok=True)

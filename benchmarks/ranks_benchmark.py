@@ -10,6 +10,7 @@
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def measure(args: argparse.Namespace, ranks: int, folder: Path) -> float:
         *("--no-reference-cache", *args.more),
     ]
     if ranks > 1:
-        launcher = Path(sys.executable).parent / "mlx.launch"
+        beside = Path(sys.executable).parent / "mlx.launch"
+        launcher = beside if beside.exists() else shutil.which("mlx.launch")
         launch = [launcher, "-n", ranks, "--backend", args.backend]
         words = [sys.executable, *launch, *words]
     result = subprocess.run(
