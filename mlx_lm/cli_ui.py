@@ -241,7 +241,7 @@ class PreferenceTrainUI(TrainUI):
         likelier = ""
         if "logps/accuracies" in metrics:
             likelier = (
-                f"chosen likelier: {metrics['logps/accuracies']:.1%},"
+                f"likelier {metrics['logps/accuracies']:.1%},"
                 f" per token {metrics['logps/accuracies_per_token']:.1%} · "
             )
         self._console.print(

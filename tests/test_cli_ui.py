@@ -53,8 +53,19 @@ class TestPreferenceUI(unittest.TestCase):
         text = self.show(draw)
         for part in ("0.510 ▼", "87.5%", "+1.250", "1,234", "80", "1m 30s"):
             self.assertIn(part, text)
-        self.assertIn("chosen likelier: 60.0%, per token 70.0%", text)
+        self.assertIn("likelier 60.0%, per token 70.0%", text)
         self.assertIn("  tok/s    pairs     left", text)
+
+    def test_validation_is_one_line_of_80_columns(self):
+        metrics = dict.fromkeys(METRICS, 1.0)
+        ui = PreferenceTrainUI(99_999)
+        with mock.patch.dict("os.environ", COLUMNS="80"):
+            ui._console = make_console()
+            with ui._console.capture() as screen:
+                ui.report_val(99_999, metrics, 123.4)
+        lines = plain(screen.get()).splitlines()
+        self.assertEqual(len(lines), 1, lines)
+        self.assertLessEqual(len(lines[0]), 80)
 
     def test_labelled_data_has_answers(self):
         ui = PreferenceTrainUI(100, noun="answers")

@@ -105,6 +105,11 @@ def _adapt_flags(parser):
             action.help = (
                 "Folder to write to, or to test; with --test alone several to compare."
             )
+        if action.dest == "report_to":
+            action.help = (
+                "Where to log: wandb, swanlab, tensorboard, trackio, or several such as "
+                "'wandb,trackio'."
+            )
         if action.dest == "mask_prompt":
             action.help = "Without effect: preference losses never score prompts."
 
