@@ -10,8 +10,13 @@ from unittest import mock
 from tiny import Recorder
 
 from mlx_lm.dpo import resolve_args
-from mlx_lm.tuner.callbacks import get_reporting_callbacks, missing_tracker
+from mlx_lm.tuner.callbacks import (
+    SUPPORT_CALLBACK,
+    get_reporting_callbacks,
+    missing_tracker,
+)
 from mlx_lm.tuner.dpo_config import check_args
+from mlx_lm.tuner.dpo_parser import build_parser
 from mlx_lm.tuner.tracking import (
     TensorBoardCallback,
     TrackioCallback,
@@ -61,6 +66,11 @@ class TestTracking(unittest.TestCase):
             got, [(numbers(TRAIN), {"step": 4}), (numbers(VAL), {"step": 4})]
         )
         self.assertEqual(board.SummaryWriter.return_value.flush.call_count, 2)
+
+    def test_help_names_them_all(self):
+        (action,) = [a for a in build_parser()._actions if a.dest == "report_to"]
+        for name in SUPPORT_CALLBACK:
+            self.assertIn(name, action.help)
 
     def test_a_missing_package_is_named_before_anything_loads(self):
         for name, package in (("tensorboard", "tensorboardX"), ("trackio", "trackio")):
