@@ -67,7 +67,7 @@ class TestHubLayouts(CommandCase):
         trained = [line.get("trained_pairs", 0) for line in metrics_of(self.adapters)]
         self.assertEqual(max(trained), 10)
         tested = json.loads((self.adapters / "test_metrics.json").read_text())
-        self.assertEqual(tested["pairs"], 4)
+        self.assertEqual((tested["pairs"], tested["test/data"]), (4, str(data)))
         # Whichever column it is in, the better answer is the chosen one.
         shown = re.findall(r"(chosen|rejected), scored\n +(\w+) ", out)
         self.assertEqual(shown, [("chosen", "Say"), ("rejected", "Never")] * 4)

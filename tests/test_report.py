@@ -183,6 +183,7 @@ class TestReport(unittest.TestCase):
         self.write("retained_text.json", text | {"change": -0.1})
         metrics = {"pairs": 2.0, "rewards/accuracies": 0.5, "kl": None}
         metrics["calibration/confidence"] = metrics["calibration/accuracy"] = [0.5]
+        metrics |= {"test/data": EVIL, "test/max_seq_length": 1024}
         self.write("test_metrics.json", metrics)
         texts = dict.fromkeys(("prompt", "chosen", "rejected"), EVIL)
         pairs = [
@@ -210,6 +211,7 @@ class TestReport(unittest.TestCase):
             "sigmoid + sft · beta",
             "1 between",
             "10.00 before, 9.00 after (-10.0 %), 9,000 tokens",
+            f"2 pairs of {EVIL}, at most 1,024 tokens long.",
             "reward accuracy",
             "50.0%",
             "A wrong pair",

@@ -137,6 +137,7 @@ def render(
             for i, chart in enumerate(charts)
         ],
         table=_table(metrics, noun, before),
+        tested=_tested_line(metrics, noun),
         retained=_retained_line(retained),
         histogram=_histogram(single, before),
         reliability=_reliability(metrics),
@@ -200,6 +201,15 @@ def _retained_line(retained):
     # What the line says is computed again.
     fields = {k: v for k, v in retained.items() if k != "change"}
     return retained_text.RetainedText(**fields).line()
+
+
+def _tested_line(metrics, noun):
+    # A finished run can be tested on other data than it was trained with.
+    if "test/data" not in metrics:
+        return ""
+    longest = metrics["test/max_seq_length"]
+    count = f"{metrics['pairs']:,.0f} {noun}"
+    return f"{count} of {metrics['test/data']}, at most {longest:,} tokens long."
 
 
 def _table(metrics, noun, before):

@@ -102,7 +102,11 @@ def measure(
             text = retained_metrics(args.adapter_path)
             if args.retain_data:
                 metrics |= text
-            write_test_metrics(args.adapter_path, metrics | text)
+            tested = {
+                "test/data": str(args.hf_dataset or args.data),
+                "test/max_seq_length": args.max_seq_length,
+            }
+            write_test_metrics(args.adapter_path, metrics | text | tested)
             if objective.data == "pairs":
                 _save_for_report(args, test_set, scored)
         except OSError as e:
