@@ -322,6 +322,9 @@ def main() -> None:
         'main'
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    # MLX on CUDA counts what its caches missed in a whole process and ends it when many
+    # lengths, tests and answers have added up. Read when the first array is computed.
+    os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
     args = None
     try:
         args = resolve_args()

@@ -67,6 +67,31 @@ def write_yaml(path, **config):
     return path
 
 
+class TestEnvironment(unittest.TestCase):
+    name = "MLX_ENABLE_CACHE_THRASHING_CHECK"
+
+    def seen(self, **given):
+        """The variable as a run finds it."""
+        found = []
+
+        def resolve():
+            found.append(os.environ.get(self.name))
+            raise ValueError("seen")
+
+        with mock.patch.dict(os.environ):
+            os.environ.pop(self.name, None)
+            os.environ |= given
+            with mock.patch.object(dpo, "resolve_args", resolve):
+                command()
+        return found
+
+    def test_full_cuda_caches_do_not_end_a_run(self):
+        self.assertEqual(self.seen(), ["0"])
+
+    def test_the_users_wish_stands(self):
+        self.assertEqual(self.seen(**{self.name: "1"}), ["1"])
+
+
 class FakeService(ModuleType):
     """Stands in for wandb and swanlab."""
 
