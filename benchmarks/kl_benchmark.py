@@ -39,8 +39,8 @@ SHOWN = (
     "KL a token",
     "perplexity of chosen",
 )
-HEADER = f"| adapter | strength | {' | '.join(SHOWN)} | KL an own answer |"
-HEADER += "\n" + "|---" * (len(SHOWN) + 3) + "|"
+HEADER = f"| adapter | strength | {' | '.join(SHOWN)} | KL an own answer | its tokens |"
+HEADER += "\n" + "|---" * (len(SHOWN) + 4) + "|"
 # Longer answers are cut off, which ends their KL there.
 MOST_TOKENS = 128
 
@@ -72,11 +72,11 @@ def own_answers(model: nn.Module, tokenizer: Any, prompts: list[list[int]]) -> l
     return pairs
 
 
-def row(name: str, strength: float, found: dict[str, Any], own: float | None) -> str:
-    """A line of the table."""
+def row(name: str, strength: float, found: dict[str, Any], own: list[float]) -> str:
+    """A line of the table; ``own``: KL and length of the policy's answers, if any."""
     columns = [COLUMNS[title] for title in SHOWN]
     cells = [name, f"{strength:g}", *(form.format(found[k]) for k, form in columns)]
-    cells.append("-" if own is None else f"{own:.2f}")
+    cells += [f"{own[0]:.2f}", f"{own[1]:.0f}"] if own else ["-", "-"]
     return f"| {' | '.join(cells)} |"
 
 
@@ -97,10 +97,12 @@ def measure(run: Any, strengths: list[float], count: int, batch_size: int) -> li
     for strength in strengths:
         set_strength(model, scales, strength)
         means, scored = score_pairs(run, model, test_set, start)
-        own = None
+        own = []
         if prompts:
             answers = own_answers(model, tokenizer, prompts)
-            own = float(score_pairs(run, model, answers, start)[1].kl.mean())
+            kl = score_pairs(run, model, answers, start)[1].kl
+            tokens = [len(answer) for pair in answers for answer in pair[1:3]]
+            own = [float(kl.mean()), float(np.mean(tokens))]
         found = means | pair_metrics(means, scored)
         lines.append(row(Path(run.adapter_path).name, strength, found, own))
         print(lines[-1], flush=True)
