@@ -177,6 +177,7 @@ class TestQualityBenchmark(unittest.TestCase):
         self.assertEqual(whole[2:4], ["1", f"{result['rewards/accuracies']:.1%}"])
         self.assertEqual(whole[5], f"{result['kl_per_answer/chosen']:.2f}")
         self.assertEqual([*start[5:7], start[8]], ["0.00", "0.0000", "0.00"])
+        self.assertIn(int(whole[9]), range(1, kl_benchmark.MOST_TOKENS + 1))
         # Near the start the KL grows with the square of the way.
         self.assertGreater(float(whole[6]), 0.0005)
         self.assertAlmostEqual(float(twice[6]) / float(whole[6]), 4, delta=0.8)
