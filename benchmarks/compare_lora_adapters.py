@@ -1,6 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
-"""Train one seeded ``mlx_lm.lora`` run on plain and on patched mlx-lm and compare.
+"""Train seeded ``mlx_lm.lora`` runs on plain and on patched mlx-lm and compare.
 
 The model is a tiny random llama, the data a few lines, both made here. The
 adapters of the two runs must be equal byte for byte, or the status is 1.
@@ -65,7 +65,13 @@ DPO_RUNS = {
     "dpo": ["--fine-tune-type", "lora"],
     "dpo, dora": ["--fine-tune-type", "dora", "--grad-checkpoint"],
     "dpo, full": ["--fine-tune-type", "full", "--optimizer", "adamw"],
+    "dpo, accumulated": ["--grad-accumulation-steps", "2", "--warmup-steps", "3"],
+    "dpo, packed": ["--pack", "--save-best", "loss"],
+    "tr-dpo": ["--sync-reference", "--sync-steps", "5"],
+    "kto": ["--loss-type", "kto"],
 }
+# As "dpo", but ended after 12 steps and gone on with.
+RESUMED = "dpo, resumed"
 RUNS = {
     "lora": ["--fine-tune-type", "lora"],
     "dora": ["--fine-tune-type", "dora", "--grad-checkpoint"],
@@ -94,6 +100,10 @@ def make_inputs(python: str, folder: Path) -> None:
         text = "".join(json.dumps(pair) + "\n" for pair in pairs)
         (folder / "pairs").mkdir(exist_ok=True)
         (folder / "pairs" / f"{split}.jsonl").write_text(text)
+        labels = [{**row, "label": n % 3 > 0} for n, row in enumerate(rows)]
+        text = "".join(json.dumps(row) + "\n" for row in labels)
+        (folder / "labels").mkdir(exist_ok=True)
+        (folder / "labels" / f"{split}.jsonl").write_text(text)
 
 
 def call(python: str, *arguments: str, **variables: str) -> str:
@@ -117,6 +127,8 @@ def train(
 ) -> str:
     """Train, and return the SHA-256 of the adapter."""
     data = folder / ("data" if command == "lora" else "pairs")
+    if "kto" in options:
+        data = folder / "labels"
     flags = ["--model", folder / "model", "--data", data, "--train"]
     flags += ["--adapter-path", out, "--iters", 20, "--batch-size", 4, "--seed", 3]
     flags += ["--num-layers", 2, "--learning-rate", 1e-3, "--steps-per-eval", 10]
@@ -124,6 +136,9 @@ def train(
     cache = str(out.with_name(f"{out.name} cache"))
     run = ["-m", "mlx_lm", command, *map(str, flags), *options]
     call(python, *run, XDG_CACHE_HOME=cache)
+    if out.name.startswith(RESUMED):
+        more = ["--resume", str(out), "--iters", "20"]
+        call(python, "-m", "mlx_lm", command, *more, XDG_CACHE_HOME=cache)
     return hashlib.sha256((out / "adapters.safetensors").read_bytes()).hexdigest()
 
 
@@ -133,6 +148,7 @@ def compare(pythons: tuple[str, str], folder: Path, dpo: bool) -> list[tuple[str
     runs = [("lora", name, options) for name, options in RUNS.items()]
     if dpo:
         runs += [("dpo", name, options) for name, options in DPO_RUNS.items()]
+        runs.append(("dpo", RESUMED, ["--iters", "12"]))
     return [
         (
             name,

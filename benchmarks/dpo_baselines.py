@@ -13,7 +13,7 @@ import mlx.optimizers as optim
 import numpy as np
 from dpo_report import BETA, LEARNING_RATE
 
-from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.tuner.trainer import default_loss, grad_checkpoint, iterate_batches
 
 

@@ -37,21 +37,20 @@ from dpo_report import (
 )
 from mlx.utils import tree_flatten
 
-from mlx_lm.openblas import slow_blas_notice
+from mlx_lm.preference.batch.buckets import LAYOUTS
+from mlx_lm.preference.batch.collate import iterate_preference_batches
+from mlx_lm.preference.device import cache_limit, compiles, slow_blas_notice
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.forward.probe import check_sharing
+from mlx_lm.preference.forward.recompute import keyed_layers
+from mlx_lm.preference.memory.predict import predict_peak
+from mlx_lm.preference.policy.model import prepare_policy
+from mlx_lm.preference.policy.optimizer import with_master_weights
+from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.run.plan import training_plan
+from mlx_lm.preference.step import reference_pass
 from mlx_lm.tuner.datasets import load_preference_dataset
-from mlx_lm.tuner.grad_checkpoint import keyed_layers
-from mlx_lm.tuner.length_buckets import LAYOUTS
-from mlx_lm.tuner.master_weights import with_master_weights
-from mlx_lm.tuner.memory_plan import cache_limit, predict_peak
-from mlx_lm.tuner.policy import prepare_policy
-from mlx_lm.tuner.preference_batches import iterate_preference_batches
-from mlx_lm.tuner.preference_step import reference_pass
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.remembered_reference import RememberedReference
-from mlx_lm.tuner.run_plan import training_plan
-from mlx_lm.tuner.sharing import check_sharing
-from mlx_lm.tuner.trainer import DPOTrainingArgs
-from mlx_lm.tuner.training_step import compiles, training_step
+from mlx_lm.tuner.trainer import DPOTrainingArgs, training_step
 from mlx_lm.utils import _get_classes, load, load_tokenizer
 
 NAMES = {

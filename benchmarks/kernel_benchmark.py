@@ -26,7 +26,7 @@ from mlx_lm.kernels.preference_logps import (
     preference_logps,
     preference_logps_vjp,
 )
-from mlx_lm.tuner import token_scores
+from mlx_lm.preference.forward import tokens as token_scores
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from preference_oracle import CASES, check_gradient, check_scores, oracle  # noqa: E402

@@ -21,16 +21,22 @@ import mlx.nn as nn
 import numpy as np
 from quality_benchmark import COLUMNS
 
-from mlx_lm.dpo import CONFIG_DEFAULTS, resolve_args
+from mlx_lm.dpo import resolve_args
 from mlx_lm.generate import batch_generate
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.measure.pair_metrics import pair_metrics
+from mlx_lm.preference.policy.model import (
+    load_model,
+    load_weights,
+    prepare_policy,
+    read_weights,
+)
+from mlx_lm.preference.report.compare import finished_runs
+from mlx_lm.preference.report.evaluate import score_pairs
+from mlx_lm.preference.settings.checks import fit_to_model
+from mlx_lm.preference.settings.parser import CONFIG_DEFAULTS
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.datasets import load_preference_dataset
-from mlx_lm.tuner.dpo_config import fit_to_model
-from mlx_lm.tuner.finished_runs import finished_runs
-from mlx_lm.tuner.pair_metrics import pair_metrics
-from mlx_lm.tuner.policy import load_model, load_weights, prepare_policy, read_weights
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.run_test import score_pairs
 
 SHOWN = (
     "reward accuracy",

@@ -26,12 +26,13 @@ from dpo_report import SHAPES, machine
 from memory_validation import peaks
 
 from mlx_lm.dpo import resolve_args
-from mlx_lm.tuner import completion_head
-from mlx_lm.tuner.dpo_config import training_args
-from mlx_lm.tuner.master_weights import with_master_weights
-from mlx_lm.tuner.policy import prepare_policy
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.run_plan import describe_memory, predict_run
+from mlx_lm.preference.forward import head as completion_head
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.policy.model import prepare_policy
+from mlx_lm.preference.policy.optimizer import with_master_weights
+from mlx_lm.preference.run.forecast import describe_memory, predict_run
+from mlx_lm.preference.run.setup import training_args
+from mlx_lm.tuner.trainer import training_step
 from mlx_lm.utils import _get_classes
 
 # GiB of RAM, and the part of it that Metal recommends to use.
@@ -82,7 +83,9 @@ def predicted(ram: int, shape: str, weights: str, options: tuple) -> int:
     settings.compile = True
     with chunks_of(ram):
         model, reference, optimizer, pairs = run
-        return predict_run(model, reference, optimizer, pairs, settings).total
+        return predict_run(
+            model, reference, optimizer, pairs, settings, training_step
+        ).total
 
 
 def rows() -> Iterator[tuple[int, str, str, tuple]]:
@@ -116,7 +119,7 @@ def prove(ram: int, shape: str, weights: str, options: tuple, steps: int) -> Non
         used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (used + limit(ram),) * 2)
     model, reference, optimizer, pairs, settings = setup(shape, weights, options)
-    estimate = predict_run(model, reference, optimizer, pairs, settings)
+    estimate = predict_run(model, reference, optimizer, pairs, settings, training_step)
     print(f"on this device {describe_memory(estimate)}")
     for peak, seconds in peaks(model, reference, optimizer, pairs, settings, steps):
         print(

@@ -24,14 +24,15 @@ from dpo_report import machine
 from mlx.utils import tree_flatten
 
 from mlx_lm.dpo import resolve_args
-from mlx_lm.tuner.dpo_config import training_args
-from mlx_lm.tuner.grad_checkpoint import keyed_layers
-from mlx_lm.tuner.master_weights import with_master_weights
-from mlx_lm.tuner.policy import load_model, prepare_policy
-from mlx_lm.tuner.preference_batches import iterate_preference_batches
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.run_plan import predict_run, training_plan
-from mlx_lm.tuner.training_step import training_step
+from mlx_lm.preference.batch.collate import iterate_preference_batches
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.forward.recompute import keyed_layers
+from mlx_lm.preference.policy.model import load_model, prepare_policy
+from mlx_lm.preference.policy.optimizer import with_master_weights
+from mlx_lm.preference.run.forecast import predict_run
+from mlx_lm.preference.run.plan import training_plan
+from mlx_lm.preference.run.setup import training_args
+from mlx_lm.tuner.trainer import training_step
 
 
 def peaks(
@@ -77,7 +78,7 @@ def measure(args: argparse.Namespace) -> None:
     pairs = synthetic_pairs(half, length - half, size, 1000, 0)
     settings = training_args(options)
     settings.sharing = args.sharing
-    estimate = predict_run(model, reference, optimizer, pairs, settings)
+    estimate = predict_run(model, reference, optimizer, pairs, settings, training_step)
     run = model, reference, optimizer, pairs, settings
     measured = max(peak for peak, _ in peaks(*run, steps=2))
     cells = [kind, args.checkpoint[0], f"{size} x {length}"]

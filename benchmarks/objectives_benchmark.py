@@ -25,14 +25,14 @@ from objectives_report import START, describe, row, section, write_section
 import mlx_lm
 from mlx_lm import batch_generate
 from mlx_lm.dpo import resolve_args, train_model
-from mlx_lm.tuner.atomic_files import replace_file
+from mlx_lm.preference.files import replace_file
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.objective.losses import LOSSES
+from mlx_lm.preference.objective.objective import objective_of
+from mlx_lm.preference.policy.model import load_model, prepare_policy
+from mlx_lm.preference.report.evaluate import score_pairs
+from mlx_lm.preference.settings.checks import check_args, fit_to_model
 from mlx_lm.tuner.datasets import load_preference_dataset
-from mlx_lm.tuner.dpo_config import check_args, fit_to_model
-from mlx_lm.tuner.objective import objective_of
-from mlx_lm.tuner.policy import load_model, prepare_policy
-from mlx_lm.tuner.preference_losses import LOSSES
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.run_test import score_pairs
 from mlx_lm.tuner.utils import remove_lora_layers
 
 EXAMPLES = Path(mlx_lm.__file__).parent / "examples"

@@ -31,12 +31,12 @@ from dpo_benchmark import (
 )
 from dpo_report import SHAPES, Way
 
-from mlx_lm.tuner.batch_shape import pair_lengths
-from mlx_lm.tuner.preference_batches import collate_pairs, count_tokens, epoch_batches
-from mlx_lm.tuner.preference_step import reference_pass
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.run_plan import training_plan
-from mlx_lm.tuner.sharing import check_packing, check_sharing
+from mlx_lm.preference.batch.collate import collate_pairs, count_tokens, epoch_batches
+from mlx_lm.preference.batch.shape import pair_lengths
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.forward.probe import check_packing, check_sharing
+from mlx_lm.preference.run.plan import training_plan
+from mlx_lm.preference.step import reference_pass
 from mlx_lm.tuner.trainer import DPOTrainingArgs
 
 LAYOUTS = {"plain": "padded rows", "packed": "packed rows", "": "shared prompts"}

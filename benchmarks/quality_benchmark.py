@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from mlx_lm import dpo
-from mlx_lm.tuner.atomic_files import replace_file
+from mlx_lm.preference.files import replace_file
 
 # What a table's columns are called, where they come from, and how they are written.
 COLUMNS: dict[str, tuple[str, str]] = {

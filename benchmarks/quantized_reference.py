@@ -19,11 +19,11 @@ from dpo_report import machine
 from mlx.utils import tree_flatten
 
 import mlx_lm
-from mlx_lm.tuner.batch_shape import pair_lengths
+from mlx_lm.preference.batch.buckets import plan_batches
+from mlx_lm.preference.batch.collate import iterate_preference_batches
+from mlx_lm.preference.batch.shape import pair_lengths
+from mlx_lm.preference.step import reference_pass
 from mlx_lm.tuner.datasets import load_preference_dataset
-from mlx_lm.tuner.length_buckets import plan_batches
-from mlx_lm.tuner.preference_batches import iterate_preference_batches
-from mlx_lm.tuner.preference_step import reference_pass
 from mlx_lm.utils import load
 
 EXAMPLES = str(Path(mlx_lm.__file__).parent / "examples" / "preferences")

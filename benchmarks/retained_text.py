@@ -21,8 +21,12 @@ import tempfile
 from pathlib import Path
 
 from mlx_lm import load
-from mlx_lm.tuner.atomic_files import replace_file, user_cache_folder
-from mlx_lm.tuner.retained_text import RetainedText, encode_text, text_perplexity
+from mlx_lm.preference.files import replace_file, user_cache_folder
+from mlx_lm.preference.watch.retained_text import (
+    RetainedText,
+    encode_text,
+    text_perplexity,
+)
 
 PACKAGE, FILE = "brotli==1.2.1", "tests/testdata/alice29.txt"
 SHA256 = "7467306ee0feed4971260f3c87421154a05be571d944e9cb021a5713700c38f0"

@@ -11,51 +11,60 @@ import mlx.nn as nn
 import numpy as np
 
 from . import lora
-from .cli_ui import make_console, print_dpo_run_header, rprint
-from .openblas import slow_blas_notice
-from .tuner.callbacks import CallbackList, TrainingCallback
-from .tuner.config_file import read_config
-from .tuner.datasets import load_preference_dataset
-from .tuner.dpo_config import (
+from .cli_ui import make_console, rprint
+from .preference.device import slow_blas_notice, slow_dtype_notice
+from .preference.errors import InputError
+from .preference.forward.frozen import FrozenStart
+from .preference.policy.model import (
+    check_token_ids,
+    load_model,
+    load_reference_model,
+    load_weights,
+    prepare_policy,
+    read_weights,
+)
+from .preference.policy.optimizer import with_master_weights
+from .preference.ranks import is_lost_rank, start_together
+from .preference.reference.remembered import RememberedReference
+from .preference.report.compare import compare_runs
+from .preference.report.evaluate import evaluate_model, inspect_model
+from .preference.report.watchers import run_watchers, show_report
+from .preference.run.folder import CallbackList, open_folder
+from .preference.run.forecast import check_memory
+from .preference.run.loop import TrainingStopped
+from .preference.run.plan import describe_plan, training_plan
+from .preference.run.screen import header_rows, print_dpo_run_header
+from .preference.run.setup import (
+    find_checkpoint,
+    find_sharing,
+    likely_sharing,
+    make_optimizer,
+    remember_reference,
+    run_identity,
+    training_args,
+)
+from .preference.settings.adopt import (
+    adopt_adapter_config,
+    adopt_finished_run,
+    adopt_resumed_run,
+)
+from .preference.settings.checks import (
     check_args,
     check_keys,
     check_types,
     fit_to_model,
-    training_args,
 )
-from .tuner.dpo_parser import CONFIG_DEFAULTS, UNUSED_KEYS, build_parser
-from .tuner.finished_runs import compare_runs
-from .tuner.master_weights import with_master_weights
-from .tuner.policy import (
-    adopt_adapter_config,
-    adopt_finished_run,
-    load_model,
-    load_weights,
-    prepare_policy,
-    read_weights,
-    slow_dtype_notice,
+from .preference.settings.parser import (
+    CONFIG_DEFAULTS,
+    UNUSED_KEYS,
+    build_parser,
+    read_config,
 )
-from .tuner.preference_run import TrainingStopped
-from .tuner.ranks import is_lost_rank, start_together
-from .tuner.reference import FrozenStart, check_token_ids
-from .tuner.remembered_reference import RememberedReference
-from .tuner.resume import adopt_resumed_run
-from .tuner.retained_text import scored_text
-from .tuner.run_folder import open_folder
-from .tuner.run_plan import check_memory, describe_plan, training_plan
-from .tuner.run_setup import (
-    find_checkpoint,
-    find_sharing,
-    header_rows,
-    likely_sharing,
-    load_reference_model,
-    make_optimizer,
-    remember_reference,
-    run_identity,
-)
-from .tuner.run_test import evaluate_model, inspect_model
-from .tuner.run_watchers import run_watchers, show_report
-from .tuner.trainer import train_dpo
+from .preference.watch.retained_text import scored_text
+from .preference.watch.trackers import reporting_callbacks
+from .tuner.callbacks import TrainingCallback
+from .tuner.datasets import load_preference_dataset
+from .tuner.trainer import train_dpo, training_step
 from .tuner.utils import print_trainable_parameters
 
 
@@ -70,7 +79,7 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
         SimpleNamespace: All settings; ``explicit`` lists those that were given.
 
     Raises:
-        ValueError: If a flag or a key is unknown, or the file can't be read.
+        mlx_lm.preference.errors.InputError: If a flag or a key is unknown, or the file can't be read.
 
     Example:
         >>> args = resolve_args(["--train", "--beta", "0.3"])
@@ -101,30 +110,9 @@ def train_model(
     training_callback: TrainingCallback | None = None,
     reference_model: nn.Module | None = None,
 ) -> RememberedReference:
-    """
-    Train the policy and write the adapter, its settings and its metrics.
-
-    Args:
-        args (SimpleNamespace): The run's settings.
-        model (nn.Module): The policy; changed in place.
-        train_set (PreferenceDataset): The pairs.
-        valid_set (PreferenceDataset): Held-out pairs, may be empty.
-        training_callback (TrainingCallback, optional): Gets the metrics.
-        reference_model (nn.Module, optional): Default: the policy's start.
-
-    Returns:
-        The reference that was used, for ``evaluate_model``.
-
-    Raises:
-        ValueError: If there are fewer pairs than ``batch_size``, or the adapter
-            to start from does not fit.
-
-    Example:
-        >>> train_model.__name__  # DPO.md shows it from Python
-        'train_model'
-    """
+    """Train the policy and write the adapter, its settings and its metrics."""
     if len(train_set) < args.batch_size:
-        raise ValueError(
+        raise InputError(
             f"The training set has {len(train_set)} usable pairs, fewer than "
             f"batch_size={args.batch_size}. Lower batch_size or add pairs."
         )
@@ -139,6 +127,7 @@ def train_model(
         with_master_weights(optimizer, model),
         train_set,
         settings,
+        training_step,
     )
     read_weights(model, args.model)
     if reference_model is not None:
@@ -161,7 +150,7 @@ def train_model(
         rows = header_rows(args, train_set, valid_set, reference, plan, estimate)
         _show_run(args, rows, sharing.notice, plan)
         if not args.dry_run:
-            metrics = open_folder(args, state, training_callback)
+            metrics = open_folder(args, state, training_callback, reporting_callbacks)
             watchers = run_watchers(args, model, train_set.tokenizer, valid_set, state)
             training_callback = CallbackList([metrics, *watchers])
     if args.dry_run:
@@ -224,13 +213,13 @@ def run(
             ``report_to`` names.
 
     Raises:
-        ValueError: If a setting or the data is unusable.
+        mlx_lm.preference.errors.InputError: If a setting or the data is unusable.
 
     Example:
         >>> run(resolve_args(["--data", "pairs"]))
         Traceback (most recent call last):
         ...
-        ValueError: Must provide at least one of --train or --test
+        mlx_lm.preference.errors.InputError: Must provide at least one of --train or --test
     """
     given = {k: v for k, v in vars(args).items() if v is not None}
     if "explicit" not in given:
@@ -259,7 +248,7 @@ def run(
     rprint("Loading datasets")
     train_set, valid_set, test_set = load_preference_dataset(args, tokenizer)
     if args.inspect and not (test_set or valid_set):
-        raise ValueError(
+        raise InputError(
             "inspect shows held-out pairs, and there are none: add a test or validation "
             "set, raise valid_fraction, or leave it out."
         )
@@ -329,7 +318,7 @@ def main() -> None:
     try:
         args = resolve_args()
         run(args)
-    except (ValueError, ImportError, OSError) as e:
+    except InputError as e:
         if os.environ.get("MLX_LM_DEBUG"):
             raise
         sys.exit(_one_line(e, 2) if start_together(failed=True) else 2)

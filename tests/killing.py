@@ -64,8 +64,8 @@ def live(job):
     import mlx.core as mx
 
     from mlx_lm import dpo
-    from mlx_lm.tuner.callbacks import MetricsFile
-    from mlx_lm.tuner.preference_run import PreferenceRun
+    from mlx_lm.preference.run.folder import MetricsFile
+    from mlx_lm.preference.run.loop import PreferenceRun
 
     moments = Moments(job["event"], job["at"])
     moments.around(PreferenceRun, "_after_step", "step")

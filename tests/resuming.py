@@ -18,13 +18,13 @@ import numpy as np
 from mlx.utils import tree_map
 from tiny import random_pairs, tiny_model
 
-from mlx_lm.tuner.callbacks import CallbackList, MetricsFile
-from mlx_lm.tuner.preference_run import PreferenceRun
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.reference_cache import ReferenceCache
-from mlx_lm.tuner.remembered_reference import RememberedReference
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.reference.cache import ReferenceCache
+from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.run.checkpoint import newest_state
+from mlx_lm.preference.run.folder import CallbackList, MetricsFile
+from mlx_lm.preference.run.loop import PreferenceRun
 from mlx_lm.tuner.trainer import DPOTrainingArgs, train_dpo
-from mlx_lm.tuner.training_state import newest_state
 
 MEASURED = {
     *("pairs_per_second", "tokens_per_second", "peak_memory", "val_time"),

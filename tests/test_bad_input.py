@@ -17,11 +17,11 @@ from bad_inputs import DATA, GOOD, MODELS, SETTINGS, Desk, good_with, lines
 from tiny import save_tiny_model
 
 from mlx_lm.lora import yaml_loader
-from mlx_lm.tuner.atomic_files import check_writable, writing
-from mlx_lm.tuner.config_file import read_config
-from mlx_lm.tuner.dpo_config import check_types
-from mlx_lm.tuner.model_files import explain_failure
-from mlx_lm.tuner.training_state import newest_state
+from mlx_lm.preference.files import check_writable, writing
+from mlx_lm.preference.policy.model import explain_failure
+from mlx_lm.preference.run.checkpoint import newest_state
+from mlx_lm.preference.settings.checks import check_types
+from mlx_lm.preference.settings.parser import read_config
 
 
 class CommandCase(unittest.TestCase):

@@ -5,7 +5,7 @@ import unittest
 
 import numpy as np
 
-from mlx_lm.tuner.calibration import (
+from mlx_lm.preference.measure.pair_metrics import (
     Reliability,
     brier_score,
     expected_calibration_error,

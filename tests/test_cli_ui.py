@@ -5,16 +5,15 @@ import unittest
 from types import SimpleNamespace
 from unittest import mock
 
-from mlx_lm import openblas
-from mlx_lm.cli_ui import (
+from mlx_lm.cli_ui import make_console
+from mlx_lm.preference import device as openblas
+from mlx_lm.preference.device import find_openblas, slow_blas_notice
+from mlx_lm.preference.report.table import fit_table, metrics_table, print_test_table
+from mlx_lm.preference.run.screen import (
     PreferenceTrainUI,
     format_duration,
-    make_console,
     print_dpo_run_header,
-    print_test_table,
 )
-from mlx_lm.openblas import find_openblas, slow_blas_notice
-from mlx_lm.tuner.metrics_table import fit_table, metrics_table
 
 METRICS = {
     "loss": 0.51,

@@ -10,8 +10,11 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from tiny import LORA, VOCAB, float64_logps, random_pairs, tiny_model
 
-from mlx_lm.tuner import logps as logps_module
-from mlx_lm.tuner.completion_head import (
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.forward import answers as logps_module
+from mlx_lm.preference.forward.answers import completion_states, paired_sequence_logps
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.forward.head import (
     LARGEST_CHUNK,
     SMALLEST_CHUNK,
     chunk_sizes,
@@ -20,11 +23,8 @@ from mlx_lm.tuner.completion_head import (
     paired_completion_logps,
     trained_outside_layers,
 )
-from mlx_lm.tuner.logps import completion_states, paired_sequence_logps
-from mlx_lm.tuner.model_parts import calls_replaced
-from mlx_lm.tuner.policy import unfreeze_head
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.preference.forward.parts import calls_replaced
+from mlx_lm.preference.policy.model import unfreeze_head
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 BATCH = collate_pairs(random_pairs(3))
@@ -268,7 +268,7 @@ class TestChunks(unittest.TestCase):
         one = lambda *sizes: chunk_sizes(sizes[0], sizes[1], bytes_for(8))
         expected = paired_sequence_logps(model, reference, BATCH)
         with mock.patch.object(logps_module, "running", watch):
-            with mock.patch("mlx_lm.tuner.completion_head.chunk_sizes", one):
+            with mock.patch("mlx_lm.preference.forward.head.chunk_sizes", one):
                 ours = paired_sequence_logps(model, reference, BATCH)
         # Once for the trunk, once for each chunk.
         self.assertEqual(switches, [reference] * (1 + len(one(COUNT, 2 * VOCAB))))

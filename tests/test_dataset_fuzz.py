@@ -19,8 +19,9 @@ from pyarrow import parquet
 from tiny import bos_tokenizer
 from tokenizers_for_tests import no_template_tokenizer
 
-from mlx_lm.tuner.preference_dataset import PreferenceDataset
-from mlx_lm.tuner.preference_files import read_files
+from mlx_lm.preference.data.sources import read_files
+from mlx_lm.preference.errors import InputError
+from mlx_lm.tuner.datasets import PreferenceDataset
 
 TURNS = "\n\nHuman: Is tea hot?\n\nAssistant: "
 ASK = [{"role": "user", "content": "Is tea hot?"}]
@@ -163,7 +164,7 @@ class TestFuzz(unittest.TestCase):
                 )
             except ValueError as e:
                 # Of the whole set, and said in a line; no row's own error.
-                self.assertIs(type(e), ValueError)
+                self.assertIs(type(e), InputError)
                 self.assertRegex(
                     str(e),
                     rf"\A.* has no rows\.\Z|\A.*: no row of {total:,} can be .*\Z"
@@ -261,7 +262,7 @@ class TestFuzz(unittest.TestCase):
             try:
                 found = read_files([path])
             except ValueError as e:
-                self.assertIs(type(e), ValueError)
+                self.assertIs(type(e), InputError)
                 self.assertRegex(str(e), r"\A.*train\.(jsonl?|parquet).*\Z")
                 return
             if plain:
@@ -287,7 +288,7 @@ class TestFuzz(unittest.TestCase):
                 try:
                     found = read_files([path])
                 except ValueError as e:
-                    self.assertIs(type(e), ValueError)
+                    self.assertIs(type(e), InputError)
                     self.assertRegex(str(e), r"\A.*train\.parquet.*\Z")
                     continue
                 self.check(found)

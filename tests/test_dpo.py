@@ -16,13 +16,12 @@ from tiny import (
     weights_of,
 )
 
-from mlx_lm.tuner import DPOTrainingArgs, evaluate_dpo, train_dpo
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.forward.answers import sequence_logps
+from mlx_lm.preference.forward.frozen import FrozenStart, running
 from mlx_lm.tuner.datasets import PreferenceDataset
-from mlx_lm.tuner.logps import sequence_logps
 from mlx_lm.tuner.losses import dpo_loss
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.reference import FrozenStart, running
-from mlx_lm.tuner.trainer import dpo_step
+from mlx_lm.tuner.trainer import DPOTrainingArgs, dpo_step, evaluate_dpo, train_dpo
 
 
 class TestDPO(unittest.TestCase):
@@ -141,7 +140,7 @@ class TestDPO(unittest.TestCase):
 
     def test_namespace_is_enough_for_loaders(self):
         # Python users may bring any object with the right attributes.
-        from mlx_lm.dpo import load_reference_model
+        from mlx_lm.preference.policy.model import load_reference_model
 
         self.assertIsNone(load_reference_model(SimpleNamespace(reference_model=None)))
 

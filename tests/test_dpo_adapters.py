@@ -25,14 +25,9 @@ from tiny import save_rows, save_tiny_model, tiny_model
 from mlx_lm import dpo, fuse, load, lora
 from mlx_lm.generate import generate
 from mlx_lm.generate import main as generate_main
-from mlx_lm.tuner.policy import (
-    adapter_config,
-    adopt_adapter_config,
-    adopt_finished_run,
-    load_model,
-    load_weights,
-    prepare_policy,
-)
+from mlx_lm.preference.policy.model import load_model, load_weights, prepare_policy
+from mlx_lm.preference.run.folder import adapter_config
+from mlx_lm.preference.settings.adopt import adopt_adapter_config, adopt_finished_run
 
 TOKENS = mx.array([[0, 40, 7, 99, 150, 3, 61, 12]])
 MESSAGES = [{"role": "user", "content": "Say tea."}]

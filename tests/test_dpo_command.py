@@ -21,11 +21,11 @@ from test_gpt2 import save_gpt2
 from tiny import Recorder, save_rows, save_tiny_model
 
 from mlx_lm import cli, dpo
-from mlx_lm.tuner import _upstream_callbacks
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.policy.model import load_model
+from mlx_lm.preference.settings.checks import check_args
+from mlx_lm.tuner import callbacks
 from mlx_lm.tuner.datasets import load_preference_dataset
-from mlx_lm.tuner.dpo_config import check_args
-from mlx_lm.tuner.policy import load_model
-from mlx_lm.tuner.reference import FrozenStart
 
 TEXT_ROWS = [
     {"prompt": f"Say {word}: ", "chosen": word, "rejected": f"never {word}"}
@@ -204,7 +204,7 @@ class TestIssueConfigurations(CommandCase):
             'project_name: "dpo-llama-experiments"\n'
         )
         wandb = FakeService()
-        with mock.patch.object(_upstream_callbacks, "wandb", wandb):
+        with mock.patch.object(callbacks, "wandb", wandb):
             out = self.succeed(
                 *("--config", config, "--iters", 4, "--adapter-path", self.adapters)
             )
@@ -229,7 +229,7 @@ class TestReports(CommandCase):
             *("--steps-per-eval", 2, "--save-every", 2),
         )
         args = dpo.resolve_args([str(flag) for flag in flags])
-        with mock.patch.multiple(_upstream_callbacks, **services):
+        with mock.patch.multiple(callbacks, **services):
             with contextlib.redirect_stdout(io.StringIO()):
                 dpo.run(args, training_callback=recorder)
         steps = [0, 2, 2, 3, 3]
@@ -437,7 +437,7 @@ class TestRefusals(CommandCase):
                 self.fail_in_one_line(pattern, "-c", path)
 
     def test_service_that_is_not_installed(self):
-        with mock.patch.object(_upstream_callbacks, "wandb", None):
+        with mock.patch.object(callbacks, "wandb", None):
             code, _, err = command(*self.flags("--report-to", "wandb"))
         self.assertEqual((code, err.count("\n")), (2, 1))
         self.assertIn("report_to needs wandb: pip install wandb", err)

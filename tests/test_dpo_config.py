@@ -12,17 +12,17 @@ import mlx.optimizers as optim
 import yaml
 
 from mlx_lm import dpo, lora
-from mlx_lm.tuner import dpo_config
-from mlx_lm.tuner.dpo_config import (
+from mlx_lm.preference.objective.objective import Objective
+from mlx_lm.preference.policy.optimizer import build_optimizer
+from mlx_lm.preference.run.folder import saved_settings
+from mlx_lm.preference.run.setup import training_args
+from mlx_lm.preference.settings import checks as dpo_config
+from mlx_lm.preference.settings.checks import (
     check_args,
     check_keys,
     check_types,
     fit_to_model,
-    saved_settings,
-    training_args,
 )
-from mlx_lm.tuner.objective import Objective
-from mlx_lm.tuner.optimizers import build_optimizer
 
 # Another value than the default for each flag.
 VALUES = {bool: True, int: 7, float: 0.25, str: "other"}

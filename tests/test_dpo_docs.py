@@ -22,20 +22,17 @@ from tokenizers_for_tests import bos_tokenizer
 
 import mlx_lm
 from mlx_lm import lora
-from mlx_lm.dpo import CONFIG_DEFAULTS, UNUSED_KEYS, build_parser, resolve_args
-from mlx_lm.tuner import (
-    DPOTrainingArgs,
-    evaluate_dpo,
-    labelled_rows,
-    preference_rows,
-    train_dpo,
-)
+from mlx_lm.dpo import resolve_args
+from mlx_lm.preference.data import pairs as preference_rows
+from mlx_lm.preference.data import rankings as labelled_rows
+from mlx_lm.preference.objective.losses import LOSSES
+from mlx_lm.preference.objective.objective import DIVERGENCES
+from mlx_lm.preference.policy.optimizer import OPTIMIZERS
+from mlx_lm.preference.settings.checks import check_args, check_keys
+from mlx_lm.preference.settings.parser import CONFIG_DEFAULTS, UNUSED_KEYS, build_parser
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.datasets import PreferenceDataset
-from mlx_lm.tuner.dpo_config import check_args, check_keys
-from mlx_lm.tuner.objective import DIVERGENCES
-from mlx_lm.tuner.optimizers import OPTIMIZERS
-from mlx_lm.tuner.preference_losses import LOSSES
+from mlx_lm.tuner.trainer import DPOTrainingArgs, evaluate_dpo, train_dpo
 
 PACKAGE = Path(mlx_lm.__file__).parent
 DOC = (PACKAGE / "DPO.md").read_text("utf-8")

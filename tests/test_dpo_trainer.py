@@ -14,31 +14,29 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from tiny import Pairs, Recorder, pair, random_pairs, tiny_model, train, weights_of
 
-from mlx_lm.tuner import training_step
-from mlx_lm.tuner.batch_shape import BatchShape
-from mlx_lm.tuner.callbacks import CallbackList, MetricsFile
-from mlx_lm.tuner.checkpoints import save_adapter
-from mlx_lm.tuner.logps import (
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.batch.shape import BatchShape
+from mlx_lm.preference.device import slow_dtype_notice
+from mlx_lm.preference.errors import InputError
+from mlx_lm.preference.forward.answers import (
     completion_states,
     paired_sequence_logps,
     sequence_logps,
     sum_by_row,
 )
-from mlx_lm.tuner.master_weights import with_master_weights
-from mlx_lm.tuner.model_parts import calls_replaced
-from mlx_lm.tuner.policy import prepare_policy, slow_dtype_notice
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.preference_metrics import sum_values
-from mlx_lm.tuner.reference import (
-    FrozenStart,
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.forward.parts import calls_replaced
+from mlx_lm.preference.measure.metrics import sum_values
+from mlx_lm.preference.policy.model import (
     check_same_tokens,
     check_token_ids,
+    prepare_policy,
 )
-from mlx_lm.tuner.trainer import (
-    dpo_step,
-    evaluate_dpo,
-    gradient_accumulator,
-)
+from mlx_lm.preference.policy.optimizer import with_master_weights
+from mlx_lm.preference.run.checkpoint import save_adapter
+from mlx_lm.preference.run.folder import CallbackList, MetricsFile
+from mlx_lm.tuner import trainer as training_step
+from mlx_lm.tuner.trainer import dpo_step, evaluate_dpo, gradient_accumulator
 
 
 class TestLogps(unittest.TestCase):
@@ -455,7 +453,7 @@ class TestTrainer(unittest.TestCase):
             )
             for k, v in mx.load(file).items():
                 np.testing.assert_array_equal(np.array(v), weights_of(model)[k])
-            with self.assertRaises(OSError):
+            with self.assertRaises(InputError):
                 save_adapter(model, f"{folder}/missing/adapters.safetensors")
 
     def test_full_training_of_quantized_layers_is_refused(self):

@@ -8,7 +8,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
-from mlx_lm.tuner.falling_chosen import FallingChosen
+from mlx_lm.preference.watch.falling_chosen import FallingChosen
 
 
 def report(it, ratio, part=""):

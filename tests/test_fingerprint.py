@@ -9,10 +9,10 @@ import numpy as np
 from tiny import LORA, tiny_model
 
 from mlx_lm.models.switch_layers import SwitchLinear
-from mlx_lm.tuner import fingerprint
+from mlx_lm.preference.forward.recompute import keyed_layers
+from mlx_lm.preference.reference import fingerprint
+from mlx_lm.preference.reference.fingerprint import model_fingerprint
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
-from mlx_lm.tuner.fingerprint import model_fingerprint
-from mlx_lm.tuner.grad_checkpoint import keyed_layers
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
 

@@ -11,15 +11,15 @@ from test_dpo_command import CommandCase, command
 from tiny import ROWS, save_rows, save_tiny_model
 
 from mlx_lm import dpo
-from mlx_lm.tuner.finished_runs import compare_runs, finished_runs
-from mlx_lm.tuner.report_pairs import read_pairs
-from mlx_lm.tuner.run_test import (
+from mlx_lm.preference.report.compare import compare_runs, finished_runs
+from mlx_lm.preference.report.evaluate import (
     evaluate_model,
     inspect_model,
     measure,
     score_pairs,
     show_metrics,
 )
+from mlx_lm.preference.report.inspect import read_pairs
 
 
 def read(folder):

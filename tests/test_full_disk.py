@@ -17,8 +17,9 @@ import mlx.core as mx
 from resuming import Setup, result
 from test_dpo_command import CommandCase, command
 
+from mlx_lm.preference.errors import InputError
+from mlx_lm.preference.run.checkpoint import newest_state
 from mlx_lm.tuner import callbacks
-from mlx_lm.tuner.training_state import newest_state
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 LINE = r"\AError: Can't write .*: .*If the disk is full, make room.*--resume\.\n\Z"
@@ -92,7 +93,7 @@ class TestEveryWrite(unittest.TestCase):
         for room in range(disk.writes):
             folder = self.folder / "run"
             with self.subTest(room=room):
-                with Disk(room).in_use(), self.assertRaises(OSError) as caught:
+                with Disk(room).in_use(), self.assertRaises(InputError) as caught:
                     setup.start(folder)
                 self.assertRegex(f"Error: {caught.exception}\n", LINE)
                 self.assertEqual([*folder.rglob(".*")], [])

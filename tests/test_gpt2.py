@@ -4,13 +4,15 @@ import json
 import tempfile
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 from fixtures.tokenizers_for_tests import no_template_tokenizer
 
-from mlx_lm import load
-from mlx_lm.models import gpt2
+from mlx_lm.models.gpt2 import ModelArgs
+from mlx_lm.preference.policy.gpt2 import Model
+from mlx_lm.preference.policy.model import load_model
 
 
 def transformers_weights(n_layer, n_embd, n_positions, vocab_size, seed=0):
@@ -113,7 +115,9 @@ class TestGPT2(unittest.TestCase):
         logits = {}
         for prefix in (True, False):
             with self.subTest(prefix=prefix), tempfile.TemporaryDirectory() as folder:
-                model, tokenizer = load(str(save_gpt2(folder, prefix=prefix)))
+                path = str(save_gpt2(folder, prefix=prefix))
+                options = SimpleNamespace(trust_remote_code=False)
+                model, tokenizer = load_model(path, options)
                 logits[prefix] = np.array(model(mx.array([tokens]))[0])
                 weights = transformers_weights(2, 16, 64, len(tokenizer.get_vocab()))
                 expected = gpt2_logits(weights, tokens, 2, 2)
@@ -123,19 +127,19 @@ class TestGPT2(unittest.TestCase):
         np.testing.assert_array_equal(logits[True], logits[False])
 
     def test_converted_names_stay(self):
-        args = gpt2.ModelArgs("gpt2", 8, 8, 1, 8, 8, 1e-5, 16)
+        args = ModelArgs("gpt2", 8, 8, 1, 8, 8, 1e-5, 16)
         weights = {"model.h.0.attn.c_attn.weight": mx.zeros((24, 8))}
-        (kept,) = gpt2.Model(args).sanitize(weights).items()
+        (kept,) = Model(args).sanitize(weights).items()
         self.assertEqual((kept[0], kept[1].shape), (*weights, (24, 8)))
 
     def test_untied_head_is_refused(self):
-        args = gpt2.ModelArgs("gpt2", 8, 8, 1, 8, 8, 1e-5, 16)
+        args = ModelArgs("gpt2", 8, 8, 1, 8, 8, 1e-5, 16)
         weights = {
             "transformer.wte.weight": mx.zeros((16, 8)),
             "lm_head.weight": mx.ones((16, 8)),
         }
         with self.assertRaisesRegex(ValueError, "lm_head"):
-            gpt2.Model(args).sanitize(weights)
+            Model(args).sanitize(weights)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from mlx.utils import tree_flatten
 from tiny import random_pairs, tiny_model, weights_of
 
 from mlx_lm.models import llama
-from mlx_lm.tuner.grad_checkpoint import KeyedDropout, keyed_layers
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.forward.recompute import KeyedDropout, keyed_layers
 from mlx_lm.tuner.trainer import dpo_step
 
 

@@ -7,9 +7,14 @@ from rich.cells import cell_len
 from test_dpo_command import CommandCase, write_yaml
 from tiny import save_rows
 
-from mlx_lm.tuner.inspection import PairTexts, inspection_lines, inspection_order
-from mlx_lm.tuner.pair_scores import ScoredPairs
-from mlx_lm.tuner.pair_texts import pair_texts, uncut_pairs
+from mlx_lm.preference.measure.evaluation import ScoredPairs
+from mlx_lm.preference.report.inspect import (
+    PairTexts,
+    inspection_lines,
+    inspection_order,
+    pair_texts,
+    uncut_pairs,
+)
 
 
 def scored(margins):

@@ -12,16 +12,15 @@ from unittest import mock
 import numpy as np
 from test_preference_dataset import CHATML, make_tokenizer, pair, text_of
 
-from mlx_lm.tuner import token_cache
+from mlx_lm.preference.batch.buckets import check_batch_size
+from mlx_lm.preference.batch.collate import iterate_preference_batches, value_arrays
+from mlx_lm.preference.data import cache as token_cache
+from mlx_lm.preference.data.messages import RowFault
+from mlx_lm.preference.data.rankings import check_criteria, criteria_names, read_rows
+from mlx_lm.preference.data.table import ColumnsBuilder, TokenColumns, choose_held_out
+from mlx_lm.preference.data.tokenizer import TokenPair
+from mlx_lm.preference.run.checkpoint import data_fingerprint
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
-from mlx_lm.tuner.held_out import choose_held_out
-from mlx_lm.tuner.labelled_rows import check_criteria, criteria_names, read_rows
-from mlx_lm.tuner.length_buckets import check_batch_size
-from mlx_lm.tuner.preference_batches import iterate_preference_batches, value_arrays
-from mlx_lm.tuner.preference_messages import RowFault
-from mlx_lm.tuner.preference_tokens import TokenPair
-from mlx_lm.tuner.resume import data_fingerprint
-from mlx_lm.tuner.token_columns import ColumnsBuilder, TokenColumns
 
 USER = [{"role": "user", "content": "Hi"}]
 
@@ -112,7 +111,7 @@ class TestWeights(Faults):
             ):
                 first = make(rows, token_cache=folder, **options)
                 self.assertEqual(files(), number + 1)
-                name = "mlx_lm.tuner.preference_dataset.tokenize_rows"
+                name = "mlx_lm.preference.data.tokenize.tokenize_rows"
                 with mock.patch(name, side_effect=AssertionError):
                     again = make(rows, token_cache=folder, **options)
                 self.assertEqual(texts(again), texts(first))

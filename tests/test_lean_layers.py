@@ -11,8 +11,8 @@ from tiny import tiny_model
 
 from mlx_lm.models import llama
 from mlx_lm.models.activations import swiglu
-from mlx_lm.tuner.lean_layers import lean_layers, lean_swiglu, low_rank
-from mlx_lm.tuner.memory_plan import predict_peak
+from mlx_lm.preference.forward.recompute import lean_layers, lean_swiglu, low_rank
+from mlx_lm.preference.memory.predict import predict_peak
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 

@@ -7,7 +7,14 @@ import mlx.core as mx
 import numpy as np
 from tiny import Pairs, pair
 
-from mlx_lm.tuner.batch_shape import (
+from mlx_lm.preference.batch.buckets import LAYOUTS, length_buckets, plan_batches
+from mlx_lm.preference.batch.collate import (
+    collate_pairs,
+    count_tokens,
+    epoch_batches,
+    iterate_preference_batches,
+)
+from mlx_lm.preference.batch.shape import (
     BatchShape,
     Bucket,
     batches_per_epoch,
@@ -16,16 +23,9 @@ from mlx_lm.tuner.batch_shape import (
     padded_tokens,
     pair_lengths,
 )
-from mlx_lm.tuner.length_buckets import LAYOUTS, length_buckets, plan_batches
-from mlx_lm.tuner.preference_batches import (
-    collate_pairs,
-    count_tokens,
-    epoch_batches,
-    iterate_preference_batches,
-)
-from mlx_lm.tuner.run_plan import MAX_SHAPES, training_plan
+from mlx_lm.preference.device import compiles
+from mlx_lm.preference.run.plan import MAX_SHAPES, training_plan
 from mlx_lm.tuner.trainer import DPOTrainingArgs
-from mlx_lm.tuner.training_step import compiles
 
 
 def random_lengths(n, seed=0, longest=500):

@@ -7,7 +7,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-from mlx_lm.tuner.master_weights import MasterWeights, with_master_weights
+from mlx_lm.preference.policy.optimizer import MasterWeights, with_master_weights
 
 
 class TestMasterWeights(unittest.TestCase):

@@ -7,8 +7,8 @@ from unittest import mock
 import mlx.core as mx
 from tiny import random_pairs, tiny_model, train
 
-from mlx_lm.tuner.preference_run import PreferenceRun
-from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.run.loop import PreferenceRun
 from mlx_lm.tuner.trainer import evaluate_dpo
 
 # Batches are not all of one length. Two dozen numbers a step that are never let go

@@ -7,17 +7,17 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
-from mlx_lm.tuner.grad_checkpoint import keyed_layers
-from mlx_lm.tuner.memory_plan import (
+from mlx_lm.preference.device import device_memory
+from mlx_lm.preference.forward.recompute import keyed_layers
+from mlx_lm.preference.memory.predict import (
     MemoryEstimate,
     check_fits,
-    device_memory,
     predict_peak,
     smaller_settings,
 )
-from mlx_lm.tuner.memory_replay import Replay, evaluation_order, task_limits
-from mlx_lm.tuner.memory_tape import Op, Tape, fuse
-from mlx_lm.tuner.memory_trace import array_places, trace_step
+from mlx_lm.preference.memory.replay import Replay, evaluation_order, task_limits
+from mlx_lm.preference.memory.tape import Op, Tape, fuse
+from mlx_lm.preference.memory.trace import array_places, trace_step
 
 MB = 2**20
 CPU = mx.default_device() == mx.cpu

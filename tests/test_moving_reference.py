@@ -11,13 +11,13 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 from tiny import Pairs, random_pairs, tiny_model, weights_of
 
-from mlx_lm.tuner.fingerprint import variant_fingerprint
-from mlx_lm.tuner.logps import sequence_logps
-from mlx_lm.tuner.preference_batches import PairBatch, collate_pairs
-from mlx_lm.tuner.preference_step import dpo_step
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.reference_cache import ReferenceCache
-from mlx_lm.tuner.remembered_reference import NoReference, RememberedReference
+from mlx_lm.preference.batch.collate import PairBatch, collate_pairs
+from mlx_lm.preference.forward.answers import sequence_logps
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.reference.cache import ReferenceCache
+from mlx_lm.preference.reference.fingerprint import variant_fingerprint
+from mlx_lm.preference.reference.remembered import NoReference, RememberedReference
+from mlx_lm.tuner.trainer import dpo_step
 
 PAIRS = Pairs(random_pairs(4))
 BATCH = PairBatch([0, 1, 2, 3], collate_pairs(PAIRS))

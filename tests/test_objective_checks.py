@@ -8,9 +8,9 @@ from dataclasses import fields
 import mlx.core as mx
 import numpy as np
 
+from mlx_lm.preference.objective.losses import LOSSES
+from mlx_lm.preference.objective.objective import Objective, objective_of
 from mlx_lm.tuner.losses import preference_loss
-from mlx_lm.tuner.objective import Objective, objective_of
-from mlx_lm.tuner.preference_losses import LOSSES
 
 
 class TestChecks(unittest.TestCase):

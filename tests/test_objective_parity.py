@@ -12,11 +12,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from mlx_lm.models import llama
-from mlx_lm.tuner.objective import Objective
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.preference_losses import LOSSES
-from mlx_lm.tuner.preference_step import dpo_step, gradient_accumulator
-from mlx_lm.tuner.reference import FrozenStart
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.objective.losses import LOSSES
+from mlx_lm.preference.objective.objective import Objective
+from mlx_lm.tuner.trainer import dpo_step, gradient_accumulator
 
 FIXTURE = json.loads(
     (Path(__file__).parent / "fixtures/trl_objectives.json").read_text()

@@ -26,16 +26,16 @@ from test_ranks import APART, HAS_RING, LAUNCHER, free_port
 from tiny import ROWS, random_pairs, save_rows, save_tiny_model, tiny_model, train
 
 from mlx_lm import dpo
-from mlx_lm.tuner import preference_step, reference
-from mlx_lm.tuner.memory_plan import MemoryEstimate
-from mlx_lm.tuner.objective import Objective, objective_of
-from mlx_lm.tuner.preference_batches import collate_pairs, count_tokens
-from mlx_lm.tuner.preference_losses import LOSSES
-from mlx_lm.tuner.preference_step import dpo_step, reference_pass
-from mlx_lm.tuner.reference_cache import ReferenceCache
-from mlx_lm.tuner.remembered_reference import RememberedReference
-from mlx_lm.tuner.trainer import DPOTrainingArgs
-from mlx_lm.tuner.training_step import scoring_step
+from mlx_lm.preference.batch.collate import collate_pairs, count_tokens
+from mlx_lm.preference.forward import frozen as reference
+from mlx_lm.preference.memory.predict import MemoryEstimate
+from mlx_lm.preference.objective.losses import LOSSES
+from mlx_lm.preference.objective.objective import Objective, objective_of
+from mlx_lm.preference.reference.cache import ReferenceCache
+from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.step import reference_pass, scoring_step
+from mlx_lm.tuner import trainer
+from mlx_lm.tuner.trainer import DPOTrainingArgs, dpo_step
 
 MODIFIERS: dict[str, dict[str, Any]] = {
     "cdpo": {"label_smoothing": 0.1},
@@ -389,7 +389,7 @@ class TestOneStep(unittest.TestCase):
         _, alone = self.gradient(**pair)
         # The other rank has nothing but filling.
         average = lambda tree: tree_map(lambda x: x / 2, tree)
-        with mock.patch.object(preference_step, "average_over_ranks", average):
+        with mock.patch.object(trainer, "average_over_ranks", average):
             _, together = self.gradient(**pair)
         for (name, x), (_, y) in zip(alone, together):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8, err_msg=name)

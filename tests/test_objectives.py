@@ -9,17 +9,21 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 
-from mlx_lm.tuner import preference_step
-from mlx_lm.tuner.objective import (
+from mlx_lm.preference import step as preference_step
+from mlx_lm.preference.objective.losses import (
+    LOSSES,
+    PairLogps,
+    PreferenceLoss,
+    kl_baseline,
+)
+from mlx_lm.preference.objective.objective import (
     DIVERGENCES,
     Objective,
     pair_logps,
     pair_losses,
     pair_rewards,
 )
-from mlx_lm.tuner.pair_logps import PairLogps, kl_baseline
-from mlx_lm.tuner.preference_losses import LOSSES, PreferenceLoss
-from mlx_lm.tuner.preference_step import answer_logps, loss_and_values
+from mlx_lm.preference.step import answer_logps, loss_and_values
 
 sigmoid = lambda x: 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 logsig = lambda x: -np.logaddexp(0, -np.asarray(x, np.float64))

@@ -29,33 +29,24 @@ from tiny import (
 
 from mlx_lm import dpo
 from mlx_lm.models.cache import ArraysCache, KVCache, RotatingKVCache
-from mlx_lm.tuner import run_setup
-from mlx_lm.tuner.batch_shape import (
+from mlx_lm.preference.batch.buckets import plan_batches
+from mlx_lm.preference.batch.collate import collate_pairs, count_tokens, epoch_batches
+from mlx_lm.preference.batch.packing import batch_shapes, best_width, pack_rows
+from mlx_lm.preference.batch.shape import (
     BatchShape,
     input_lengths,
     needed_tokens,
     padded_tokens,
     pair_lengths,
 )
-from mlx_lm.tuner.grad_checkpoint import NOT_RECOMPUTABLE
-from mlx_lm.tuner.length_buckets import plan_batches
-from mlx_lm.tuner.logps import sequence_logps
-from mlx_lm.tuner.packing import (
-    PackedKeysValues,
-    batch_shapes,
-    best_width,
-    pack_rows,
-    packed_states,
-)
-from mlx_lm.tuner.preference_batches import (
-    collate_pairs,
-    count_tokens,
-    epoch_batches,
-)
-from mlx_lm.tuner.run_plan import predict_run, training_plan
-from mlx_lm.tuner.sharing import Sharing, check_packing
-from mlx_lm.tuner.trainer import DPOTrainingArgs
-from mlx_lm.tuner.training_step import training_step
+from mlx_lm.preference.forward.answers import sequence_logps
+from mlx_lm.preference.forward.packed import PackedKeysValues, packed_states
+from mlx_lm.preference.forward.probe import Sharing, check_packing
+from mlx_lm.preference.forward.recompute import NOT_RECOMPUTABLE
+from mlx_lm.preference.run import setup as run_setup
+from mlx_lm.preference.run.forecast import predict_run
+from mlx_lm.preference.run.plan import training_plan
+from mlx_lm.tuner.trainer import DPOTrainingArgs, training_step
 
 # Recurrent states, absolute positions, positions that scale, masks of another shape.
 REFUSED = set(
@@ -296,7 +287,9 @@ class TestRun(unittest.TestCase):
         wide = {"hidden_size": 128, "intermediate_size": 512, "vocab_size": 512}
         model = tiny_model("lora", **wide)
         optimizer = optim.Adam(1e-3)
-        predicted = predict_run(model, None, optimizer, pairs, args).total
+        predicted = predict_run(
+            model, None, optimizer, pairs, args, training_step
+        ).total
         shape, indices = max(
             epoch_batches(training_plan(pairs, args), 2),
             key=lambda b: sum(sum(pairs[i][3][1:]) for i in b[1]),

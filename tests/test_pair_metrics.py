@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mlx_lm.tuner.metrics_table import Row, fit_table, metrics_table, short_names
-from mlx_lm.tuner.pair_metrics import (
+from mlx_lm.preference.measure.evaluation import ScoredPairs
+from mlx_lm.preference.measure.pair_metrics import (
     length_groups,
     pair_metrics,
     wilson_interval,
     write_test_metrics,
 )
-from mlx_lm.tuner.pair_scores import ScoredPairs
+from mlx_lm.preference.report.table import Row, fit_table, metrics_table, short_names
 
 # Three pairs: a right one whose chosen answer is shorter, a wrong one that is about
 # as long, and a right one whose chosen answer is longer.

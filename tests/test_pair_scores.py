@@ -8,11 +8,11 @@ import mlx.core as mx
 import numpy as np
 from tiny import random_pairs, tiny_model
 
-from mlx_lm.tuner import pair_scores
-from mlx_lm.tuner.logps import paired_sequence_logps
-from mlx_lm.tuner.objective import Objective
-from mlx_lm.tuner.pair_scores import PairCollector, ScoredPairs
-from mlx_lm.tuner.preference_batches import iterate_preference_batches
+from mlx_lm.preference.batch.collate import iterate_preference_batches
+from mlx_lm.preference.forward.answers import paired_sequence_logps
+from mlx_lm.preference.measure import evaluation as pair_scores
+from mlx_lm.preference.measure.evaluation import PairCollector, ScoredPairs
+from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.tuner.trainer import evaluate_dpo
 
 

@@ -6,15 +6,15 @@ import mlx.core as mx
 import numpy as np
 from tiny import Pairs, pair, random_pairs
 
-from mlx_lm.tuner.batch_shape import BatchShape
-from mlx_lm.tuner.length_buckets import plan_batches
-from mlx_lm.tuner.preference_batches import (
+from mlx_lm.preference.batch.buckets import plan_batches
+from mlx_lm.preference.batch.collate import (
     PairBatch,
     collate_pairs,
     count_tokens,
     epoch_batches,
     iterate_preference_batches,
 )
+from mlx_lm.preference.batch.shape import BatchShape
 
 
 class FakeGroup:

@@ -19,16 +19,16 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-from mlx_lm.tokenizer_utils import NewlineTokenizer, TokenizerWrapper
-from mlx_lm.tuner.datasets import PreferenceDataset
-from mlx_lm.tuner.preference_files import LocatedRows
-from mlx_lm.tuner.preference_messages import RowFault
-from mlx_lm.tuner.preference_rows import PreferenceRow
-from mlx_lm.tuner.preference_tokens import (
+from mlx_lm.preference.data.messages import RowFault
+from mlx_lm.preference.data.pairs import PreferenceRow
+from mlx_lm.preference.data.sources import LocatedRows
+from mlx_lm.preference.data.tokenizer import (
     PairTokenizer,
     TokenPair,
     common_prefix_length,
 )
+from mlx_lm.tokenizer_utils import NewlineTokenizer, TokenizerWrapper
+from mlx_lm.tuner.datasets import PreferenceDataset
 
 SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"]
 CHATML = (

@@ -16,14 +16,15 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
-from mlx_lm.tuner.preference_files import (
+from mlx_lm.preference.data.sources import (
     LocatedRows,
+    find_hub_name,
+    open_hub_splits,
     open_local_splits,
     pick_splits,
     read_files,
 )
-from mlx_lm.tuner.preference_hub import find_hub_name, open_hub_splits
+from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 
 
 def make_tokenizer(words=200):

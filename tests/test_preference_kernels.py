@@ -23,7 +23,7 @@ from preference_oracle import CASES, check_gradient, check_scores, make_case, or
 
 from mlx_lm.kernels import preference_logps as kernels
 from mlx_lm.kernels.preference_logps import kernel_text, preference_backend
-from mlx_lm.tuner import token_scores
+from mlx_lm.preference.forward import tokens as token_scores
 from mlx_lm.tuner.losses import dpo_loss
 
 DIALECTS = ("metal", "cuda")

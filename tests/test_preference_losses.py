@@ -7,12 +7,8 @@ import mlx.core as mx
 import numpy as np
 from tiny import float64_logps
 
-from mlx_lm.tuner.losses import (
-    dpo_loss,
-    preference_loss,
-    score_tokens,
-    token_logps,
-)
+from mlx_lm.preference.forward.tokens import score_tokens, token_logps
+from mlx_lm.tuner.losses import dpo_loss, preference_loss
 
 
 def _logits(rng, shape, scale=3.0):

@@ -6,11 +6,10 @@ import unittest
 import mlx.core as mx
 from tiny import Pairs, Recorder, pair, tiny_model, train
 
-from mlx_lm.tuner.metrics_window import MetricsWindow
-from mlx_lm.tuner.objective import Objective
-from mlx_lm.tuner.preference_metrics import (
+from mlx_lm.preference.measure.metrics import (
     PER_PAIR,
     SUMS,
+    MetricsWindow,
     add_metrics,
     all_sum_metrics,
     hidden_metrics,
@@ -18,6 +17,7 @@ from mlx_lm.tuner.preference_metrics import (
     metric_columns,
     preference_sums,
 )
+from mlx_lm.preference.objective.objective import Objective
 
 
 def sums_by_hand(weights=(1.0, 1.0), kl=True):

@@ -2,7 +2,7 @@
 
 import unittest
 
-from mlx_lm.tuner.preference_messages import (
+from mlx_lm.preference.data.messages import (
     RowFault,
     as_messages,
     check_text,
@@ -11,7 +11,7 @@ from mlx_lm.tuner.preference_messages import (
     split_shared_prefix,
     with_system,
 )
-from mlx_lm.tuner.preference_rows import PreferenceRow, read_row
+from mlx_lm.preference.data.pairs import PreferenceRow, read_row
 
 
 def user(text):

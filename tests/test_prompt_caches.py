@@ -20,16 +20,17 @@ from test_shared_prompt import (
 from tiny import tiny_model
 
 from mlx_lm.models.cache import CacheList, make_prompt_cache
-from mlx_lm.tuner.batch_shape import BatchShape
-from mlx_lm.tuner.model_parts import (
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.batch.shape import BatchShape
+from mlx_lm.preference.forward.parts import (
     RUN_WHOLE,
     calls_replaced,
     find_trunk,
     head_logits,
     trunk_states,
 )
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.shared_prompt import (
+from mlx_lm.preference.forward.probe import Sharing, check_sharing
+from mlx_lm.preference.forward.shared import (
     PromptKeysValues,
     PromptState,
     leaves,
@@ -37,7 +38,6 @@ from mlx_lm.tuner.shared_prompt import (
     prompt_caches,
     shared_states,
 )
-from mlx_lm.tuner.sharing import Sharing, check_sharing
 
 
 class TestCheck(unittest.TestCase):
@@ -49,7 +49,7 @@ class TestCheck(unittest.TestCase):
 
         model = tiny_model()
         self.assertEqual(check_sharing(model), Sharing("ragged", ""))
-        with mock.patch("mlx_lm.tuner.shared_prompt.PromptKeysValues", Off):
+        with mock.patch("mlx_lm.preference.forward.shared.PromptKeysValues", Off):
             sharing = check_sharing(model)
         self.assertEqual(sharing.grade, "plain")
         self.assertRegex(sharing.notice, r"\AThis model can't share prompts: .*\.\Z")
@@ -59,7 +59,7 @@ class TestCheck(unittest.TestCase):
             def fork(self, width, lengths):
                 super().fork(width, None)
 
-        with mock.patch("mlx_lm.tuner.shared_prompt.PromptKeysValues", OneOffset):
+        with mock.patch("mlx_lm.preference.forward.shared.PromptKeysValues", OneOffset):
             self.assertEqual(check_sharing(tiny_model()).grade, "equal")
 
     def test_a_model_that_is_no_sum_of_its_parts_runs_whole(self):

@@ -13,12 +13,12 @@ from test_labelled_rows import Faults, make, texts
 from test_preference_batches import FakeGroup
 from test_preference_dataset import CHATML, make_tokenizer, pair
 
-from mlx_lm.tuner.batch_shape import padded_tokens
+from mlx_lm.preference.batch.buckets import length_buckets, plan_batches
+from mlx_lm.preference.batch.collate import epoch_batches, iterate_preference_batches
+from mlx_lm.preference.batch.shape import padded_tokens
+from mlx_lm.preference.data.rankings import read_rows
+from mlx_lm.preference.run.forecast import _Unread
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
-from mlx_lm.tuner.labelled_rows import read_rows
-from mlx_lm.tuner.length_buckets import length_buckets, plan_batches
-from mlx_lm.tuner.preference_batches import epoch_batches, iterate_preference_batches
-from mlx_lm.tuner.run_plan import _Unread
 
 
 def ranking(prompt, *answers):

@@ -18,9 +18,8 @@ from unittest import mock
 import mlx.core as mx
 from tiny import ROWS, save_rows, save_tiny_model
 
-from mlx_lm.tuner import ranks
-from mlx_lm.tuner.preference_run import PreferenceRun
-from mlx_lm.tuner.ranks import (
+from mlx_lm.preference import ranks
+from mlx_lm.preference.ranks import (
     average_over_ranks,
     gather_pairs,
     is_lost_rank,
@@ -29,6 +28,7 @@ from mlx_lm.tuner.ranks import (
     sum_over_ranks,
     wait_for_all,
 )
+from mlx_lm.preference.run.loop import PreferenceRun
 
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
 HAS_RING = LAUNCHER.exists() and mx.distributed.is_available("ring")
@@ -40,8 +40,8 @@ APART = {*TIMES, "peak_memory"}
 POISONED = """
 import mlx.core as mx
 from mlx_lm.dpo import main
-from mlx_lm.tuner.preference_run import PreferenceRun
-from mlx_lm.tuner.remembered_reference import RememberedReference
+from mlx_lm.preference.run.loop import PreferenceRun
+from mlx_lm.preference.reference.remembered import RememberedReference
 
 take_step, recall = PreferenceRun._take_step, RememberedReference.recall
 step = [0]
@@ -240,7 +240,7 @@ class TestRanks(unittest.TestCase):
 GATHERING = """
 import json, sys
 import mlx.core as mx
-from mlx_lm.tuner.ranks import average_over_ranks, gather_pairs
+from mlx_lm.preference.ranks import average_over_ranks, gather_pairs
 
 world = mx.distributed.init()
 rank, pairs = world.rank(), 6 // world.size()

@@ -14,8 +14,8 @@ import mlx.core as mx
 import numpy as np
 from tiny import random_pairs
 
-from mlx_lm.tuner import reference_cache
-from mlx_lm.tuner.reference_cache import ReferenceCache, pair_key
+from mlx_lm.preference.reference import cache as reference_cache
+from mlx_lm.preference.reference.cache import ReferenceCache, pair_key
 
 NAME = "0" * 64
 

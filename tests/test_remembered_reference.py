@@ -23,15 +23,15 @@ from tiny import (
 )
 
 from mlx_lm import dpo
-from mlx_lm.tuner import preference_step
-from mlx_lm.tuner.atomic_files import replace_file, user_cache_folder
-from mlx_lm.tuner.logps import sequence_logps
-from mlx_lm.tuner.objective import Objective
-from mlx_lm.tuner.preference_batches import PairBatch, collate_pairs
-from mlx_lm.tuner.preference_step import loss_and_values, reference_pass
-from mlx_lm.tuner.reference import FrozenStart, running
-from mlx_lm.tuner.reference_cache import ReferenceCache
-from mlx_lm.tuner.remembered_reference import RememberedReference
+from mlx_lm.preference import step as preference_step
+from mlx_lm.preference.batch.collate import PairBatch, collate_pairs
+from mlx_lm.preference.files import replace_file, user_cache_folder
+from mlx_lm.preference.forward.answers import sequence_logps
+from mlx_lm.preference.forward.frozen import FrozenStart, running
+from mlx_lm.preference.objective.objective import Objective
+from mlx_lm.preference.reference.cache import ReferenceCache
+from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.step import loss_and_values, reference_pass
 
 
 class CountingRuns:

@@ -15,10 +15,8 @@ from unittest import mock
 from tiny import Pairs, pair
 
 from mlx_lm.dpo import resolve_args
-from mlx_lm.tuner import report
-from mlx_lm.tuner.dpo_config import check_args, saved_settings
-from mlx_lm.tuner.report import check_matplotlib, render, write_report
-from mlx_lm.tuner.report_charts import (
+from mlx_lm.preference.report import page as report
+from mlx_lm.preference.report.charts import (
     PAPER,
     Chart,
     Series,
@@ -29,8 +27,11 @@ from mlx_lm.tuner.report_charts import (
     svg,
     write_png,
 )
-from mlx_lm.tuner.report_pairs import LONGEST, pick_pairs, read_pairs, save_pairs
-from mlx_lm.tuner.versions import run_versions
+from mlx_lm.preference.report.inspect import LONGEST, pick_pairs, read_pairs, save_pairs
+from mlx_lm.preference.report.page import render, write_report
+from mlx_lm.preference.run.folder import run_versions, saved_settings
+from mlx_lm.preference.settings.checks import check_args
+from mlx_lm.preference.watch.trackers import check_matplotlib
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=y>{{ 7 * 7 }}$x$"

@@ -19,17 +19,20 @@ from resuming import STEPS, FolderCase, Setup, copy_at, result, signals
 from test_dpo_command import CommandCase, command, metrics_of, write_yaml
 from tiny import random_pairs, tiny_model
 
-from mlx_lm.cli_ui import PreferenceTrainUI
-from mlx_lm.tuner.preference_evaluation import evaluate_pairs
-from mlx_lm.tuner.preference_run import PreferenceRun, _Interrupted
-from mlx_lm.tuner.reference_cache import ReferenceCache
-from mlx_lm.tuner.resume import adopt_resumed_run, check_identity, data_fingerprint
-from mlx_lm.tuner.run_setup import find_checkpoint
-from mlx_lm.tuner.training_state import (
+from mlx_lm.preference.errors import InputError
+from mlx_lm.preference.measure.evaluation import evaluate_pairs
+from mlx_lm.preference.reference.cache import ReferenceCache
+from mlx_lm.preference.run.checkpoint import (
     TrainingState,
+    check_identity,
+    data_fingerprint,
     numbered,
     save_state,
 )
+from mlx_lm.preference.run.loop import PreferenceRun, _Interrupted
+from mlx_lm.preference.run.screen import PreferenceTrainUI
+from mlx_lm.preference.run.setup import find_checkpoint
+from mlx_lm.preference.settings.adopt import adopt_resumed_run
 
 momentum = partial(optim.SGD, momentum=0.9)
 KINDS = {
@@ -214,7 +217,7 @@ class TestGoingOn(CommandCase):
             self.assertRegex(err, r"\AError: Nothing to resume in .*\n\Z")
 
     def test_before_the_first_checkpoint(self):
-        with mock.patch.object(PreferenceRun, "_take_step", side_effect=ValueError):
+        with mock.patch.object(PreferenceRun, "_take_step", side_effect=InputError):
             command(*self.flags())
         out = self.succeed("--resume", self.adapters)
         self.assertIn("has no checkpoint yet: the run starts again", out)

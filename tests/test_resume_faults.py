@@ -16,11 +16,8 @@ import mlx.core as mx
 from resuming import STEPS, FolderCase, Setup, bits, lines_of, result, signals
 from test_dpo_command import CommandCase, command
 
-from mlx_lm.tuner.atomic_files import remove_leftovers
-from mlx_lm.tuner.callbacks import TrainingCallback
-from mlx_lm.tuner.preference_run import PreferenceRun
-from mlx_lm.tuner.stop_signals import StopSignals
-from mlx_lm.tuner.training_state import (
+from mlx_lm.preference.files import remove_leftovers
+from mlx_lm.preference.run.checkpoint import (
     TrainingState,
     drop_newer,
     drop_old,
@@ -29,6 +26,9 @@ from mlx_lm.tuner.training_state import (
     numbered,
     save_state,
 )
+from mlx_lm.preference.run.loop import PreferenceRun
+from mlx_lm.preference.run.signals import StopSignals
+from mlx_lm.tuner.callbacks import TrainingCallback
 
 
 class At(TrainingCallback):
@@ -159,7 +159,7 @@ class TestSignals(CommandCase):
 # A rank that waits where no handler of Python's runs.
 WAITING = """
 import ctypes, os, signal, threading, time
-from mlx_lm.tuner import stop_signals
+from mlx_lm.preference.run import signals as stop_signals
 
 stop_signals.PATIENCE = 0.4
 with stop_signals.StopSignals(True, "Go on.") as stop:

@@ -16,8 +16,8 @@ import mlx.core as mx
 import numpy as np
 from tiny import save_tiny_model, tiny_model
 
-from mlx_lm.tuner import retained_text
-from mlx_lm.tuner.retained_text import (
+from mlx_lm.preference.watch import retained_text
+from mlx_lm.preference.watch.retained_text import (
     RetainedText,
     encode_text,
     read_text,

@@ -4,9 +4,13 @@ import unittest
 
 import numpy as np
 
-from mlx_lm.tuner.preference_tokens import show_pair
-from mlx_lm.tuner.row_notes import RowNotes, counted
-from mlx_lm.tuner.row_tokens import TOO_LONG, check_row_options
+from mlx_lm.preference.data.tokenize import (
+    TOO_LONG,
+    RowNotes,
+    check_row_options,
+    counted,
+)
+from mlx_lm.preference.data.tokenizer import show_pair
 
 BAD = {"empty answer": 3, TOO_LONG: 2}
 FIRST: dict[str, str | int] = {"empty answer": "prefs:1", TOO_LONG: 7}

@@ -15,22 +15,17 @@ from mlx.utils import tree_flatten
 from tiny import ROWS, random_pairs, save_rows, save_tiny_model, tiny_model
 
 from mlx_lm import dpo
-from mlx_lm.tuner import run_plan
-from mlx_lm.tuner.master_weights import with_master_weights
-from mlx_lm.tuner.memory_plan import MemoryEstimate
-from mlx_lm.tuner.policy import read_weights
-from mlx_lm.tuner.preference_batches import iterate_preference_batches
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.remembered_reference import RememberedReference
-from mlx_lm.tuner.run_plan import (
-    check_memory,
-    describe_memory,
-    describe_plan,
-    predict_run,
-    training_plan,
-)
-from mlx_lm.tuner.trainer import DPOTrainingArgs
-from mlx_lm.tuner.training_step import scoring_step, training_step
+from mlx_lm.preference.batch.collate import iterate_preference_batches
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.memory.predict import MemoryEstimate
+from mlx_lm.preference.policy.model import read_weights
+from mlx_lm.preference.policy.optimizer import with_master_weights
+from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.run import forecast
+from mlx_lm.preference.run.forecast import check_memory, describe_memory, predict_run
+from mlx_lm.preference.run.plan import describe_plan, training_plan
+from mlx_lm.preference.step import scoring_step
+from mlx_lm.tuner.trainer import DPOTrainingArgs, training_step
 
 WIDE = {"hidden_size": 128, "intermediate_size": 512, "vocab_size": 512}
 
@@ -75,7 +70,7 @@ class TestPrediction(unittest.TestCase):
         args = DPOTrainingArgs(batch_size=2, sharing=sharing, compile=False)
         optimizer = with_master_weights(optim.Adam(1e-3), model)
         mx.eval(model.parameters())
-        estimate = predict_run(model, reference, optimizer, pairs, args)
+        estimate = predict_run(model, reference, optimizer, pairs, args, training_step)
         return estimate.total, measured_peak(model, reference, args, pairs) - before
 
     def test_nothing_is_allocated(self):
@@ -83,19 +78,19 @@ class TestPrediction(unittest.TestCase):
         args = DPOTrainingArgs(batch_size=2, compile=False)
         pairs, optimizer = long_pairs(), optim.Adam(1e-3)
         before = mx.get_active_memory()
-        predict_run(model, FrozenStart(model), optimizer, pairs, args)
+        predict_run(model, FrozenStart(model), optimizer, pairs, args, training_step)
         self.assertLess(mx.get_active_memory() - before, 100_000)
 
     def test_more_than_there_is_names_what_would_fit(self):
         model = tiny_model("lora", **WIDE)
         args = DPOTrainingArgs(batch_size=4, compile=False)
         given = (model, FrozenStart(model), optim.Adam(1e-3), long_pairs(), args)
-        needed = check_memory(*given).total
-        with mock.patch.object(run_plan, "device_memory", lambda: int(needed * 0.8)):
+        needed = check_memory(*given, training_step).total
+        with mock.patch.object(forecast, "device_memory", lambda: int(needed * 0.8)):
             with self.assertRaisesRegex(ValueError, "It would fit with .*batch_size: "):
-                check_memory(*given)
-        with mock.patch.object(run_plan, "device_memory", lambda: needed):
-            check_memory(*given)
+                check_memory(*given, training_step)
+        with mock.patch.object(forecast, "device_memory", lambda: needed):
+            check_memory(*given, training_step)
 
     def test_an_optimizer_takes_no_step(self):
         for dtype in (mx.float32, mx.bfloat16):
@@ -107,7 +102,7 @@ class TestPrediction(unittest.TestCase):
                 optimizer = optim.Adam(1e-3)
                 if predicts:
                     masters = with_master_weights(optimizer, model)
-                    predict_run(model, None, masters, long_pairs(), args)
+                    predict_run(model, None, masters, long_pairs(), args, training_step)
                 training_step(model, with_master_weights(optimizer, model), args)
                 states.append(dict(tree_flatten(optimizer.state)))
             self.assertEqual(states[0].keys(), states[1].keys())
@@ -164,7 +159,7 @@ class TestCommand(unittest.TestCase):
 
     def test_a_run_that_does_not_fit_is_refused_first(self):
         with tempfile.TemporaryDirectory() as folder:
-            with mock.patch.object(run_plan, "device_memory", lambda: 1000):
+            with mock.patch.object(forecast, "device_memory", lambda: 1000):
                 with self.assertRaisesRegex(ValueError, "The run needs about"):
                     self.run_command(folder)
             self.assertFalse(Path(folder, "adapters").exists())

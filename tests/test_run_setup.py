@@ -15,31 +15,27 @@ import mlx.nn as nn
 from tiny import Pairs, Recorder, pair, random_pairs, tiny_model
 
 from mlx_lm.dpo import resolve_args
-from mlx_lm.tuner.batch_shape import pair_lengths
-from mlx_lm.tuner.length_buckets import length_buckets
-from mlx_lm.tuner.memory_plan import (
-    MemoryEstimate,
-    cache_limit,
-    device_memory,
-    trim_cache,
-)
-from mlx_lm.tuner.preference_evaluation import evaluate_pairs
-from mlx_lm.tuner.preference_metrics import preference_sums
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.remembered_reference import NoReference, RememberedReference
-from mlx_lm.tuner.run_folder import open_folder
-from mlx_lm.tuner.run_plan import training_plan
-from mlx_lm.tuner.run_setup import (
+from mlx_lm.preference.batch.buckets import length_buckets
+from mlx_lm.preference.batch.shape import pair_lengths
+from mlx_lm.preference.device import cache_limit, device_memory, trim_cache
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.measure.evaluation import evaluate_pairs
+from mlx_lm.preference.measure.metrics import preference_sums
+from mlx_lm.preference.memory.predict import MemoryEstimate
+from mlx_lm.preference.reference.remembered import NoReference, RememberedReference
+from mlx_lm.preference.run.checkpoint import numbered, save_state
+from mlx_lm.preference.run.folder import open_folder
+from mlx_lm.preference.run.plan import training_plan
+from mlx_lm.preference.run.screen import header_rows
+from mlx_lm.preference.run.setup import (
     find_checkpoint,
     find_sharing,
-    header_rows,
     likely_sharing,
     make_optimizer,
     remember_reference,
     run_identity,
 )
 from mlx_lm.tuner.trainer import DPOTrainingArgs
-from mlx_lm.tuner.training_state import numbered, save_state
 
 
 class TestSetup(unittest.TestCase):
@@ -62,7 +58,7 @@ class TestSetup(unittest.TestCase):
         self.assertEqual(find_sharing(args, model, reference).grade, "ragged")
         grades = {id(model): "ragged", id(reference): "plain"}
         found = lambda m: SimpleNamespace(grade=grades[id(m)], notice="why")
-        with unittest.mock.patch("mlx_lm.tuner.run_setup.check_sharing", found):
+        with unittest.mock.patch("mlx_lm.preference.run.setup.check_sharing", found):
             self.assertEqual(find_sharing(args, model, reference).grade, "plain")
             self.assertEqual(find_sharing(args, model, None).grade, "ragged")
             args.share_prompt = False
@@ -183,7 +179,7 @@ class TestParts(unittest.TestCase):
     def test_a_cuda_card_keeps_three_quarters(self):
         with (
             unittest.mock.patch(
-                "mlx_lm.tuner.memory_plan.device_memory", return_value=800
+                "mlx_lm.preference.device.device_memory", return_value=800
             ),
             unittest.mock.patch.object(mx.cuda, "is_available", return_value=True),
             unittest.mock.patch.object(mx, "default_device", return_value=mx.gpu),

@@ -12,13 +12,16 @@ import numpy as np
 from mlx.utils import tree_flatten
 from tiny import random_pairs, tiny_model, weights_of
 
-from mlx_lm.tuner.checkpoints import save_adapter
-from mlx_lm.tuner.preference_run import PreferenceRun
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.remembered_reference import RememberedReference
-from mlx_lm.tuner.run_snapshot import apply_snapshot, take_snapshot
-from mlx_lm.tuner.trainer import DPOTrainingArgs
-from mlx_lm.tuner.training_state import load_state, numbered, save_state
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.run.checkpoint import (
+    load_state,
+    numbered,
+    save_adapter,
+    save_state,
+)
+from mlx_lm.preference.run.loop import PreferenceRun, apply_snapshot, take_snapshot
+from mlx_lm.tuner.trainer import DPOTrainingArgs, training_step
 
 
 class TestSnapshot(unittest.TestCase):
@@ -37,7 +40,10 @@ class TestSnapshot(unittest.TestCase):
             **settings,
         )
         reference = RememberedReference(FrozenStart(model))
-        return PreferenceRun(model, reference, optim.Adam(1e-2), args, random_pairs(8))
+        optimizer = optim.Adam(1e-2)
+        step = training_step(model, optimizer, args)
+        data = random_pairs(8)
+        return PreferenceRun(model, reference, optimizer, args, data, step=step)
 
     def train(self, run, resume=None):
         with contextlib.redirect_stdout(io.StringIO()):

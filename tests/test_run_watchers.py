@@ -13,12 +13,12 @@ from unittest import mock
 from tiny import save_rows, save_tiny_model
 
 from mlx_lm.dpo import resolve_args, run
-from mlx_lm.tuner.callbacks import read_lines
-from mlx_lm.tuner.dpo_config import check_args
-from mlx_lm.tuner.falling_chosen import FallingChosen
-from mlx_lm.tuner.prompt_samples import PromptSamples
-from mlx_lm.tuner.retained_text import retained_metrics
-from mlx_lm.tuner.run_watchers import check_watchers, run_watchers, show_report
+from mlx_lm.preference.report.watchers import run_watchers, show_report
+from mlx_lm.preference.run.folder import read_lines
+from mlx_lm.preference.settings.checks import check_args, check_watchers
+from mlx_lm.preference.watch.falling_chosen import FallingChosen
+from mlx_lm.preference.watch.retained_text import retained_metrics
+from mlx_lm.preference.watch.samples import PromptSamples
 from mlx_lm.utils import load
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -100,7 +100,7 @@ class TestRun(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "nowhere has no metrics.jsonl"):
             flags = ["--test", "--data", "d", "--adapter-path", "nowhere", "--report"]
             args = resolve_args(flags)
-            with mock.patch("mlx_lm.tuner.run_watchers.check_matplotlib"):
+            with mock.patch("mlx_lm.preference.watch.trackers.check_matplotlib"):
                 check_args(args)
         check_watchers(resolve_args(["--train"]))
         show_report(SimpleNamespace(report=False))

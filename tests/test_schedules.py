@@ -6,7 +6,7 @@ import unittest
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from mlx_lm.tuner.schedules import build_learning_rate
+from mlx_lm.preference.policy.optimizer import build_learning_rate
 from mlx_lm.tuner.utils import build_schedule
 
 

@@ -9,10 +9,10 @@ import numpy as np
 from mlx.utils import tree_flatten
 from tiny import Pairs, pair, random_pairs, tiny_model
 
-from mlx_lm.tuner import completion_head
-from mlx_lm.tuner.batch_shape import BatchShape
-from mlx_lm.tuner.completion_head import completion_scores
-from mlx_lm.tuner.logps import (
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.batch.shape import BatchShape
+from mlx_lm.preference.forward import head as completion_head
+from mlx_lm.preference.forward.answers import (
     completion_states,
     length_weights,
     paired_sequence_logps,
@@ -20,10 +20,10 @@ from mlx_lm.tuner.logps import (
     sum_by_row,
     weighted_sequence_logps,
 )
-from mlx_lm.tuner.policy import unfreeze_head
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.reference import FrozenStart
-from mlx_lm.tuner.token_scores import token_log_sum_squares
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.forward.head import completion_scores
+from mlx_lm.preference.forward.tokens import token_log_sum_squares
+from mlx_lm.preference.policy.model import unfreeze_head
 
 # Equal lengths, either one longer, one token, and no prompt.
 PAIRS = Pairs(
@@ -131,7 +131,7 @@ class TestLengths(unittest.TestCase):
         batch = {"rows": mx.array([0, 1, 1]), "lengths": mx.zeros((2, 2))}
         weights = mx.array([1.0, 1.0, 0.5])
         self.assertEqual(sum_by_row(values, batch, weights).tolist(), [1.0, 4.0])
-        with mock.patch("mlx_lm.tuner.logps.length_weights") as weigh:
+        with mock.patch("mlx_lm.preference.forward.answers.length_weights") as weigh:
             sequence_logps(tiny_model(), collate_pairs(PAIRS))
         weigh.assert_not_called()
 

@@ -20,20 +20,14 @@ from mlx.utils import tree_flatten, tree_map
 from tiny import LORA, Pairs, pair, random_pairs, tiny_model, train, weights_of
 
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.tuner.batch_shape import BatchShape
-from mlx_lm.tuner.frozen_layers import FrozenLayers, frozen_layers
-from mlx_lm.tuner.grad_checkpoint import NOT_RECOMPUTABLE, keyed_layers
-from mlx_lm.tuner.logps import sequence_logps
-from mlx_lm.tuner.model_parts import (
-    calls_replaced,
-)
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.shared_prompt import (
-    PromptState,
-    leaves,
-    prompt_caches,
-)
-from mlx_lm.tuner.sharing import check_sharing
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.batch.shape import BatchShape
+from mlx_lm.preference.forward.answers import sequence_logps
+from mlx_lm.preference.forward.frozen import FrozenLayers, frozen_layers
+from mlx_lm.preference.forward.parts import calls_replaced
+from mlx_lm.preference.forward.probe import check_sharing
+from mlx_lm.preference.forward.recompute import NOT_RECOMPUTABLE, keyed_layers
+from mlx_lm.preference.forward.shared import PromptState, leaves, prompt_caches
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 README = Path(__file__).parents[1] / "benchmarks" / "README.md"

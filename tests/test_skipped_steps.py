@@ -15,14 +15,14 @@ from resuming import STEPS, Setup, bits, lines_of
 from test_dpo_command import CommandCase, command, metrics_of
 from tiny import random_pairs, tiny_model
 
-from mlx_lm.tuner import preference_step
-from mlx_lm.tuner.master_weights import with_master_weights
-from mlx_lm.tuner.objective import pair_losses
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.preference_run import PreferenceRun, TrainingStopped
-from mlx_lm.tuner.preference_step import dpo_step, gradient_accumulator
-from mlx_lm.tuner.remembered_reference import RememberedReference
-from mlx_lm.tuner.training_state import newest_state
+from mlx_lm.preference import step as preference_step
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.objective.objective import pair_losses
+from mlx_lm.preference.policy.optimizer import with_master_weights
+from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.run.checkpoint import newest_state
+from mlx_lm.preference.run.loop import PreferenceRun, TrainingStopped
+from mlx_lm.tuner.trainer import dpo_step, gradient_accumulator
 
 REFERENCE = mx.array([-9.0, -8.0, -9.0, -7.0])
 POISON = {

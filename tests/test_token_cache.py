@@ -16,24 +16,24 @@ import datasets as hf
 import numpy as np
 from test_preference_dataset import CHATML, THINKING, make_tokenizer, pair
 
-from mlx_lm.tokenizer_utils import NewlineTokenizer, TokenizerWrapper
-from mlx_lm.tuner import token_cache
-from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
-from mlx_lm.tuner.preference_files import FileRows, LocatedRows
-from mlx_lm.tuner.preference_tokens import PairTokenizer, TokenPair
-from mlx_lm.tuner.row_tokens import TOO_LONG, tokenize_rows
-from mlx_lm.tuner.token_cache import (
+from mlx_lm.preference.data import cache as token_cache
+from mlx_lm.preference.data.cache import (
     TokenCache,
     rows_fingerprint,
     tokenizer_fingerprint,
 )
-from mlx_lm.tuner.token_columns import (
+from mlx_lm.preference.data.sources import FileRows, LocatedRows
+from mlx_lm.preference.data.table import (
     CUT,
     EQUAL,
     PARTED,
     ColumnsBuilder,
     TokenColumns,
 )
+from mlx_lm.preference.data.tokenize import TOO_LONG, tokenize_rows
+from mlx_lm.preference.data.tokenizer import PairTokenizer, TokenPair
+from mlx_lm.tokenizer_utils import NewlineTokenizer, TokenizerWrapper
+from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 
 CHAT = {"prompt": [{"role": "user", "content": "Hi"}], "chosen": "a", "rejected": "b"}
 TODAY = "{{ strftime_now('%d %b %Y') }}" + CHATML
@@ -352,7 +352,7 @@ class TestFingerprints(CacheFolder):
         code = (
             "import sys; from pathlib import Path\n"
             "from mlx_lm.tokenizer_utils import load\n"
-            "from mlx_lm.tuner.token_cache import *\n"
+            "from mlx_lm.preference.data.cache import *\n"
             "print(tokenizer_fingerprint(load(Path(sys.argv[1]))))\n"
             "print(rows_fingerprint([{'a': 'b', 'c': [1.5, None]}]))\n"
         )
@@ -425,7 +425,7 @@ class TestPipeline(CacheFolder):
         path.write_text(text + "broken\n")
         (train, valid, _), lines, _ = self.load(seed=1)
         self.assertEqual(len(self.files()), 1)
-        with mock.patch("mlx_lm.tuner.preference_files._read") as read:
+        with mock.patch("mlx_lm.preference.data.sources._read") as read:
             (again, held, _), same, tokenized = self.load(seed=1)
         # Neither read nor tokenized.
         self.assertFalse(read.called)

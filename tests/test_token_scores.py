@@ -8,11 +8,11 @@ import numpy as np
 from kernel_emulator import COMPILER, emulated_logps
 from tiny import pair, random_pairs, tiny_model, train
 
-from mlx_lm.tuner import token_scores
-from mlx_lm.tuner.batch_shape import BatchShape
-from mlx_lm.tuner.logps import paired_sequence_logps, sequence_logps
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.batch.shape import BatchShape
+from mlx_lm.preference.forward import tokens as token_scores
+from mlx_lm.preference.forward.answers import paired_sequence_logps, sequence_logps
 from mlx_lm.tuner.losses import dpo_loss
-from mlx_lm.tuner.preference_batches import collate_pairs
 from mlx_lm.tuner.trainer import evaluate_dpo
 
 

@@ -10,18 +10,16 @@ from unittest import mock
 from tiny import Recorder
 
 from mlx_lm.dpo import resolve_args
-from mlx_lm.tuner.callbacks import (
-    SUPPORT_CALLBACK,
-    get_reporting_callbacks,
-    missing_tracker,
-)
-from mlx_lm.tuner.dpo_config import check_args
-from mlx_lm.tuner.dpo_parser import build_parser
-from mlx_lm.tuner.tracking import (
+from mlx_lm.preference.settings.checks import check_args
+from mlx_lm.preference.settings.parser import build_parser
+from mlx_lm.preference.watch.trackers import (
+    SERVICES,
     TensorBoardCallback,
     TrackioCallback,
     missing_package,
+    missing_tracker,
     numbers,
+    reporting_callbacks,
 )
 
 TRAIN = {"iteration": 4, "loss": 0.5, "skipped_steps": 0, "gradients": {"a": 1.0}}
@@ -52,7 +50,7 @@ class TestTracking(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             modules = {"trackio": trackio, "tensorboardX": board}
             with mock.patch.dict(sys.modules, modules):
-                tracker = get_reporting_callbacks(
+                tracker = reporting_callbacks(
                     "tensorboard, trackio", None, f"{folder}/run", {"beta": 0.1}
                 )
             self.assertIsInstance(tracker, TrackioCallback)
@@ -69,7 +67,7 @@ class TestTracking(unittest.TestCase):
 
     def test_help_names_them_all(self):
         (action,) = [a for a in build_parser()._actions if a.dest == "report_to"]
-        for name in SUPPORT_CALLBACK:
+        for name in SERVICES:
             self.assertIn(name, action.help)
 
     def test_a_missing_package_is_named_before_anything_loads(self):
@@ -81,8 +79,8 @@ class TestTracking(unittest.TestCase):
                 message = f"report_to needs {package}: pip install {package}"
                 with self.assertRaisesRegex(ValueError, message):
                     check_args(args)
-                with self.assertRaisesRegex(ImportError, message):
-                    get_reporting_callbacks(name, None, "run", {})
+                with self.assertRaisesRegex(ValueError, message):
+                    reporting_callbacks(name, None, "run", {})
             with mock.patch.dict(sys.modules, {package: mock.Mock()}):
                 self.assertIsNone(missing_tracker(name))
                 check_args(args)

@@ -15,12 +15,12 @@ import numpy as np
 from tiny import CASES
 
 from mlx_lm import load
-from mlx_lm.openblas import slow_blas_notice
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.device import slow_blas_notice
+from mlx_lm.preference.forward.answers import sequence_logps
+from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tuner.datasets import PreferenceDataset
-from mlx_lm.tuner.logps import sequence_logps
-from mlx_lm.tuner.preference_batches import collate_pairs
-from mlx_lm.tuner.reference import FrozenStart
 from mlx_lm.tuner.trainer import dpo_step
 
 FIXTURES = Path(__file__).parent / "fixtures"

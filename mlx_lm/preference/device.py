@@ -1,0 +1,109 @@
+# Copyright © 2026 MLX Contributors
+
+import os
+import platform
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+INSTALL = "apt-get install libopenblas0-pthread"
+PATTERNS = (
+    "/usr/lib/*/openblas-pthread/libblas.so.3",
+    "/usr/lib/*/openblas-openmp/libblas.so.3",
+    "/usr/lib64/libopenblasp.so.0",
+    "/usr/lib64/libopenblas.so.0",
+    "/usr/lib/libopenblas.so",
+)
+
+
+def find_openblas() -> Path | None:
+    """Find an OpenBLAS on Linux that can be put before the reference BLAS."""
+    if platform.system() != "Linux":
+        return None
+    for pattern in PATTERNS:
+        if found := sorted(Path("/").glob(pattern.lstrip("/"))):
+            return found[0]
+    return None
+
+
+def slow_blas_notice(maps: str | None = None) -> str | None:
+    """Say in one line how to get a fast BLAS, if this process has none."""
+    if platform.system() != "Linux" or mx.default_device() != mx.cpu:
+        return None
+    if maps is None:
+        maps = Path("/proc/self/maps").read_text()
+    fast = ("/openblas-", "/libopenblas", "/libmkl_rt", "/libblis")
+    if any(name in maps for name in fast):
+        return None
+    if (path := find_openblas()) is not None:
+        return f"MLX runs on a slow BLAS: start with LD_PRELOAD={path}"
+    return (
+        f"MLX runs on a slow BLAS: {INSTALL}, then set LD_PRELOAD to its libblas.so.3"
+    )
+
+
+def device_memory() -> int | None:
+    """The memory that a run may use on the default device."""
+    # The limit can't be read without setting it.
+    limit = mx.set_memory_limit(1 << 62)
+    mx.set_memory_limit(limit)
+    if mx.default_device() == mx.gpu:
+        info = mx.device_info(mx.gpu)
+        keys = ("max_recommended_working_set_size", "total_memory", "memory_size")
+        total = next((int(info[key]) for key in keys if key in info), None)
+    else:
+        total = _system_memory()
+    known = [x for x in (total, limit) if x]
+    return min(known) if known else None
+
+
+def cache_limit(threshold: int | None) -> int:
+    """How much the allocator's cache may hold between steps."""
+    if threshold is not None:
+        return threshold
+    memory = device_memory() or 0
+    if mx.default_device() == mx.gpu and mx.cuda.is_available():
+        # Nothing else lives there, and its allocator takes back what it lacks.
+        return memory * 3 // 4
+    return memory // 8
+
+
+def trim_cache(limit: int) -> None:
+    """Empty the allocator's cache if it holds too much."""
+    if mx.get_cache_memory() > limit:
+        mx.clear_cache()
+
+
+def _system_memory():
+    """What is free on Linux and what MLX holds already; else all there is."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(x for x in lines if x.startswith("MemAvailable"))
+        held = mx.get_active_memory() + mx.get_cache_memory()
+        return int(free.split()[1]) * 1024 + held
+    except (OSError, StopIteration):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def slow_dtype_notice(model: nn.Module) -> str | None:
+    """Say in one line that 16-bit weights do badly on MLX's CPU backend."""
+    dtypes = {p.dtype for _, p in tree_flatten(model.parameters())}
+    if mx.default_device() != mx.cpu or not dtypes & {mx.bfloat16, mx.float16}:
+        return None
+    return (
+        "The CPU computes 16-bit models slowly and inexactly: use "
+        "mlx_lm.convert --dtype float32 first."
+    )
+
+
+def compiles(wanted: bool | None = None) -> bool:
+    """Tell whether a run's steps are compiled."""
+    if wanted is not None:
+        return wanted
+    return mx.default_device() == mx.gpu

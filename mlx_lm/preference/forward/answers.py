@@ -1,0 +1,124 @@
+# Copyright © 2026 MLX Contributors
+
+"""From a model and a batch of pairs to the log-prob of every answer.
+
+sequence_logps(model, batch)                    one model, with gradient
+weighted_sequence_logps(model, batch)           and how likely it would write them
+paired_sequence_logps(policy, reference, ...)   both, and their exact KL
+  completion_states(model, batch)               trunk: shared, plain or packed
+  completion_logps(model, states, targets)      head: chunk by chunk
+  sum_by_row(values, batch, length_weights())   a number for each answer
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+
+from .frozen import FrozenLayers, FrozenStart, running
+from .head import completion_logps, completion_scores, paired_completion_logps
+from .packed import packed_states
+from .parts import head_logits
+from .shared import plain_states, shared_states
+
+
+def completion_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
+    """The hidden states that predict the answers' tokens."""
+    if "segments" in batch:
+        states = packed_states(model, batch)
+    else:
+        states = (shared_states if "prompts" in batch else plain_states)(model, batch)
+    return states.reshape(-1, states.shape[-1])[batch["positions"]]
+
+
+def length_weights(batch: dict[str, mx.array], ld_alpha: float) -> mx.array:
+    """What each token counts if those beyond the pair's shorter answer count less."""
+    rows = batch["rows"]
+    is_row = rows == mx.arange(batch["lengths"].shape[0])[:, None]
+    # Without a prompt there are fewer scored tokens than the answer has.
+    counts = is_row.sum(axis=-1)
+    shared = mx.minimum(*mx.split(counts, 2))
+    # A row's tokens follow each other.
+    ends = mx.cumsum(counts) - counts + mx.concatenate([shared, shared])
+    end = mx.where(is_row, ends[:, None], 0).sum(axis=0)
+    return mx.where(mx.arange(rows.size) < end, 1.0, ld_alpha)
+
+
+def _weights(batch, ld_alpha):
+    return None if ld_alpha == 1 else length_weights(batch, ld_alpha)
+
+
+def sum_by_row(
+    values: mx.array,
+    batch: dict[str, mx.array],
+    token_weights: mx.array | None = None,
+) -> mx.array:
+    """Sum what was computed for each token over the batch's rows."""
+    if token_weights is not None:
+        values = values * token_weights
+    # Not a scatter: the GPU would add in another order each time.
+    rows = mx.arange(batch["lengths"].shape[0])[:, None]
+    return mx.where(batch["rows"] == rows, values, 0).sum(axis=-1)
+
+
+def sequence_logps(
+    model: Any,
+    batch: dict[str, mx.array],
+    *,
+    gradient: bool = False,
+    ld_alpha: float = 1.0,
+) -> mx.array:
+    """The summed log-prob of every row's answer."""
+    states = completion_states(model, batch)
+    logps = completion_logps(model, states, batch["targets"], gradient=gradient)
+    return sum_by_row(logps, batch, _weights(batch, ld_alpha))
+
+
+def weighted_sequence_logps(
+    model: Any,
+    batch: dict[str, mx.array],
+    *,
+    gradient: bool = False,
+    ld_alpha: float = 1.0,
+) -> tuple[mx.array, mx.array]:
+    """The summed log-prob of every answer, and how likely the model would write it."""
+    states = completion_states(model, batch)
+    logps, squares = completion_scores(
+        model, states, batch["targets"], gradient=gradient
+    )
+    counts = sum_by_row(mx.ones(logps.shape), batch)
+    aligned = sum_by_row(mx.stop_gradient(logps) - squares, batch)
+    confidences = mx.exp(aligned / mx.maximum(counts, 1))
+    return sum_by_row(logps, batch, _weights(batch, ld_alpha)), confidences
+
+
+def paired_sequence_logps(
+    policy_model: Any,
+    reference_model: Callable[[mx.array], mx.array],
+    batch: dict[str, mx.array],
+    *,
+    ld_alpha: float = 1.0,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Summed log-probs under the policy and the reference, and their exact KL."""
+    # Layers that policy and reference have in common run once.
+    own = isinstance(reference_model, FrozenStart)
+    frozen = FrozenLayers(policy_model if own else None)
+    with running(reference_model) as reference, frozen.recording():
+        reference_states = completion_states(reference, batch)
+    with frozen.replaying():
+        policy_states = completion_states(policy_model, batch)
+
+    def reference_logits(states):
+        with running(reference_model) as reference:
+            return head_logits(reference, states)
+
+    scores = paired_completion_logps(
+        lambda states: head_logits(policy_model, states),
+        reference_logits,
+        policy_states,
+        reference_states,
+        batch["targets"],
+    )
+    weights = _weights(batch, ld_alpha)
+    policy_logps, reference_logps = (sum_by_row(x, batch, weights) for x in scores[:2])
+    return policy_logps, reference_logps, sum_by_row(scores[2], batch)

@@ -1,0 +1,184 @@
+# Copyright © 2026 MLX Contributors
+
+"""Log-probs of answer tokens without the logits in memory.
+
+Only answers are scored, and the gradient of a token's log-prob with respect to
+its hidden state needs nothing but this token's logits. So the head walks over
+chunks of tokens: logits, log-prob, gradient, and the logits are gone. The
+backward pass multiplies by what the loss asks of each token.
+
+    completion_logps(model, states, targets)   log-probs
+    completion_scores(...)                     and how sure the model is
+      _with_gradient(score, sizes, ...)        the gradient in the forward pass
+    paired_completion_logps(...)               both models and their exact KL
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+
+from .parts import find_trunk, head_logits
+from .tokens import score_tokens, token_log_sum_squares, token_logps
+
+# Bounds of a chunk's float32 logits, of which three times as much is alive at
+# once. Small chunks read the head's weights more often.
+SMALLEST_CHUNK, LARGEST_CHUNK = 64 * 2**20, 256 * 2**20
+
+
+def default_chunk_bytes() -> int:
+    """The size of a chunk's float32 logits that fits the device."""
+    info = mx.device_info()
+    memory = info.get("memory_size", info.get("total_memory", 0))
+    return min(max(int(memory) // 128, SMALLEST_CHUNK), LARGEST_CHUNK)
+
+
+def chunk_sizes(tokens: int, vocabulary: int, chunk_bytes: int | None = None) -> list:
+    """Cut a number of tokens into chunks of nearly equal size."""
+    chunk_bytes = chunk_bytes or default_chunk_bytes()
+    count = max(1, -(-tokens * vocabulary * 4 // chunk_bytes))
+    count = min(count, max(tokens, 1))
+    return [tokens // count + (i < tokens % count) for i in range(count)]
+
+
+def trained_outside_layers(model: Any) -> dict[str, mx.array]:
+    """The trainable parameters that are not in the model's layers: those of the
+    head."""
+    if not isinstance(model, nn.Module):
+        return {}
+    layers = getattr(model, "layers", None) or []
+    inside = {id(x) for l in layers for _, x in tree_flatten(l.parameters())}
+    trained = tree_flatten(model.trainable_parameters())
+    return {name: x for name, x in trained if id(x) not in inside}
+
+
+def _in_order(x, after):
+    # Without it all chunks' logits could be alive at once.
+    return mx.depends([x], after)[0] if after else x
+
+
+def _chunks(sizes, *arrays):
+    start = 0
+    for size in sizes:
+        yield [x[start : start + size] for x in arrays]
+        start += size
+
+
+def _first_weighs(weights, parts):
+    # The others carry no gradient.
+    return [weights] + [mx.zeros_like(weights)] * (parts - 1)
+
+
+def _with_gradient(
+    score: Callable, parts: int, sizes: list, parameters: dict
+) -> Callable:
+    """``score`` chunk by chunk, its gradient for the states computed with it."""
+    names = list(parameters)
+
+    @mx.custom_function
+    def scores(states, targets, *values):
+        results: list[tuple] = []
+        for x, t in _chunks(sizes, states, targets):
+            x = _in_order(x, results[-1] if results else None)
+            one = lambda x, t=t: score(x, t, dict(zip(names, values)))
+            weights = _first_weighs(mx.ones(x.shape[:1]), parts)
+            y, (dx,) = mx.vjp(one, [x], weights)
+            results.append((*y, dx))
+        return tuple(mx.concatenate(part) for part in zip(*results))
+
+    @scores.vjp
+    def scores_vjp(primals, cotangents, outputs):
+        states, targets, *values = primals
+        weights, dx = cotangents[0], outputs[-1]
+        dx = dx * weights[:, None].astype(dx.dtype)
+        totals = [mx.zeros(v.shape, mx.float32) for v in values]
+        if values:
+            # A trained head: its logits are computed once more, chunk by chunk.
+            for x, t, w in _chunks(sizes, states, targets, weights):
+                x = _in_order(x, totals)
+                one = lambda *v, x=x, t=t: score(x, t, dict(zip(names, v)))
+                _, grads = mx.vjp(one, values, _first_weighs(w, parts))
+                totals = [a + g.astype(mx.float32) for a, g in zip(totals, grads)]
+        totals = [t.astype(v.dtype) for t, v in zip(totals, values)]
+        return dx, mx.zeros_like(targets), *totals
+
+    return lambda *arrays: scores(*arrays)[:-1]
+
+
+def _scores(model, states, targets, functions, gradient, chunk_bytes):
+    """Functions of logits and targets, the first differentiable, chunk by chunk."""
+    width = head_logits(model, states[:1]).shape[-1]
+    sizes = chunk_sizes(states.shape[0], width, chunk_bytes)
+    whole = find_trunk(model) is None
+    # Logits that are there already keep their own, plain gradient.
+    parameters = {} if whole or not gradient else trained_outside_layers(model)
+
+    def score(x, t, values):
+        if values:
+            model.update(tree_unflatten(list(values.items())))
+        logits = head_logits(model, x)[None]
+        return [function(logits, t[None])[0] for function in functions]
+
+    if gradient and not whole:
+        run = _with_gradient(score, len(functions), sizes, parameters)
+        scores = run(states, targets, *parameters.values())
+        if parameters:
+            model.update(tree_unflatten(list(parameters.items())))
+        return scores
+    results: list[list[mx.array]] = []
+    for x, t in _chunks(sizes, states, targets):
+        results.append(score(_in_order(x, results[-1] if results else None), t, {}))
+    return tuple(mx.concatenate(part) for part in zip(*results))
+
+
+def completion_logps(
+    model: Any,
+    states: mx.array,
+    targets: mx.array,
+    *,
+    gradient: bool = False,
+    chunk_bytes: int | None = None,
+) -> mx.array:
+    """Log-prob of every target, the head applied chunk by chunk."""
+    functions = (token_logps,)
+    return _scores(model, states, targets, functions, gradient, chunk_bytes)[0]
+
+
+def completion_scores(
+    model: Any,
+    states: mx.array,
+    targets: mx.array,
+    *,
+    gradient: bool = False,
+    chunk_bytes: int | None = None,
+) -> tuple[mx.array, mx.array]:
+    """Log-prob of every target, and ``log sum_v p(v)^2`` where it stands."""
+    functions = (token_logps, lambda logits, _: token_log_sum_squares(logits))
+    logps, squares = _scores(model, states, targets, functions, gradient, chunk_bytes)
+    return logps, mx.stop_gradient(squares)
+
+
+def paired_completion_logps(
+    policy_logits: Callable[[mx.array], mx.array],
+    reference_logits: Callable[[mx.array], mx.array],
+    policy_states: mx.array,
+    reference_states: mx.array,
+    targets: mx.array,
+    *,
+    chunk_bytes: int | None = None,
+) -> tuple[mx.array, mx.array, mx.array]:
+    """Both models' log-prob of every target and the exact KL, chunk by chunk."""
+    width = policy_logits(policy_states[:1]).shape[-1]
+    sizes = chunk_sizes(targets.shape[0], 2 * width, chunk_bytes)
+    results: list[tuple] = []
+    for x, y, t in _chunks(sizes, policy_states, reference_states, targets):
+        x = _in_order(x, results[-1] if results else None)
+        y = _in_order(y, results[-1] if results else None)
+        scores = score_tokens(
+            policy_logits(x)[None], reference_logits(y)[None], t[None]
+        )
+        results.append(tuple(s[0] for s in scores))
+    policy, reference, kl = (mx.concatenate(parts) for parts in zip(*results))
+    return policy, reference, kl

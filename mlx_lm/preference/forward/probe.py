@@ -1,0 +1,141 @@
+# Copyright © 2026 MLX Contributors
+
+"""Whether a model may share prompts or pack rows, found out on the model itself.
+
+A table of families would be wrong for the next one. So before a run a few tokens
+go through the model in every way that training could take, and a way whose
+log-probs differ from the plain forward's is not taken.
+"""
+
+from typing import NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ...models.cache import make_prompt_cache
+from ..batch.collate import collate_pairs
+from ..batch.shape import BatchShape
+from ..errors import InputError
+from .answers import sequence_logps, sum_by_row
+from .parts import RUN_WHOLE, find_trunk
+from .tokens import token_logps
+
+
+class Sharing(NamedTuple):
+    """How a model shares prompts."""
+
+    grade: str
+    notice: str
+
+
+# Two rows of two.
+_PACKED = BatchShape(0, 37, packed=2)
+_SHAPES = {"ragged": BatchShape(20, 6, ragged=True), "equal": BatchShape(4, 21)}
+# Few tokens: a check must not be felt, and their padding shows all the same.
+_LENGTHS = ((21, 5, 3), (6, 4, 6))
+
+
+def _probe_pairs(vocabulary):
+    rng = np.random.default_rng(0)
+    pairs = []
+    for prompt, chosen, rejected in _LENGTHS:
+        # Answers that repeat the prompt depend on all of it.
+        tokens = rng.integers(0, vocabulary, prompt).tolist()
+        answers = [(tokens * 3)[i : i + n] for i, n in ((1, chosen), (2, rejected))]
+        lengths = (prompt, prompt + chosen, prompt + rejected)
+        pairs.append((tokens, *answers, lengths))
+    return pairs
+
+
+def _logps(model, shape, pairs, **more):
+    try:
+        logps = sequence_logps(model, collate_pairs(pairs, shape=shape) | more)
+        mx.eval(logps)
+    # A family may refuse a kind of mask or offset with any error.
+    except Exception:
+        return None
+    return np.array(logps)
+
+
+def _whole_logps(model, pairs, width):
+    """What generation computes: the model as it is, with its own caches."""
+    batch = collate_pairs(pairs, shape=BatchShape(0, width))
+    logits = model(batch["inputs"], cache=make_prompt_cache(model))
+    logits = logits.reshape(-1, logits.shape[-1])[batch["positions"]]
+    logps = token_logps(logits[None], batch["targets"][None])[0]
+    return np.array(sum_by_row(logps, batch))
+
+
+def _agree(ours, plain, noise):
+    if ours is None or not np.isfinite(ours).all():
+        return False
+    return bool((np.abs(ours - plain) <= 1e-4 * np.abs(plain) + 5 * noise).all())
+
+
+def check_sharing(model: nn.Module) -> Sharing:
+    """Find the best way to share prompts that leaves the numbers as they are."""
+    training = model.training
+    model.eval()
+    try:
+        return _check(model)
+    finally:
+        model.train(training)
+
+
+def check_packing(model: nn.Module, longest: int = 2048) -> Sharing:
+    """Make sure that rows of several sequences leave the numbers as they are."""
+    training = model.training
+    model.eval()
+    try:
+        pairs, plain, noise = _expected(model)
+        for offset in (0, max(longest - _PACKED.width, 0)):
+            ours = _logps(model, _PACKED, pairs, offset=offset)
+            if not _agree(ours, plain, noise):
+                raise InputError(
+                    "This model can't pack several sequences into a row: "
+                    "set pack: false."
+                )
+    finally:
+        model.train(training)
+    return Sharing("packed", "")
+
+
+def _expected(model):
+    """Pairs to try, their log-probs and how much padding changes those."""
+    logits = model(mx.zeros((1, 1), dtype=mx.int32))
+    pairs = _probe_pairs(logits.shape[-1])
+    plain, wider = _whole_logps(model, pairs, 25), _whole_logps(model, pairs, 36)
+    # What a family computes otherwise when padded is no noise, but a difference.
+    limit = mx.finfo(logits.dtype).eps ** 0.5 / 3 * np.abs(plain).max()
+    return pairs, plain, min(np.abs(wider - plain).max(), limit)
+
+
+def _check(model):
+    pairs, plain, noise = _expected(model)
+    agree = lambda shape: _agree(_logps(model, shape, pairs), plain, noise)
+    if not agree(BatchShape(0, 25)):
+        setattr(model, RUN_WHOLE, True)
+    shapes = dict(_SHAPES)
+    if _has_position_table(model):
+        # Padding behind a ragged prompt would read beyond the table's end.
+        del shapes["ragged"]
+    grade = next((g for g, shape in shapes.items() if agree(shape)), "plain")
+    return Sharing(grade, _notice(model, grade))
+
+
+def _has_position_table(model):
+    trunk = find_trunk(model) or model
+    tables = [m for m in trunk.children().values() if isinstance(m, nn.Embedding)]
+    return len(tables) > 1
+
+
+def _notice(model, grade):
+    if getattr(model, RUN_WHOLE, False):
+        return (
+            "[WARNING] This model computes other numbers in parts than as a whole: it "
+            "runs whole, which takes more memory."
+        )
+    if grade == "plain":
+        return "This model can't share prompts: each answer runs with its own."
+    return ""

@@ -1,0 +1,194 @@
+# Copyright © 2026 MLX Contributors
+
+"""Gradient checkpointing and dropout that agree with each other."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_map, tree_unflatten
+
+from ...models.activations import swiglu as _swiglu
+from ...tuner.lora import LoRALinear
+from ..errors import InputError
+from .parts import calls_replaced
+from .shared import leaves
+
+
+def low_rank(x: mx.array, a: mx.array) -> mx.array:
+    """``x @ a`` in the precision of ``a``, with ``x`` kept as it is for the
+    gradient."""
+    return mx.checkpoint(lambda x, a: x @ a)(x, a)
+
+
+def lean_swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """mlx-lm's ``swiglu``, with nothing but its arguments kept for the gradient."""
+    return mx.checkpoint(_swiglu)(gate, x)
+
+
+def _lean_call(module):
+    def call(original, x):
+        if not module.training or x.dtype == module.lora_a.dtype:
+            return original(x)
+        z = low_rank(module.dropout(x), module.lora_a) @ module.lora_b
+        return module.linear(x) + (module.scale * z).astype(x.dtype)
+
+    return call
+
+
+@contextmanager
+def lean_layers(model: nn.Module) -> Iterator[None]:
+    """Let a model's layers keep less for the gradient, until the end of the block."""
+    adapters = [m for m in model.modules() if type(m) is LoRALinear]
+    # Models call it by a name of their own module.
+    files: Any = {sys.modules[type(m).__module__] for m in model.modules()}
+    gated = [f for f in files if getattr(f, "swiglu", None) is _swiglu]
+    try:
+        for file in gated:
+            file.swiglu = lean_swiglu
+        with calls_replaced((m, _lean_call(m)) for m in adapters):
+            yield
+    finally:
+        for file in gated:
+            file.swiglu = _swiglu
+
+
+# Their layers read what another layer leaves behind: recomputing one layer
+# alone gives wrong gradients (measured against the plain backward).
+NOT_RECOMPUTABLE = ("kimi_k3",)
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose mask is a function of a key that the caller sets."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self._keep = 1 - p
+        self._key = mx.random.key(0)
+
+    def set_key(self, key: mx.array) -> None:
+        """Set the key of the next masks."""
+        self._key = key
+
+    def __call__(self, x: mx.array) -> mx.array:
+        if not self.training or self._keep == 1:
+            return x
+        self._key, key = mx.random.split(self._key)
+        mask = mx.random.bernoulli(self._keep, x.shape, key=key)
+        return (mask * x) * (1 / self._keep)
+
+
+def _dropouts(layer):
+    return [
+        (name, module)
+        for name, module in layer.named_modules()
+        if isinstance(module, nn.Dropout) and module._p_1 < 1
+    ]
+
+
+class _Slot:
+    """The place of an array in a call's arguments."""
+
+    def __init__(self, index):
+        self.index = index
+
+
+def _take_arrays(tree):
+    """The float arrays of a call's arguments, and how to put others in place."""
+    arrays = []
+
+    def take(x):
+        if not isinstance(x, mx.array) or not mx.issubdtype(x.dtype, mx.floating):
+            return x
+        arrays.append(x)
+        return _Slot(len(arrays) - 1)
+
+    template = tree_map(take, tree)
+    put = lambda new: tree_map(
+        lambda x: new[x.index] if isinstance(x, _Slot) else x, template
+    )
+    return arrays, put
+
+
+def _set_keys(dropouts, key):
+    for i, dropout in enumerate(dropouts):
+        dropout.set_key(mx.random.split(key, len(dropouts))[i])
+
+
+def _again(x):
+    return x if x is None else x * 1
+
+
+def _recomputed(layer, dropouts, key, original, args, kwargs):
+    """Call a layer so that the backward pass computes it again."""
+    caches = leaves([args, kwargs])
+    saved = [cache.saved() for cache in caches]
+    arrays, put = _take_arrays([args, kwargs])
+
+    def inner(parameters, key, before, arrays):
+        layer.update(parameters)
+        if key is not None:
+            # The recompute asks for a gradient of every argument.
+            _set_keys(dropouts, mx.stop_gradient(key))
+        for cache, state, old in zip(caches, saved, before):
+            cache.restore(state, old)
+        args, kwargs = put(arrays)
+        result = original(*args, **kwargs)
+        # An array that is returned twice would lose its second gradient.
+        after = [tree_map(_again, cache.arrays) for cache in caches]
+        return result, after
+
+    before = [cache.arrays for cache in caches]
+    run = mx.checkpoint(inner)
+    result, after = run(layer.trainable_parameters(), key, before, arrays)
+    for cache, new in zip(caches, after):
+        cache.arrays = new
+    return result
+
+
+def _keyed_call(layer, dropouts, checkpoint):
+    """A layer's call that passes keys to its dropouts, and may recompute."""
+
+    def call(original, *args, **kwargs):
+        if not layer.training:
+            return original(*args, **kwargs)
+        key = None
+        if dropouts:
+            # Drawn here, so that forward and recompute get the same one.
+            key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
+        if checkpoint:
+            return _recomputed(layer, dropouts, key, original, args, kwargs)
+        _set_keys(dropouts, key)
+        return original(*args, **kwargs)
+
+    return call
+
+
+@contextmanager
+def keyed_layers(model: nn.Module, checkpoint: bool) -> Iterator[None]:
+    """Give the layers of one model keyed dropout and, if asked, checkpointing."""
+    model_type = getattr(model, "model_type", None)
+    if checkpoint and model_type in NOT_RECOMPUTABLE:
+        raise InputError(
+            f"grad_checkpoint gives wrong gradients for model_type {model_type!r}. "
+            "Turn it off, and lower batch_size or max_seq_length to save memory."
+        )
+    changed, calls = [], []
+    try:
+        for layer in model.layers:
+            plain = _dropouts(layer)
+            if not plain and not checkpoint:
+                continue
+            changed.append((layer, plain))
+            keyed = [(name, KeyedDropout(1 - module._p_1)) for name, module in plain]
+            layer.update_modules(tree_unflatten(keyed))
+            dropouts = [module for _, module in keyed]
+            calls.append((layer, _keyed_call(layer, dropouts, checkpoint)))
+        with lean_layers(model), calls_replaced(calls):
+            yield
+    finally:
+        for layer, plain in changed:
+            layer.update_modules(tree_unflatten(plain))

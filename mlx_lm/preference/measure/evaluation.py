@@ -1,0 +1,110 @@
+# Copyright © 2026 MLX Contributors
+
+"""What policy and reference say of every held-out pair, each scored once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from ..batch.collate import PairBatch, iterate_preference_batches
+from ..batch.shape import Bucket, pair_lengths
+from ..device import trim_cache
+from ..errors import InputError
+from ..ranks import sum_over_ranks
+from .metrics import add_metrics, all_sum_metrics, mean_metrics
+
+CHOSEN, REJECTED = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredPairs:
+    """The scores of some pairs of a data set, in its order."""
+
+    indices: np.ndarray
+    policy_logps: np.ndarray
+    reference_logps: np.ndarray
+    kl: np.ndarray
+    rewards: np.ndarray
+    tokens: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def margins(self) -> np.ndarray:
+        """Chosen reward - rejected reward, in nats. Shape: ``(n,)``."""
+        return self.rewards[:, CHOSEN] - self.rewards[:, REJECTED]
+
+    def select(self, which: Any) -> "ScoredPairs":
+        """Take some of the pairs."""
+        names = [f.name for f in fields(self)]
+        return replace(self, **{name: getattr(self, name)[which] for name in names})
+
+
+class PairCollector:
+    """Keeps the scores of an evaluation's pairs, whatever batch and rank they are
+    in."""
+
+    def __init__(self, dataset: Any):
+        lengths = np.asarray(pair_lengths(dataset), dtype=np.int64).reshape(-1, 3)
+        self._tokens = lengths[:, 1:] - np.maximum(lengths[:, :1], 1)
+        shape = (len(lengths), 2)
+        names = ("policy_logps", "reference_logps", "kl", "rewards")
+        self._arrays = {name: np.zeros(shape, np.float32) for name in names}
+        self._counted = np.zeros(len(lengths), np.float32)
+
+    def add(self, batch: Any, values: dict[str, mx.array]) -> None:
+        """Keep what a batch's pairs scored."""
+        real = np.array(batch.arrays["weights"]) > 0
+        indices = np.array(batch.indices)[real]
+        rewards = [values["chosen_rewards"], values["rejected_rewards"]]
+        rows = {k: values[k].reshape(2, -1) for k in self._arrays if k in values}
+        rows["rewards"] = mx.stack(rewards)
+        for name, array in rows.items():
+            self._arrays[name][indices] = np.array(array.astype(mx.float32)).T[real]
+        self._counted[indices] = 1
+
+    def gather(self, group: mx.distributed.Group | None = None) -> ScoredPairs:
+        """Put the pairs of all ranks together; each of them has to call it."""
+        arrays = {k: mx.array(v) for k, v in self._arrays.items()}
+        sums = sum_over_ranks({**arrays, "counted": mx.array(self._counted)}, group)
+        found = np.flatnonzero(np.array(sums.pop("counted")))
+        return ScoredPairs(
+            indices=found,
+            tokens=self._tokens[found],
+            **{k: np.array(v, dtype=np.float64)[found] for k, v in sums.items()},
+        )
+
+
+def evaluate_pairs(
+    score: Callable[[PairBatch], dict[str, mx.array]],
+    policy_model: nn.Module,
+    dataset: Any,
+    batch_size: int,
+    num_batches: int,
+    buckets: list[Bucket] | None,
+    clear_cache_threshold: int,
+    progress_callback: Callable[[], Any] | None,
+    hidden: frozenset[str] = frozenset(),
+) -> dict[str, float]:
+    """Score a data set, or a sample of its batches, and average over all ranks."""
+    if len(dataset) == 0 or num_batches == 0:
+        raise InputError("There are no pairs to evaluate.")
+    policy_model.eval()
+    totals: dict[str, mx.array] = {}
+    group = mx.distributed.init()
+    for batch in iterate_preference_batches(
+        dataset, batch_size, buckets, comm_group=group, num_batches=num_batches
+    ):
+        totals = add_metrics(totals or None, score(batch))
+        mx.eval(totals)
+        trim_cache(clear_cache_threshold)
+        if progress_callback is not None:
+            progress_callback()
+    totals = all_sum_metrics(totals, group)
+    means = {k: v.item() for k, v in mean_metrics(totals, hidden=hidden).items()}
+    return means | {"pairs": totals["pairs"].item()}

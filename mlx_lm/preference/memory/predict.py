@@ -1,0 +1,111 @@
+# Copyright © 2026 MLX Contributors
+
+"""The memory that a training step will need, before anything is allocated."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+from .replay import Replay
+from .tape import fuse
+from .trace import array_places, trace_step
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """The predicted peak of a step, and what it is made of, in bytes."""
+
+    weights: int
+    trained: int
+    reference: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """The peak."""
+        parts = (self.weights, self.trained, self.reference)
+        return sum(parts) + self.optimizer + self.activations
+
+
+def predict_peak(
+    fn: Callable, args: tuple, state: Any, compiled: bool = True
+) -> MemoryEstimate:
+    """Predict the peak memory of a step without computing anything."""
+    slots = list(array_places(state))
+    tape = trace_step(fn, args, state)
+    fixed = {i for i, o in zip(tape.inputs[: len(slots)], tape.outputs) if i == o}
+    twins: dict[str, str] = {}
+    first: dict[int, str] = {}
+    sizes: Counter = Counter()
+    for name, (tree, key, in_model) in zip(tape.inputs, slots):
+        # An array that two places share is one, as long as neither is changed.
+        if name in fixed and first.setdefault(id(tree[key]), name) != name:
+            twins[name] = first[id(tree[key])]
+        else:
+            sizes[in_model, name in fixed] += tape.nbytes(name)
+    kept = fixed.union(tape.inputs[len(slots) :]) - twins.keys()
+    tape.inputs = [name for name in tape.inputs if name not in twins]
+    tape.tie(twins)
+    if compiled:
+        fuse(tape)
+    peak = Replay(tape, kept).run()
+    return MemoryEstimate(
+        weights=sizes[True, True],
+        trained=sizes[True, False],
+        reference=sizes[False, True],
+        optimizer=sizes[False, False],
+        activations=peak - sizes.total(),
+    )
+
+
+def smaller_settings(settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Changes that lower a run's memory, the mildest of each kind first."""
+    changes: list[dict] = []
+    if settings.get("grad_checkpoint") is False:
+        changes.append({"grad_checkpoint": True})
+    for key, least in (("batch_size", 1), ("max_seq_length", 256), ("num_layers", 4)):
+        value = settings.get(key) or 0
+        while value // 2 >= least:
+            value //= 2
+            changes.append({key: value})
+    strongest = {k: v for change in changes for k, v in change.items()}
+    return changes + [strongest] * (len(strongest) > 1)
+
+
+def check_fits(
+    estimate: MemoryEstimate,
+    limit: int | None,
+    changes: Iterable[dict[str, Any]] = (),
+    predict: Callable[[dict[str, Any]], MemoryEstimate] | None = None,
+    weight_bits: int = 4,
+) -> None:
+    """Refuse a run that needs more memory than there is, and say what would fit."""
+    if limit is None or estimate.total <= limit:
+        return
+    fitting: dict[tuple, str] = {}
+    for change in changes:
+        combined = len(change) > 1 and bool(fitting)
+        if predict and tuple(change) not in fitting and not combined:
+            if predict(change).total <= limit:
+                fitting[tuple(change)] = " with ".join(
+                    f"{key}: {str(value).lower()}" for key, value in change.items()
+                )
+    # 4 bits, and a 16-bit scale and bias for every 64 weights.
+    saved = estimate.weights * (1 - 4.5 / weight_bits)
+    if estimate.total - saved <= limit:
+        fitting["model",] = "a 4-bit model"
+    parts = ", ".join(
+        f"{name} {size / 1e9:.1f}"
+        for name, size in vars(estimate).items()
+        if size >= 5e7
+    )
+    advice = "No smaller setting that was tried would fit: take a smaller model."
+    if fitting:
+        advice = f"It would fit with {' or '.join(fitting.values())}."
+    raise InputError(
+        f"The run needs about {estimate.total / 1e9:.1f} GB ({parts}), but the device "
+        f"has {limit / 1e9:.1f} GB. {advice}"
+    )

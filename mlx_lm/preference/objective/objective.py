@@ -1,0 +1,333 @@
+# Copyright © 2026 MLX Contributors
+
+"""What a preference run minimises: its losses, their settings, and what they need."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ..errors import InputError
+from .losses import LOSSES, PairLogps, PreferenceLoss
+
+LARGEST_EXPONENT = 80.0
+
+
+def _alpha_score(logratios, alpha):
+    if abs(alpha - 1) < 1e-6:
+        return logratios
+    exponents = mx.minimum((alpha - 1) * logratios, LARGEST_EXPONENT)
+    return mx.expm1(exponents) / (alpha - 1)
+
+
+# f'(t) of f-DPO with t = exp(log-ratio), https://arxiv.org/abs/2309.16240, Table 1.
+DIVERGENCES: dict[str, Callable[[mx.array, float], mx.array]] = {
+    "reverse_kl": lambda logratios, _: logratios,
+    "forward_kl": lambda logratios, _: 1
+    - mx.exp(mx.minimum(-logratios, LARGEST_EXPONENT)),
+    "js": lambda logratios, _: math.log(2) + nn.log_sigmoid(logratios),
+    "alpha": _alpha_score,
+}
+
+
+def _setting(default, help):
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class Objective:
+    """
+    One or several preference losses with their settings, checked.
+
+    Each field is a setting of ``mlx_lm.dpo`` of the same name; its metadata has
+    the flag's help.
+
+    Raises:
+        ValueError: If a setting is out of range or makes no sense with the others.
+
+    Example:
+        >>> objective = Objective(loss_type=["sigmoid", "sft"], loss_weights=[1, 0.5])
+        >>> objective.losses, objective.needs_reference, objective.couples
+        ({'sigmoid': 1.0, 'sft': 0.5}, True, True)
+        >>> objective.rewards_are, objective.data, objective.noun, objective.least_batch
+        ('log-ratios', 'pairs', 'pairs', 1)
+        >>> objective.takes_margins, Objective(loss_type="bco_pair").takes_margins
+        (True, False)
+    """
+
+    beta: float = _setting(0.1, "How strongly the reference holds. Default: 0.1.")
+    loss_type: str | Sequence[str] = _setting(
+        "sigmoid", "The preference loss. Default: sigmoid. YAML takes a list, too."
+    )
+    loss_weights: Sequence[float] | None = _setting(
+        None, "Weights of the losses of a list. Default: 1 each."
+    )
+    label_smoothing: float = _setting(
+        0.0, "Probability that a label is wrong, in [0, 0.5). Default: 0."
+    )
+    f_divergence: str = _setting(
+        "reverse_kl", "Divergence from the reference. Default: reverse_kl."
+    )
+    f_alpha: float = _setting(0.5, "The alpha of f_divergence alpha. Default: 0.5.")
+    ld_alpha: float = _setting(
+        1.0, "What tokens beyond the shorter answer's length count. Default: 1."
+    )
+    use_weighting: bool = _setting(
+        False, "Weigh pairs by how likely the policy would write them (WPO)."
+    )
+    reference_free: bool = _setting(
+        False, "Compare log-probs instead of log-ratios to a reference."
+    )
+    gamma: float = _setting(0.5, "Target margin of simpo. Default: 0.5.")
+    cpo_alpha: float = _setting(1.0, "What sft counts in cpo. Default: 1.")
+    dpop_lambda: float = _setting(50.0, "Weight of dpop's penalty. Default: 50.")
+    discopop_tau: float = _setting(0.05, "Temperature of discopop. Default: 0.05.")
+    desirable_weight: float = _setting(
+        1.0, "What kto's desirable answers count. Default: 1."
+    )
+    undesirable_weight: float = _setting(
+        1.0, "What kto's undesirable answers count. Default: 1."
+    )
+
+    def __post_init__(self) -> None:
+        _check_losses(self)
+        _check_numbers(self)
+        _check_modifiers(self)
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The losses' weights by name."""
+        names = [self.loss_type] if isinstance(self.loss_type, str) else self.loss_type
+        weights = self.loss_weights or [1.0] * len(names)
+        return dict(zip(names, map(float, weights)))
+
+    @property
+    def _specs(self) -> list[PreferenceLoss]:
+        return [LOSSES[name] for name in self.losses]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reference's log-probs are read."""
+        return not self.reference_free and any(s.reference for s in self._specs)
+
+    @property
+    def couples(self) -> bool:
+        """Whether a pair's loss depends on the rest of its batch."""
+        return any(s.couples for s in self._specs)
+
+    @property
+    def least_batch(self) -> int:
+        """The fewest pairs of a batch."""
+        return max(s.least_batch for s in self._specs)
+
+    @property
+    def takes_margins(self) -> bool:
+        """Whether pairs may bring margins."""
+        scored = [s for name, s in zip(self.losses, self._specs) if name != "sft"]
+        return bool(scored) and all(s.by_difference or s.margins for s in scored)
+
+    @property
+    def data(self) -> str:
+        """What the rows are: ``"pairs"``, ``"labels"`` or ``"rankings"``."""
+        return self._specs[0].data
+
+    @property
+    def noun(self) -> str:
+        """What is counted: ``"pairs"``, or ``"answers"`` of labelled data."""
+        return "answers" if self.data == "labels" else "pairs"
+
+    @property
+    def rewards_are(self) -> str:
+        """``"log-ratios"``, ``"log-probs"``, or ``"mean log-probs"`` a token."""
+        if self.needs_reference:
+            return "log-ratios"
+        # Those of the first loss that is more than likelihood.
+        name = next((n for n in self.losses if n != "sft"), "sft")
+        return "mean log-probs" if name in ("simpo", "orpo") else "log-probs"
+
+
+def _check_losses(o):
+    if not (isinstance(o.loss_type, str) or (o.loss_type and _is_list(o.loss_type))):
+        raise InputError(f"loss_type must be a name or a list, got {o.loss_type!r}.")
+    names = [o.loss_type] if isinstance(o.loss_type, str) else list(o.loss_type)
+    for name in names:
+        if not isinstance(name, str) or name not in LOSSES:
+            raise InputError(
+                f"Unknown loss_type {name!r}, choose from {', '.join(LOSSES)}."
+            )
+    if len(set(names)) < len(names):
+        raise InputError(f"loss_type names a loss twice: {', '.join(names)}.")
+    weights = o.loss_weights
+    if weights is not None and not (_is_list(weights) and len(weights) == len(names)):
+        raise InputError(
+            f"loss_weights must be a list of {len(names)}, one for each loss_type, "
+            f"got {weights!r}."
+        )
+    for weight in weights or []:
+        _check_number("loss_weights", weight, lambda x: x > 0, "positive numbers")
+    specs = {name: LOSSES[name] for name in names}
+    for name, spec in specs.items():
+        if len(specs) > 1 and spec.data != "pairs":
+            raise InputError(f"{name} learns from {spec.data} and goes with no other.")
+    with_reference = [n for n, s in specs.items() if s.reference]
+    without = [n for n, s in specs.items() if not s.reference and n != "sft"]
+    if with_reference and without:
+        raise InputError(
+            f"{with_reference[0]} measures from a reference and {without[0]} does "
+            "not: their rewards would mean two things. Leave one out."
+        )
+
+
+def _is_list(x):
+    return isinstance(x, Sequence) and not isinstance(x, str)
+
+
+def _check_number(name, value, holds, what):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and holds(value)):
+        raise InputError(f"{name} must be {what}, got {value!r}.")
+
+
+def _check_numbers(o):
+    positive = (lambda x: x > 0), "a positive number"
+    not_negative = (lambda x: x >= 0), "at least 0"
+    ranges: dict[str, tuple] = {
+        "beta": positive,
+        "label_smoothing": ((lambda x: 0 <= x < 0.5), "at least 0 and below 0.5"),
+        "f_alpha": positive,
+        "ld_alpha": ((lambda x: 0 <= x <= 1), "between 0 and 1"),
+        "gamma": not_negative,
+        "cpo_alpha": not_negative,
+        "dpop_lambda": not_negative,
+        "discopop_tau": positive,
+        "desirable_weight": positive,
+        "undesirable_weight": positive,
+    }
+    for name, (holds, what) in ranges.items():
+        _check_number(name, getattr(o, name), holds, what)
+    if o.f_divergence not in DIVERGENCES:
+        raise InputError(
+            f"Unknown f_divergence {o.f_divergence!r}, choose from "
+            f"{', '.join(DIVERGENCES)}."
+        )
+
+
+def _check_modifiers(o):
+    """Refuse what would have no effect, or no meaning."""
+    specs = dict(zip(o.losses, o._specs))
+    own = {name for spec in specs.values() for name in spec.options}
+    for f in fields(o):
+        owners = [n for n, s in LOSSES.items() if f.name in s.options]
+        if owners and f.name not in own and getattr(o, f.name) != f.default:
+            raise InputError(
+                f"{f.name} is a setting of {owners[0]} alone: leave it out."
+            )
+    if o.f_alpha != Objective.f_alpha and o.f_divergence != "alpha":
+        raise InputError("f_alpha is a setting of f_divergence alpha: leave it out.")
+    if o.label_smoothing and all(s.smoothing == "no" for s in specs.values()):
+        takes = [n for n, s in LOSSES.items() if s.smoothing != "no"]
+        raise InputError(
+            f"{' and '.join(specs)} can't be smoothed: label_smoothing goes with "
+            f"{', '.join(takes)}."
+        )
+    for name, spec in specs.items():
+        if spec.smoothing == "must" and not o.label_smoothing:
+            raise InputError(
+                f"{name} needs label_smoothing above 0: it takes the log of it."
+            )
+        # Beside another loss sft has nothing to do with it; alone nothing else has.
+        is_likelihood = name == "sft" and len(specs) > 1
+        if o.f_divergence != "reverse_kl" and not (spec.by_difference or is_likelihood):
+            raise InputError(
+                f"f_divergence does not go with {name}, whose formula has no "
+                "difference of scores."
+            )
+        if o.reference_free and spec.reference and not spec.by_difference:
+            raise InputError(
+                f"reference_free does not go with {name}: it measures each answer "
+                "from the reference, not only one from the other."
+            )
+        if o.use_weighting and (spec.couples or spec.data != "pairs"):
+            raise InputError(
+                f"use_weighting does not go with {name}, which has no loss of one pair."
+            )
+        counts_tokens = spec.per_token and not spec.by_difference
+        if o.ld_alpha < 1 and (counts_tokens or spec.data != "pairs"):
+            raise InputError(
+                f"ld_alpha does not go with {name}: "
+                + ("it weighs lengths itself." if counts_tokens else "no two answers.")
+            )
+    if o.reference_free and o.f_divergence != "reverse_kl":
+        raise InputError("f_divergence needs a reference: leave out reference_free.")
+
+
+def pair_losses(
+    pairs: PairLogps, objective: Objective, confidences: mx.array | None = None
+) -> mx.array:
+    """The weighted sum of an objective's losses for each pair."""
+    terms = [
+        weight * LOSSES[name].function(pairs, objective)
+        for name, weight in objective.losses.items()
+    ]
+    losses = sum(terms[1:], terms[0])
+    return losses if confidences is None else losses * confidences
+
+
+def pair_logps(
+    policy_logps: mx.array,
+    reference_logps: mx.array,
+    batch: dict[str, mx.array],
+    objective: Objective,
+) -> PairLogps:
+    """Put what the losses read together."""
+    policy_logps = policy_logps.astype(mx.float32)
+    if not objective.needs_reference:
+        reference_logps = mx.zeros_like(policy_logps)
+    counts = mx.ones_like(policy_logps)
+    if "lengths" in batch:
+        lengths = batch["lengths"]
+        scored = lengths[:, 1] - mx.maximum(lengths[:, 0], 1)
+        counts = mx.maximum(scored, 1).astype(mx.float32)
+    divergence = DIVERGENCES[objective.f_divergence]
+    chosen, rejected = mx.split(policy_logps, 2)
+    reference_chosen, reference_rejected = mx.split(reference_logps, 2)
+    chosen_lengths, rejected_lengths = mx.split(counts, 2)
+    return PairLogps(
+        chosen,
+        rejected,
+        reference_chosen,
+        reference_rejected,
+        chosen_lengths,
+        rejected_lengths,
+        weights=batch["weights"],
+        divergence=partial(_apply, divergence, objective.f_alpha),
+        margins=batch.get("margins", 0.0),
+        labels=batch.get("labels"),
+        places=batch.get("places"),
+    )
+
+
+def _apply(divergence, alpha, logratios):
+    return divergence(logratios, alpha)
+
+
+def pair_rewards(pairs: PairLogps, objective: Objective) -> tuple[mx.array, mx.array]:
+    """The implicit rewards of both answers, without gradient."""
+    chosen, rejected = pairs.logratios
+    if objective.rewards_are == "mean log-probs":
+        chosen, rejected = (
+            chosen / pairs.chosen_lengths,
+            rejected / pairs.rejected_lengths,
+        )
+    chosen, rejected = mx.stop_gradient(chosen), mx.stop_gradient(rejected)
+    return objective.beta * chosen, objective.beta * rejected
+
+
+def objective_of(settings: Any) -> Objective:
+    """Take an objective's settings out of others."""
+    names = [f.name for f in fields(Objective)]
+    return Objective(**{k: getattr(settings, k) for k in names if hasattr(settings, k)})

@@ -1,0 +1,214 @@
+# Copyright © 2026 MLX Contributors
+
+"""The trained part of the model: made, taken over from an adapter, loaded."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ... import utils
+from ...cli_ui import rprint
+from ...tuner.utils import linear_to_lora_layers
+from ...utils import _download, _get_classes, load_tokenizer
+from ..errors import InputError
+from . import gpt2
+
+
+def explain_failure(path: str, error: Exception) -> str:
+    """Look for the reason in a model's folder, since loaders seldom name a file."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return str(error)
+    for file in sorted(folder.glob("*.json")):
+        try:
+            json.loads(file.read_bytes())
+        except ValueError as e:
+            return f"{file.name} is damaged ({e}). Copy it again."
+    if not (folder / "config.json").exists():
+        return "it has no config.json. Give the folder of a whole model."
+    if not any(folder.glob("*token*.*")):
+        return (
+            "it has no tokenizer (tokenizer.json or tokenizer.model). Copy the "
+            "tokenizer's files of the model that it was made from."
+        )
+    kind = f"{type(error).__name__}: " if isinstance(error, LookupError) else ""
+    return f"{kind}{error}"
+
+
+def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
+    """Load a model and its tokenizer, with one clear line if that fails."""
+    if not Path(path).exists() and (path.startswith(("/", ".", "~"))):
+        raise InputError(f"The model folder {path} does not exist.")
+    try:
+        folder = _download(path)
+        model, config = utils.load_model(
+            folder,
+            # Memory is checked before the weights are read.
+            lazy=True,
+            get_model_classes=_model_classes,
+            trust_remote_code=args.trust_remote_code,
+        )
+        tokenizer = load_tokenizer(
+            folder,
+            {"trust_remote_code": args.trust_remote_code},
+            eos_token_ids=config.get("eos_token_id"),
+        )
+        return model, tokenizer
+    except FileNotFoundError as e:
+        if "safetensors" not in str(e):
+            raise InputError(
+                f"Can't load the model {path!r}: {explain_failure(path, e)}"
+            ) from e
+        raise InputError(
+            f"{path} has no .safetensors weights (a repo with only .bin files must be "
+            "saved again with transformers: model.save_pretrained(folder))."
+        ) from e
+    except RuntimeError as e:
+        raise _unreadable(path, e) from e
+    except Exception as e:
+        # Whatever a file holds: each loader raises what it likes.
+        raise InputError(
+            f"Can't load the model {path!r}: {explain_failure(path, e)}"
+        ) from e
+
+
+def _model_classes(config):
+    """Upstream's classes; GPT-2's also reads checkpoints that have a head."""
+    model, model_args = _get_classes(config)
+    return gpt2.Model if model is gpt2.gpt2.Model else model, model_args
+
+
+def _unreadable(path, error):
+    end = "" if str(error)[-1:] in ".?" else "."
+    return InputError(f"Can't read the weights of {path}: {error}{end} Copy it again.")
+
+
+def read_weights(model: nn.Module, path: str) -> None:
+    """Read a model's weights into memory, which ``load_model`` leaves on the disk."""
+    try:
+        mx.eval(model.parameters())
+    except RuntimeError as e:
+        raise _unreadable(path, e) from e
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load trained weights into a prepared model, and drop none of them."""
+    trainable = dict(tree_flatten(model.trainable_parameters()))
+    if not Path(path).exists():
+        raise InputError(f"The adapter file {path} does not exist.")
+    try:
+        weights = mx.load(str(path))
+    except RuntimeError as e:
+        raise InputError(f"Can't read the adapter file {path}: {e}") from e
+    for name, w in weights.items():
+        if name not in trainable:
+            raise InputError(
+                f"{path} does not fit: tensor {name!r} is not trained here. Check "
+                "fine_tune_type, num_layers and lora_parameters.keys."
+            )
+        if w.shape != trainable[name].shape:
+            raise InputError(
+                f"{path} does not fit: tensor {name!r} has shape {w.shape}, the "
+                f"model's is {trainable[name].shape}. Check lora_parameters.rank."
+            )
+    if missing := sorted(trainable.keys() - weights.keys()):
+        raise InputError(
+            f"{path} does not fit: it has no tensor {missing[0]!r}, which is trained "
+            "here. Check fine_tune_type, num_layers and lora_parameters.keys."
+        )
+    model.load_weights(list(weights.items()), strict=False)
+
+
+def unfreeze_head(model: nn.Module) -> None:
+    """Make the output head trainable: with tied embeddings, these."""
+    names = ("lm_head", "output", "embed_out", "embed_tokens", "wte", "embeddings")
+    modules = list(model.named_modules())
+    for wanted in names:
+        for path, module in modules:
+            if path.split(".")[-1] != wanted or "layers." in path:
+                continue
+            if "scales" in module:
+                raise InputError(
+                    f"train_head can't train {path}, which is quantized. Use a model "
+                    "that is not quantized."
+                )
+            module.unfreeze()
+            return
+    raise InputError(f"train_head finds no module named {', '.join(names)}.")
+
+
+def prepare_policy(args: SimpleNamespace, model: nn.Module) -> None:
+    """Make the trained part of the model: adapters, or unfrozen layers."""
+    mx.random.seed(args.seed)
+    model.freeze()
+    if args.fine_tune_type == "full":
+        layers = model.layers[-max(args.num_layers, 0) :]
+        if any("scales" in m for layer in layers for m in layer.modules()):
+            raise InputError(
+                "fine_tune_type full can't train quantized layers. Use lora or dora, "
+                "or a model that is not quantized."
+            )
+        for layer in layers:
+            layer.unfreeze()
+        args.lora_parameters = None
+    else:
+        linear_to_lora_layers(
+            model,
+            args.num_layers,
+            args.lora_parameters,
+            use_dora=(args.fine_tune_type == "dora"),
+        )
+    if args.train_head:
+        unfreeze_head(model)
+    if not tree_flatten(model.trainable_parameters()):
+        keys = (args.lora_parameters or {}).get("keys")
+        raise InputError(f"Nothing to train: the model has no layers named {keys}.")
+    if args.resume_adapter_file is not None:
+        rprint(f"Starting from the weights in {args.resume_adapter_file}")
+        load_weights(model, args.resume_adapter_file)
+
+
+def check_same_tokens(policy_tokenizer: Any, reference_tokenizer: Any) -> None:
+    """Check that two models read token ids in the same way."""
+    ours, theirs = policy_tokenizer.get_vocab(), reference_tokenizer.get_vocab()
+    if ours == theirs:
+        return
+    token = min(
+        (t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t)),
+        key=lambda t: ours.get(t, theirs.get(t)),
+    )
+    raise InputError(
+        "The reference model's tokenizer differs from the policy's: token "
+        f"{token!r} has id {theirs.get(token)} instead of {ours.get(token)}. "
+        "Use a reference_model with the same tokenizer."
+    )
+
+
+def check_token_ids(model: Any, largest: int) -> None:
+    """Check that a model has a logit for every token id in use."""
+    width = model(mx.zeros((1, 1), dtype=mx.int32)).shape[-1]
+    if largest >= width:
+        raise InputError(
+            f"Token id {largest} is outside of the model's vocabulary of {width} "
+            "tokens: its tokenizer belongs to another model."
+        )
+
+
+def load_reference_model(
+    args: SimpleNamespace, tokenizer: Any = None
+) -> nn.Module | None:
+    """Load the separate reference model, if one is named."""
+    if args.reference_model is None:
+        return None
+    rprint(f"Loading reference model {args.reference_model}")
+    model, reference_tokenizer = load_model(args.reference_model, args)
+    if tokenizer is not None:
+        check_same_tokens(tokenizer, reference_tokenizer)
+    model.freeze()
+    model.eval()
+    return model

@@ -1,0 +1,148 @@
+# Copyright © 2026 MLX Contributors
+
+"""Learning rates that follow the length of the run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_map
+
+from ...tuner.utils import build_schedule
+from ..errors import InputError
+
+SHAPES = ("constant", "linear", "cosine")
+
+
+def build_learning_rate(
+    learning_rate: float,
+    updates: int,
+    schedule: dict[str, Any] | str | None = None,
+    warmup_steps: int | None = None,
+) -> tuple[float | Callable[[mx.array], mx.array], list[str]]:
+    """The learning rate of a run of known length."""
+    if isinstance(schedule, str):
+        schedule = {"name": schedule}
+    if not isinstance(schedule, dict | None):
+        raise InputError(f"lr_schedule must have a name, got {schedule!r}.")
+    schedule = dict(schedule or {"name": "constant"})
+    if "arguments" in schedule:
+        rate = _named_schedule(schedule, warmup_steps)
+        warmup = warmup_steps or schedule.get("warmup") or 0
+        if warmup < updates:
+            return rate, []
+        return rate, [f"The warmup of {warmup} updates is the whole run ({updates})."]
+    name = schedule.pop("name", None)
+    warmup = schedule.pop("warmup_steps", None) or schedule.pop("warmup", None) or 0
+    warmup = warmup_steps if warmup_steps is not None else warmup
+    if not isinstance(warmup, int) or warmup < 0:
+        raise InputError(f"warmup_steps must be a whole number, got {warmup!r}.")
+    if name not in SHAPES or schedule:
+        raise InputError(
+            f"Unknown lr_schedule {name!r} {schedule or ''}: use name "
+            f"{', '.join(SHAPES)} with warmup_steps, or mlx-lm's form with the name "
+            "of a function of mlx.optimizers and its arguments."
+        )
+    notices = []
+    if warmup >= updates:
+        notices.append(
+            f"warmup_steps {warmup} is longer than the run: cut to {updates - 1} "
+            f"of {updates} updates."
+        )
+        warmup = max(updates - 1, 0)
+    after = updates - warmup
+    if name == "constant":
+        body = None
+    elif name == "linear":
+        body = optim.linear_schedule(learning_rate, 0.0, after)
+    else:
+        body = optim.cosine_decay(learning_rate, after)
+    if not warmup:
+        return body or learning_rate, notices
+    rise = optim.linear_schedule(0.0, learning_rate, warmup)
+    return optim.join_schedules([rise, body or _constant(learning_rate)], [warmup]), (
+        notices
+    )
+
+
+def _constant(learning_rate):
+    return lambda step: mx.array(learning_rate)
+
+
+def _named_schedule(schedule, warmup_steps):
+    warmup = schedule.pop("warmup_steps", None)
+    warmup = warmup_steps if warmup_steps is not None else warmup
+    if warmup is not None:
+        schedule["warmup"] = warmup
+    name = schedule.get("name")
+    unknown = schedule.keys() - {"name", "arguments", "warmup", "warmup_init"}
+    if unknown or not callable(getattr(optim.schedulers, str(name), None)):
+        raise InputError(
+            f"Unknown lr_schedule {name!r} with {', '.join(sorted(schedule))}: name a "
+            "function of mlx.optimizers such as cosine_decay with arguments, warmup "
+            f"and warmup_init, or use {', '.join(SHAPES)}."
+        )
+    try:
+        return build_schedule(schedule)
+    except (TypeError, IndexError) as e:
+        raise InputError(f"lr_schedule {schedule} is wrong: {e}") from e
+
+
+class MasterWeights:
+    """An optimizer that updates float32 copies and rounds them into the model."""
+
+    masters = True  # A step hands it float32 gradients.
+
+    def __init__(self, optimizer: optim.Optimizer, model: nn.Module):
+        self._optimizer = optimizer
+        weights = tree_map(_as_float32, model.trainable_parameters())
+        optimizer.init(weights)
+        self.state: dict = {"optimizer": optimizer.state, "weights": weights}
+
+    @property
+    def learning_rate(self) -> mx.array:
+        """The rate of the last update."""
+        return self._optimizer.learning_rate
+
+    def update(self, model: nn.Module, gradients: dict) -> None:
+        """Apply the gradients to the copies and round them into the model."""
+        weights = self._optimizer.apply_gradients(
+            tree_map(_as_float32, gradients), self.state["weights"]
+        )
+        self.state["weights"] = weights
+        parameters = model.trainable_parameters()
+        model.update(tree_map(lambda w, p: w.astype(p.dtype), weights, parameters))
+
+
+def _as_float32(x):
+    return x.astype(mx.float32)
+
+
+def with_master_weights(
+    optimizer: optim.Optimizer, model: nn.Module
+) -> optim.Optimizer | MasterWeights:
+    """Wrap the optimizer if any trained weight has fewer than 32 bits."""
+    dtypes = {p.dtype for _, p in tree_flatten(model.trainable_parameters())}
+    return optimizer if dtypes <= {mx.float32} else MasterWeights(optimizer, model)
+
+
+OPTIMIZERS = {
+    "adam": optim.Adam,
+    "adamw": optim.AdamW,
+    "muon": optim.Muon,
+    "sgd": optim.SGD,
+    "adafactor": optim.Adafactor,
+}
+
+
+def build_optimizer(
+    name: str, rate: float | Callable[[mx.array], mx.array], config: dict[str, Any]
+) -> optim.Optimizer:
+    """Make an optimizer of ``mlx.optimizers``."""
+    options = config.get(name) or {}
+    try:
+        return OPTIMIZERS[name](learning_rate=rate, **options)
+    except TypeError as e:
+        raise InputError(f"optimizer_config.{name} {options!r} is wrong: {e}") from e

@@ -1,0 +1,147 @@
+# Copyright © 2026 MLX Contributors
+
+"""What the ranks of a run tell each other, in the same order on all of them."""
+
+import zlib
+from typing import Any
+
+import mlx.core as mx
+from mlx.nn.utils import average_gradients
+from mlx.utils import tree_flatten, tree_unflatten
+
+from .errors import InputError
+
+MESSAGE_BYTES = 32 * 1024**2
+_started: list[bool] = []
+
+
+def average_over_ranks(tree: Any) -> Any:
+    """Average float32 arrays over all ranks, as part of a step."""
+    if mx.distributed.init().size() == 1:
+        return tree
+    messages: list[list[tuple[str, mx.array]]] = [[]]
+    size = 0
+    for name, x in tree_flatten(tree):
+        if size >= MESSAGE_BYTES:
+            messages.append([])
+            size = 0
+        messages[-1].append((name, x))
+        size += x.nbytes
+    averaged: list[tuple[str, mx.array]] = []
+    for message in messages:
+        names, arrays = zip(*message)
+        # Each waits for the last: a rank that knows the reference's numbers has
+        # another graph, which alone would send in another order.
+        after = [x for _, x in averaged[-1:]]
+        waiting = mx.depends(list(arrays), after) if after else list(arrays)
+        results = average_gradients(waiting, all_reduce_size=MESSAGE_BYTES**2)
+        averaged += zip(names, results)
+    return tree_unflatten(averaged)
+
+
+def on_all_ranks(condition: mx.array) -> mx.array:
+    """Tell whether a condition holds on every rank, as part of a step."""
+    if mx.distributed.init().size() == 1:
+        return condition
+    failed = 1 - condition.astype(mx.float32)
+    return average_over_ranks({"failed": failed})["failed"] == 0
+
+
+def sum_over_ranks(
+    arrays: dict[str, mx.array], group: mx.distributed.Group | None = None
+) -> dict[str, mx.array]:
+    """Sum float32 arrays over ranks, in one message."""
+    if not arrays:
+        return {}
+    names = sorted(arrays)
+    message = mx.concatenate([arrays[k].reshape(-1) for k in names])
+    mx.eval(message)
+    total = mx.distributed.all_sum(message, group=group)
+    mx.eval(total)
+    sums, start = {}, 0
+    for name in names:
+        part = total[start : start + arrays[name].size]
+        sums[name] = part.reshape(arrays[name].shape)
+        start += arrays[name].size
+    mx.eval(sums)
+    return sums
+
+
+def wait_for_all() -> None:
+    """Wait until every rank got here; one that leaves earlier ends the others."""
+    if mx.distributed.init().size() > 1:
+        mx.eval(mx.distributed.all_sum(mx.array(1.0)))
+
+
+def start_together(failed: bool = False, inputs: str = "") -> bool:
+    """Wait before the first step until all ranks got as far, or one can't."""
+    world = mx.distributed.init()
+    if _started or world.size() == 1:
+        return failed
+    _started.append(True)
+    try:
+        row = mx.array([[int(failed), zlib.crc32(inputs.encode())]], dtype=mx.uint32)
+        rows = mx.distributed.all_gather(row, group=world).tolist()
+    except RuntimeError:
+        if not failed:
+            raise
+        return True
+    flags, names = zip(*rows)
+    if any(flags) and not failed:
+        raise SystemExit(2)
+    others = [str(i) for i, name in enumerate(names) if name != names[0]]
+    if others and not failed:
+        if world.rank() > 0:
+            raise SystemExit(2)
+        raise InputError(
+            f"Rank {', '.join(others)} has other pairs or another checkpoint than rank "
+            "0. Copy the data, and the folder to resume, to every machine."
+        )
+    return failed and flags.index(1) == world.rank()
+
+
+def _with_own_rows(own, gathered, start):
+    """All ranks' rows, of which this rank's carry a gradient."""
+    mine = slice(start, start + own.shape[0])
+
+    @mx.custom_function
+    def put(own, gathered):
+        return mx.concatenate([gathered[: mine.start], own, gathered[mine.stop :]])
+
+    @put.vjp
+    def put_vjp(primals, cotangent, output):
+        # The gradients' message waits for this one, whatever they depend on.
+        (gradient,) = mx.depends([cotangent[mine]], [primals[1]])
+        return gradient, mx.zeros_like(primals[1])
+
+    return put(own, mx.stop_gradient(gathered))
+
+
+def gather_pairs(
+    arrays: dict[str, mx.array],
+) -> tuple[dict[str, mx.array], slice]:
+    """Put all ranks' pairs behind each other, for a loss that looks at all of them."""
+    world = mx.distributed.init()
+    pairs = next(iter(arrays.values())).shape[0]
+    start = world.rank() * pairs
+    own = slice(start, start + pairs)
+    if world.size() == 1:
+        return arrays, own
+    names = sorted(arrays)
+    rows = [arrays[k].astype(mx.float32).reshape(pairs, -1) for k in names]
+    message = mx.concatenate(rows, axis=1)
+    gathered = mx.distributed.all_gather(mx.stop_gradient(message), group=world)
+    whole = _with_own_rows(message, gathered, start)
+    widths = [row.shape[1] for row in rows]
+    ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+    columns = mx.split(whole, ends, axis=1)
+    return {
+        k: column.reshape(-1, *arrays[k].shape[1:]) for k, column in zip(names, columns)
+    }, own
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Tell whether an error is the end of another rank."""
+    text = str(error)
+    broken = ("[ring]", "[nccl]", "[jaccl]")
+    return isinstance(error, RuntimeError) and text.lower().startswith(broken)

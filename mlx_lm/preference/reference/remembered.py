@@ -1,0 +1,136 @@
+# Copyright © 2026 MLX Contributors
+
+"""A reference that is asked once about each pair, and let go when all are known."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from ..batch.collate import PairBatch
+from ..errors import InputError
+from ..forward.frozen import FrozenStart
+from .cache import ReferenceCache, pair_key
+
+
+class RememberedReference:
+    """A reference and the log-probs that it has given so far."""
+
+    def __init__(
+        self,
+        model: Callable[[mx.array], mx.array] | None,
+        cache: ReferenceCache | None = None,
+        keep: bool = True,
+        moving: bool = False,
+    ):
+        self.model = model
+        # An empty one counts as False.
+        self.cache = ReferenceCache(None, "") if cache is None else cache
+        self.keep = keep or moving
+        self._forms: list[dict[bool, Callable]] = []
+        if moving:
+            self.forget()
+
+    def recall(self, dataset: Any, batch: PairBatch) -> dict[str, mx.array]:
+        """Add what is known to a batch."""
+        logps = self.cache.lookup(_keys(dataset, batch.indices))
+        if np.isnan(logps).any():
+            return batch.arrays
+        return batch.arrays | {"reference_logps": mx.array(logps.T.reshape(-1))}
+
+    def remember(self, dataset: Any, batch: PairBatch, logps: mx.array) -> None:
+        """Keep what the reference gave for a batch."""
+        # Copies that fill a batch up come last and are not scored.
+        places = list(
+            {index: i for i, index in reversed(list(enumerate(batch.indices)))}.items()
+        )
+        keys = _keys(dataset, [index for index, _ in places])
+        rows = np.array(logps, dtype=np.float32).reshape(2, -1).T
+        self.cache.store(keys, rows[[i for _, i in places]])
+
+    def forget(self) -> None:
+        """Drop all numbers; from now on they are remembered in memory alone."""
+        self.cache = ReferenceCache(None, self.cache.fingerprint)
+
+    def sync(self, mixing: float) -> None:
+        """Move the reference towards the policy, and forget what the old one gave."""
+        if not isinstance(self.model, FrozenStart):
+            raise InputError(
+                "sync_reference mixes the policy into its own frozen start, and this "
+                "run's reference is not that. Leave out reference_model or "
+                "sync_reference."
+            )
+        self.model.sync(mixing)
+        self.forget()
+
+    def unknown(self, *datasets: Any) -> int:
+        """Count the pairs that the reference has yet to see."""
+        return sum(
+            self.cache.unknown(_keys(dataset, range(len(dataset or []))))
+            for dataset in datasets
+        )
+
+    def release(self, *datasets: Any) -> bool:
+        """Let the model go if every pair of some data sets is known."""
+        if self.keep or self.model is None:
+            return False
+        for dataset in datasets:
+            # Most often the first few pairs tell.
+            for index in range(len(dataset)):
+                if self.cache.unknown(_keys(dataset, [index])):
+                    return False
+        self.model = None
+        for forms in self._forms:
+            # Programs hold what they were compiled for.
+            forms.pop(False, None)
+        return True
+
+    def compiled(
+        self,
+        function: Callable,
+        inputs: list,
+        outputs: list | None = None,
+        compile: bool = True,
+    ) -> Callable:
+        """Compile a function of the reference and a batch, in both its forms."""
+        compile_it = partial(mx.compile, outputs=outputs)
+        forms: dict[bool, Callable] = {}
+        self._forms.append(forms)
+
+        def run(batch, *args):
+            known = "reference_logps" in batch
+            if known not in forms:
+                # An argument, not a constant: it may change during the run.
+                state = [] if known else [getattr(self.model, "state", {})]
+                form = partial(function, None if known else self.model)
+                forms[known] = form
+                if compile:
+                    forms[known] = compile_it(form, inputs=[*inputs, *state])
+            return forms[known](batch, *args)
+
+        return run
+
+
+class NoReference(RememberedReference):
+    """What a loss without a reference gets: log-probs of 0, which cost nothing."""
+
+    def __init__(self, model: Callable[[mx.array], mx.array] | None = None):
+        super().__init__(model)
+
+    def recall(self, dataset: Any, batch: PairBatch) -> dict[str, mx.array]:
+        """Add zeros to a batch, see ``RememberedReference.recall``."""
+        zeros = mx.zeros((2 * len(batch.indices),))
+        return batch.arrays | {"reference_logps": zeros}
+
+    def remember(self, dataset: Any, batch: PairBatch, logps: mx.array) -> None:
+        """Keep nothing."""
+
+    def unknown(self, *datasets: Any) -> int:
+        """Count the pairs that have to be computed: none."""
+        return 0
+
+
+def _keys(dataset, indices):
+    return [pair_key(*dataset[i][:3]) for i in indices]

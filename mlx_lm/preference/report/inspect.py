@@ -1,0 +1,232 @@
+# Copyright © 2026 MLX Contributors
+
+"""Single pairs on a terminal: the text that a model sees and what it says of it."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.text import Text
+
+from ...tuner.datasets import load_preference_dataset
+from ..files import replace_file, writing
+from ..measure.evaluation import CHOSEN, REJECTED, ScoredPairs
+from ..measure.pair_metrics import preference_probabilities
+
+PROMPT_LINES = 6
+ANSWER_LINES = 10
+CUT_LINES = 2
+
+
+@dataclass(frozen=True)
+class PairTexts:
+    """A pair as decoded tokens, special ones included."""
+
+    place: str
+    prompt: str
+    answers: tuple[str, str]
+    cut: tuple[str, str]
+    cut_tokens: tuple[int, int]
+    prompt_tokens: int
+
+
+def inspection_order(margins: np.ndarray, count: int) -> list[int]:
+    """Which pairs to look at: the surest mistakes first, then the least sure rest."""
+    margins = np.where(np.isnan(margins), -math.inf, margins)
+    return np.argsort(margins, kind="stable")[:count].tolist()
+
+
+def _visible(text):
+    """Escape what a terminal would obey or hide; show where lines end."""
+    text = text.replace("\r\n", "\n")
+    shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return "".join(shown).replace("\n", "↵\n")
+
+
+def _wrapped(text, width, most, from_end=False):
+    """Indented lines, of which the middle, or the start, may be left out."""
+    console = Console(width=width, color_system=None)
+    room = width - 4
+    lines = [
+        line.plain.rstrip()
+        for paragraph in _visible(text).split("\n")
+        for line in (Text(paragraph).wrap(console, room) or [Text("")])
+    ]
+    while lines and not lines[-1]:
+        lines.pop()
+    if len(lines) > most:
+        left_out = len(lines) - most + 1
+        note = f"[… {left_out} lines …]"
+        head = 0 if from_end else (2 * most) // 3
+        tail = most - 1 - head
+        lines = lines[:head] + [note] + lines[len(lines) - tail :]
+    return [f"    {line}".rstrip() for line in lines]
+
+
+def _numbers(pairs, i):
+    lines = ["              policy   reference     reward   tokens  per token"]
+    for column, name in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
+        policy, reference = (
+            pairs.policy_logps[i, column],
+            pairs.reference_logps[i, column],
+        )
+        tokens = pairs.tokens[i, column]
+        lines.append(
+            f"  {name:<8}{policy:>10.2f}{reference:>12.2f}"
+            f"{pairs.rewards[i, column]:>+11.3f}{tokens:>9,}"
+            f"{policy / max(tokens, 1):>11.3f}"
+        )
+    return lines
+
+
+def inspection_lines(
+    pairs: ScoredPairs, texts: Sequence[PairTexts], width: int = 80
+) -> list[str]:
+    """Show pairs: what is scored, the log-probs in nats, the rewards, right or
+    wrong."""
+    lines: list[str] = []
+    probabilities = preference_probabilities(pairs.margins)
+    for i, text in enumerate(texts):
+        margin = pairs.margins[i]
+        verdict = "right" if margin > 0 else "WRONG"
+        head = (
+            f"{i + 1} of {len(texts)} · {verdict} · margin {margin:+.3f} · "
+            f"P(chosen) {probabilities[i]:.1%} · "
+        )
+        room = width - len(head)
+        place = _visible(text.place)
+        place = place if len(place) <= room else f"…{place[len(place) - room + 1 :]}"
+        lines += [head + place, *_numbers(pairs, i)]
+        lines.append(f"  prompt, {text.prompt_tokens:,} tokens, not scored")
+        lines += _wrapped(text.prompt, width, PROMPT_LINES, from_end=True)
+        for column, name in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
+            lines.append(f"  {name}, scored")
+            lines += _wrapped(text.answers[column], width, ANSWER_LINES)
+            if text.cut_tokens[column]:
+                lines.append(f"  cut off: {text.cut_tokens[column]:,} tokens")
+                lines += _wrapped(text.cut[column], width, CUT_LINES)
+        lines.append("")
+    return lines
+
+
+NO_CUT = 2**30
+
+
+def pair_texts(
+    dataset: Any, indices: Sequence[int], whole: dict[int, tuple] | None = None
+) -> list[PairTexts]:
+    """Decode some pairs of a data set."""
+    decode = lambda ids: dataset.tokenizer.decode([int(x) for x in ids])
+    texts = []
+    for i in indices:
+        prompt, *answers, _ = dataset[i]
+        full = (whole or {}).get(i, dataset[i])[1:3]
+        rest = [ids[len(kept) :] for ids, kept in zip(full, answers)]
+        place = dataset.source_row(i)
+        texts.append(
+            PairTexts(
+                place=place if isinstance(place, str) else f"row {place}",
+                prompt=decode(prompt),
+                answers=(decode(answers[0]), decode(answers[1])),
+                cut=(decode(rest[0]), decode(rest[1])),
+                cut_tokens=(len(rest[0]), len(rest[1])),
+                prompt_tokens=len(prompt),
+            )
+        )
+    return texts
+
+
+def uncut_pairs(
+    args: SimpleNamespace, dataset: Any, indices: Sequence[int], is_test: bool = True
+) -> dict[int, tuple]:
+    """Find the whole of pairs that may have been cut: their data is read once more."""
+    long = [i for i in indices if max(dataset[i][3]) >= dataset.max_length]
+    if not long:
+        return {}
+    again = copy.copy(args)
+    again.max_seq_length, again.token_cache = NO_CUT, False
+    if is_test:
+        again.train, again.test = False, True
+    # The same lines were printed when the data was read first.
+    with contextlib.redirect_stdout(io.StringIO()):
+        sets = load_preference_dataset(again, dataset.tokenizer)
+    places: dict[str | int, list[tuple]] = {}
+    wanted = {dataset.source_row(i) for i in long}
+    for other in sets:
+        for i in range(len(other)):
+            if (place := other.source_row(i)) in wanted:
+                places.setdefault(place, []).append(other[i])
+    found = {}
+    for i in long:
+        candidates = places.get(dataset.source_row(i), [])
+        match = next((pair for pair in candidates if _begins(pair, dataset[i])), None)
+        if match is not None:
+            found[i] = match
+    return found
+
+
+def _begins(whole, cut):
+    """Whether a pair is the start of another one: one place may hold several."""
+    return np.array_equal(whole[0], cut[0]) and all(
+        np.array_equal(a[: len(b)], b) for a, b in zip(whole[1:3], cut[1:3])
+    )
+
+
+FILE_NAME = "test_pairs.json"
+SHOWN = 10
+LONGEST = 2000  # characters
+
+
+def pick_pairs(
+    dataset: Any, margins: Sequence[float], count: int = SHOWN
+) -> list[dict[str, Any]]:
+    """Decode the pairs of the largest and of the smallest margins."""
+    known = [i for i, margin in enumerate(margins) if math.isfinite(margin)]
+    order = sorted(known, key=lambda i: (-margins[i], i))
+    right = [i for i in order if margins[i] > 0][:count]
+    wrong = [i for i in reversed(order) if margins[i] <= 0][:count]
+    decode = lambda ids: _shortened(dataset.tokenizer.decode([int(x) for x in ids]))
+    rows = []
+    for i in right + wrong:
+        prompt, chosen, rejected = (decode(ids) for ids in dataset[i][:3])
+        texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        margin = float(margins[i])
+        rows.append({"pair": i, **texts, "margin": margin, "right": margin > 0})
+    return rows
+
+
+def _shortened(text):
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2
+    return f"{text[:half]} […] {text[-half:]}"
+
+
+def save_pairs(
+    folder: str | Path,
+    pairs: list[dict[str, Any]],
+    before: Sequence[float],
+    after: Sequence[float],
+) -> None:
+    """Keep what a report shows of single pairs, in ``test_pairs.json``."""
+    path = Path(folder) / FILE_NAME
+    rounded = [[round(float(x), 4) for x in margins] for margins in (before, after)]
+    content = {"before": rounded[0], "after": rounded[1], "pairs": pairs}
+    text = json.dumps(content) + "\n"
+    with writing(path):
+        replace_file(path, lambda name: Path(name).write_text(text, "utf-8"))
+
+
+def read_pairs(folder: str | Path) -> dict[str, Any]:
+    """Read what ``save_pairs`` wrote."""
+    path = Path(folder) / FILE_NAME
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}

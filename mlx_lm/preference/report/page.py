@@ -1,0 +1,239 @@
+# Copyright © 2026 MLX Contributors
+
+"""A run's ``report.html`` and ``curves.png``, from what is in its adapter folder.
+
+python -m mlx_lm.preference.report.page adapters
+"""
+
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ..errors import InputError
+from ..files import replace_file, writing
+from ..measure.pair_metrics import FILE_NAME as TEST_FILE
+from ..objective.objective import objective_of
+from ..run.folder import read_lines
+from ..watch import retained_text
+from ..watch.samples import FILE_NAME as SAMPLES_FILE
+from ..watch.samples import prompt_text
+from ..watch.trackers import check_matplotlib
+from . import charts as drawing
+from .inspect import read_pairs
+from .table import metrics_table
+
+PAGE, PICTURE = "report.html", "curves.png"
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write ``report.html`` and ``curves.png`` into a run's folder."""
+    folder = Path(folder)
+    if not (folder / "metrics.jsonl").exists():
+        raise InputError(
+            f"{folder} has no metrics.jsonl: name the adapter folder of a mlx_lm.dpo "
+            "run."
+        )
+    check_matplotlib()
+    reports = read_lines(folder / "metrics.jsonl")
+    config = _read_json(folder / "adapter_config.json")
+    page, picture = folder / PAGE, folder / PICTURE
+    charts = drawing.curves(reports)
+    title = f"{Path(str(config.get('model', 'A model'))).name} · {folder.name}"
+    with writing(page):
+        text = render(folder, title, config, reports, charts)
+        replace_file(page, lambda name: Path(name).write_text(text, "utf-8"))
+        if charts:
+            drawing.write_png(charts, picture, title)
+    return page
+
+
+def render(
+    folder: Path,
+    title: str,
+    config: dict[str, Any],
+    reports: list[dict[str, Any]],
+    charts: list[drawing.Chart],
+) -> str:
+    """Render the page. Every text in it is escaped."""
+    metrics = _read_json(folder / TEST_FILE)
+    retained = _read_json(folder / retained_text.FILE_NAME)
+    single = read_pairs(folder)
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    versions = config.get("versions") or {}
+    noun = objective_of(SimpleNamespace(**config)).noun
+    # What the test measured from: another model is no earlier state of this one.
+    before = "reference" if config.get("reference_model") else "before"
+    shown = {k: v for k, v in config.items() if v is not None and k != "versions"}
+    return environment.from_string(TEMPLATE.read_text("utf-8")).render(
+        title=title,
+        subtitle=_subtitle(config, reports),
+        tiles=_tiles(reports, retained, noun),
+        charts=[
+            {"title": chart.title, "svg": _svg(drawing.draw_curves, i, chart=chart)}
+            for i, chart in enumerate(charts)
+        ],
+        table=_table(metrics, noun, before),
+        tested=_tested_line(metrics, noun),
+        retained=_retained_line(retained),
+        histogram=_histogram(single, before),
+        reliability=_reliability(metrics),
+        samples=_samples(read_lines(folder / SAMPLES_FILE)),
+        pairs=_pair_groups(single.get("pairs", [])),
+        settings=sorted(shown.items()),
+        versions=sorted(versions.items()),
+    )
+
+
+def _read_json(path):
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def _svg(draw, number, **what):
+    # Matplotlib escapes its texts.
+    return Markup(drawing.svg(partial(draw, **what), f"c{number}"))
+
+
+def _subtitle(config, reports):
+    rate, losses = config.get("learning_rate"), config.get("loss_type")
+    parts = [
+        config.get("fine_tune_type"),
+        " + ".join(losses) if isinstance(losses, list) else losses,
+        f"beta {config['beta']:g}" if "beta" in config else None,
+        f"learning rate {rate:.1e}" if rate else None,
+        f"step {reports[-1]['iteration']:,}" if reports else None,
+        str(config.get("data") or config.get("hf_dataset") or ""),
+    ]
+    return " · ".join(str(part) for part in parts if part)
+
+
+def _tiles(reports, retained, noun):
+    """What is asked first: the last validation beside the first one."""
+    held_out = [r for r in reports if "val_loss" in r]
+    tiles = []
+    for label, key, form in (
+        ("Loss", "val_loss", "{:.3f}"),
+        ("Reward accuracy", "val_rewards/accuracies", "{:.1%}"),
+        ("Reward margin", "val_rewards/margins", "{:+.3f}"),
+        ("Chosen likelier", "val_logps/accuracies", "{:.1%}"),
+    ):
+        values = [r[key] for r in held_out if key in r]
+        if values:
+            first, last = form.format(values[0]), form.format(values[-1])
+            note = f"at the start {first}"
+            if "rewards/" in key:
+                # The start is its own reference: it has no rewards.
+                note = f"{held_out[-1].get('val_pairs', 0):,.0f} {noun}"
+            tiles.append({"label": f"{label}, held out", "value": last, "note": note})
+    if retained.get("change") is not None:
+        change = f"{100 * retained['change']:+.1f} %"
+        note = f"of {Path(retained['file']).name}"
+        tiles.append({"label": "Perplexity", "value": change, "note": note})
+    return tiles
+
+
+def _retained_line(retained):
+    if not retained:
+        return ""
+    # What the line says is computed again.
+    fields = {k: v for k, v in retained.items() if k != "change"}
+    return retained_text.RetainedText(**fields).line()
+
+
+def _tested_line(metrics, noun):
+    # A finished run can be tested on other data than it was trained with.
+    if "test/data" not in metrics:
+        return ""
+    longest = metrics["test/max_seq_length"]
+    count = f"{metrics['pairs']:,.0f} {noun}"
+    return f"{count} of {metrics['test/data']}, at most {longest:,} tokens long."
+
+
+def _table(metrics, noun, before):
+    if not metrics:
+        return None
+    head, *rows = metrics_table({"after": metrics}, before, noun)
+    return {"head": head, "rows": rows}
+
+
+def _reliability(metrics):
+    curve = {
+        name: metrics.get(f"calibration/{name}") for name in ("confidence", "accuracy")
+    }
+    if not curve["accuracy"]:
+        return None
+    picture = _svg(drawing.draw_reliability, "r", **curve)
+    return {"title": "Is it as sure as it is right?", "svg": picture}
+
+
+def _histogram(single, before):
+    margins = {k: single.get(k, []) for k in ("before", "after")}
+    if not margins["after"]:
+        return None
+    picture = _svg(drawing.draw_histogram, "h", **margins, start=before)
+    return {"title": "Margins of the test pairs", "svg": picture}
+
+
+def _samples(lines):
+    """Answers by prompt: the first and the last one, and those between."""
+    by_prompt: dict[str, list[dict[str, str]]] = {}
+    for line in lines:
+        when = f"step {line['iteration']:,}" if line["iteration"] else "before"
+        answers = by_prompt.setdefault(json.dumps(line["prompt"]), [])
+        answers.append({"when": when, "answer": line["answer"]})
+    return [
+        {
+            "prompt": prompt_text(json.loads(prompt)),
+            "shown": answers[:1] + answers[1:][-1:],
+            "between": answers[1:-1],
+        }
+        for prompt, answers in by_prompt.items()
+    ]
+
+
+def _pair_groups(pairs):
+    groups = []
+    for right, title, note in (
+        (False, "wrong", "The reward prefers the rejected answer, the most first."),
+        (True, "right", "The reward prefers the chosen answer, the most first."),
+    ):
+        shown = [
+            {**pair, "margin": f"{pair['margin']:+.3f}", "place": _place(pair)}
+            for pair in pairs
+            if pair["right"] is right
+        ]
+        if shown:
+            heading = (
+                f"{len(shown)} {title} pairs" if len(shown) > 1 else f"A {title} pair"
+            )
+            groups.append({"title": heading, "note": note, "pairs": shown})
+    return groups
+
+
+def _place(pair):
+    return f"pair {pair['pair']:,} · " if "pair" in pair else ""
+
+
+def main() -> None:
+    """Render the reports of finished runs."""
+    parser = argparse.ArgumentParser(description="Render a run's report.html.")
+    parser.add_argument("folders", nargs="+", help="Adapter folders of finished runs.")
+    try:
+        for folder in parser.parse_args().folders:
+            print(f"Wrote {write_report(folder)}")
+    except (ValueError, OSError) as e:
+        print(f"Error: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

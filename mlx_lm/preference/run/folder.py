@@ -1,0 +1,142 @@
+# Copyright © 2026 MLX Contributors
+
+"""A run's adapter folder, made ready before the first step."""
+
+import json
+import os
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlx.core as mx
+
+from ...tuner.callbacks import TrainingCallback
+from ...utils import save_config
+from ..errors import InputError
+from ..files import remove_leftovers, replace_file, writing
+from .checkpoint import TrainingState, drop_newer
+
+
+class CallbackList(TrainingCallback):
+    """Hand every report to several callbacks, in their order."""
+
+    def __init__(self, callbacks: list[TrainingCallback | None]):
+        self.callbacks = [c for c in callbacks if c is not None]
+
+    def on_train_loss_report(self, train_info: dict) -> None:
+        for callback in self.callbacks:
+            callback.on_train_loss_report(train_info)
+
+    def on_val_loss_report(self, val_info: dict) -> None:
+        for callback in self.callbacks:
+            callback.on_val_loss_report(val_info)
+
+
+class MetricsFile(TrainingCallback):
+    """Append every report to a file, one JSON object a line."""
+
+    def __init__(self, path: str | Path, keep: int = 0):
+        self.path = Path(path)
+        with writing(self.path), open(self.path, "ab") as fid:
+            # A file that was deleted meanwhile must not grow to its old length.
+            fid.truncate(min(keep, fid.tell()))
+
+    def _append(self, info):
+        with writing(self.path), open(self.path, "a") as fid:
+            fid.write(json.dumps(info) + "\n")
+            # A checkpoint, which is synced too, counts on it.
+            fid.flush()
+            os.fsync(fid.fileno())
+
+    def on_train_loss_report(self, train_info: dict) -> None:
+        self._append(train_info)
+
+    def on_val_loss_report(self, val_info: dict) -> None:
+        self._append(val_info)
+
+
+def read_lines(path: str | Path) -> list[dict]:
+    """Read a file of one JSON object a line."""
+    if not Path(path).exists():
+        return []
+    objects = []
+    for line in Path(path).read_text("utf-8").splitlines():
+        try:
+            objects.append(json.loads(line))
+        except ValueError:
+            continue
+    return objects
+
+
+TRAINED_WITH = "mlx_lm.dpo"
+
+
+def adapter_config(path: str | Path) -> dict | None:
+    """Read the configuration that lies beside an adapter file."""
+    path = Path(path)
+    path = (path if path.is_dir() else path.parent) / "adapter_config.json"
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise InputError(f"{path} is damaged: {e}. Copy it again.") from e
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is no configuration: it must hold keys and values.")
+    return config
+
+
+PACKAGES = ("mlx-lm", "mlx", "transformers", "tokenizers", "numpy")
+
+
+def run_versions() -> dict[str, str]:
+    """The versions of packages and Python, and the machine."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    device = mx.device_info().get("device_name") if mx.metal.is_available() else None
+    return versions | {
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "device": str(device or mx.default_device()),
+    }
+
+
+def saved_settings(args: SimpleNamespace) -> dict:
+    """The settings as they are written beside the adapter."""
+    config = {k: v for k, v in vars(args).items() if k != "explicit"}
+    # How a process came to the run is not the run's.
+    config |= {"resume": None, "resume_anyway": False}
+    return {**config, "trained_with": TRAINED_WITH, "versions": run_versions()}
+
+
+def open_folder(
+    args: SimpleNamespace,
+    state: TrainingState | None = None,
+    training_callback: TrainingCallback | None = None,
+    reporting: Callable[..., TrainingCallback | None] = lambda *_: None,
+) -> CallbackList:
+    """Make the adapter folder ready, and what will write a run's metrics there."""
+    folder = Path(args.adapter_path)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    config = saved_settings(args)
+    services = reporting(args.report_to, args.project_name, args.adapter_path, config)
+    for place in (folder, folder / "best"):
+        remove_leftovers(place)
+    # An earlier run's states do not belong to these settings.
+    drop_newer(folder, state.iteration if state else -1)
+    config_file = folder / "adapter_config.json"
+    with writing(config_file):
+        replace_file(config_file, lambda name: save_config(config, name))
+    written = state.info["metrics_bytes"] if state else 0
+    metrics_file = MetricsFile(folder / "metrics.jsonl", written)
+    return CallbackList([metrics_file, services, training_callback])
+
+
+METRICS = "metrics.jsonl"

@@ -1,0 +1,129 @@
+# Copyright © 2026 MLX Contributors
+
+"""A run's peak memory, predicted from the worst of its batches."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..batch.collate import collate_pairs, value_arrays
+from ..batch.shape import Bucket, padded_tokens, pair_lengths
+from ..device import compiles, device_memory
+from ..forward.recompute import keyed_layers
+from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
+from .plan import training_plan
+
+
+class _Unread:
+    """Pairs of given lengths, since shapes are all that memory depends on."""
+
+    def __init__(self, lengths, dataset):
+        self.lengths = lengths
+        self.values = getattr(dataset, "values", {})
+        self.group_size = getattr(dataset, "group_size", 1)
+
+    def pair_lengths(self):
+        return self.lengths
+
+    def __getitem__(self, index):
+        prompt, chosen, rejected = (int(n) for n in self.lengths[index])
+        row = lambda n: np.zeros(n, dtype=np.int32)
+        answers = row(chosen - prompt), row(rejected - prompt)
+        return row(prompt), *answers, (prompt, chosen, rejected)
+
+
+def _worst_batch(plan, lengths, size):
+    """Shape and pairs of the batch that computes the most tokens."""
+
+    def heaviest(bucket):
+        total = lengths[bucket.indices, 1:].sum(axis=1)
+        return bucket.indices[np.argsort(-total, kind="stable")[:size]]
+
+    batches = [Bucket(bucket.shape, heaviest(bucket)) for bucket in plan]
+    tokens = lambda batch: padded_tokens([batch], size, lengths)
+    return max(batches, key=lambda batch: (tokens(batch), batch.shape.scored))
+
+
+def predict_run(
+    policy_model: nn.Module,
+    reference: Any,
+    optimizer: Any,
+    dataset: Any,
+    args: Any,
+    training_step: Callable,
+) -> MemoryEstimate:
+    """Predict the peak memory of a run from the worst of its batches."""
+    lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
+    pairs = _Unread(lengths, dataset)
+    plan = training_plan(pairs, args)
+    ranks = mx.distributed.init().size()
+    size = -(-args.batch_size // ranks)
+    shape, indices = _worst_batch(plan, lengths, size)
+    batch = collate_pairs([pairs[i] for i in indices], size, shape)
+    batch |= value_arrays(pairs, indices.tolist(), batch["weights"])
+    step, state = training_step(policy_model, optimizer, args)
+    if reference is None:
+        batch["reference_logps"] = mx.zeros((2 * size,))
+    training = policy_model.training
+    policy_model.train()
+    try:
+        with keyed_layers(policy_model, args.grad_checkpoint):
+            return predict_peak(
+                lambda batch: step(reference, batch, True),
+                (batch,),
+                [*state, getattr(reference, "state", {})],
+                compiled=compiles(args.compile),
+            )
+    finally:
+        policy_model.train(training)
+
+
+def check_memory(
+    policy_model: nn.Module,
+    reference: Any,
+    optimizer: Any,
+    dataset: Any,
+    args: Any,
+    training_step: Callable,
+) -> MemoryEstimate:
+    """Predict a run's memory, and refuse the run if the device has less."""
+    predict = lambda change: predict_run(
+        policy_model,
+        reference,
+        optimizer,
+        dataset,
+        replace(args, **change),
+        training_step,
+    )
+    estimate = predict({})
+    keys = ("batch_size", "max_seq_length", "grad_checkpoint")
+    settings = {key: getattr(args, key) for key in keys}
+    longest = int(pair_lengths(dataset).max())
+    settings["max_seq_length"] = min(settings["max_seq_length"], longest)
+    changes = smaller_settings(settings)
+    limit = device_memory()
+    check_fits(estimate, limit, changes, predict, _weight_bits(policy_model))
+    return estimate
+
+
+def _weight_bits(model):
+    # The commonest kind of weight; packed ones are stored as integers.
+    sizes = {4: 0, 16: 0, 32: 0}
+    for _, x in tree_flatten(model.parameters()):
+        bits = 8 * x.dtype.size if mx.issubdtype(x.dtype, mx.floating) else 4
+        sizes[bits] = sizes.get(bits, 0) + x.nbytes
+    return max(sizes, key=lambda bits: sizes[bits])
+
+
+def describe_memory(estimate: MemoryEstimate) -> str:
+    """Write a prediction for the run's header."""
+    # The largest of the parts is never rounded to 0.
+    size, unit = (1e9, "GB") if estimate.total >= 1e8 else (1e6, "MB")
+    parts = {k: v / size for k, v in vars(estimate).items()}
+    shown = [f"{k} {v:.2f}" for k, v in parts.items() if v >= 0.005]
+    return f"{estimate.total / size:.2f} {unit}: {' · '.join(shown)}"

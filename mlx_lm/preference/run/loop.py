@@ -1,0 +1,466 @@
+# Copyright © 2026 MLX Contributors
+
+"""A run in progress: its steps, what happens between them, and going on later."""
+
+import math
+import shutil
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ...cli_ui import rprint
+from ..batch.collate import count_tokens, iterate_preference_batches
+from ..batch.shape import batches_per_epoch
+from ..device import cache_limit, compiles, trim_cache
+from ..errors import InputError
+from ..files import replace_file
+from ..measure.evaluation import evaluate_pairs
+from ..measure.metrics import (
+    BEST,
+    SUMS,
+    MetricsWindow,
+    gradient_report,
+    hidden_metrics,
+    sum_values,
+)
+from ..policy.model import load_weights
+from ..policy.optimizer import MasterWeights
+from ..ranks import sum_over_ranks, wait_for_all
+from ..step import scoring_step
+from .checkpoint import (
+    TrainingState,
+    drop_newer,
+    drop_old,
+    numbered,
+    save_adapter,
+    save_state,
+)
+from .plan import training_plan
+from .screen import PreferenceTrainUI
+from .signals import StopSignals
+
+
+def _with_prefix(prefix, tree):
+    return {f"{prefix}.{k}": v for k, v in tree_flatten(tree)}
+
+
+def _fill(tree, arrays, path):
+    """Put saved arrays into a tree, in place: compiled steps hold on to it."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        name = f"{path}.{key}"
+        if isinstance(tree[key], (dict, list)):
+            _fill(tree[key], arrays, name)
+        elif name not in arrays:
+            raise InputError(f"The checkpoint has no {name}: it is of another run.")
+        else:
+            tree[key] = arrays[name]
+
+
+def take_snapshot(
+    run: "PreferenceRun", pending: bool
+) -> tuple[dict[str, mx.array], dict[str, Any]]:
+    """Collect all of a run that a later process can't compute again."""
+    run.reference.cache.exchange(run.world)
+    # What ranks hold apart is summed: any number of them can go on with it.
+    window = run.window.sums or {}
+    if run.world.size() > 1:
+        # A rank whose every step was skipped has nothing but names.
+        window = window or dict.fromkeys(SUMS, mx.array(0.0))
+    apart = _with_prefix("accumulator", run.state[3]) | _with_prefix("window", window)
+    counts = run.window.counts()
+    if run.world.size() > 1:
+        tokens = {k: mx.array(float(counts[k])) for k in ("real", "padded")}
+        apart = sum_over_ranks(apart | tokens, run.world)
+        counts |= {k: int(apart.pop(k).item()) for k in tokens}
+    arrays = {
+        **_with_prefix("optimizer", run.optimizer.state),
+        **apart,
+        **_with_prefix("reference", run.reference.cache.arrays()),
+        "grad_norm": run.grad_norm,
+    }
+    if run.args.sync_reference:
+        arrays |= _with_prefix("moved", run.reference.model.arrays())
+    metrics = run.folder / "metrics.jsonl"
+    info = {
+        "pending": pending,
+        "window": counts,
+        "skipped": run.skipped,
+        "skipped_in_a_row": run.skipped_in_a_row,
+        "best": run.best,
+        "gradients": run.describe_gradients(),
+        "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+        "identity": run.identity,
+    }
+    return arrays, info
+
+
+def apply_snapshot(run: "PreferenceRun", state: TrainingState) -> tuple[int, bool]:
+    """Make a new run what the one was that wrote a checkpoint."""
+    arrays, info = state.arrays, state.info
+    load_weights(run.policy_model, state.adapter)
+    inner: Any = getattr(run.optimizer, "_optimizer", run.optimizer)
+    rate = inner.state.get("learning_rate")
+    _fill(run.optimizer.state, arrays, "optimizer")
+    # A constant rate may have been changed by the user.
+    if rate is not None and "learning_rate" not in inner._schedulers:
+        inner.state["learning_rate"] = rate
+    if isinstance(run.optimizer, MasterWeights):
+        mx.eval(run.optimizer.state)
+    # The sums of all ranks go on in the first one.
+    if run.rank == 0:
+        if any(name.startswith("accumulator.") for name in arrays):
+            _fill(run.state[3], arrays, "accumulator")
+        sums = {
+            name.removeprefix("window."): x
+            for name, x in arrays.items()
+            if name.startswith("window.")
+        }
+        run.window.restore(info["window"], sums)
+    if run.args.sync_reference:
+        prefix = "moved."
+        run.reference.model.restore(
+            {k.removeprefix(prefix): v for k, v in arrays.items() if prefix in k[:6]}
+        )
+    # Of another reference they would be wrong.
+    if info["identity"].get("reference") == run.identity.get("reference"):
+        run.reference.cache.absorb(arrays["reference.keys"], arrays["reference.logps"])
+    run.grad_norm = arrays["grad_norm"]
+    run.skipped, run.best = info["skipped"], info["best"]
+    run.gradients = info["gradients"]
+    run.skipped_in_a_row = info["skipped_in_a_row"]
+    run.saved = state.iteration
+    run.ui.start_at(state.iteration)
+    return state.iteration, info["pending"]
+
+
+INPUTS = ("prompts", "inputs")
+
+
+class TrainingStopped(RuntimeError):
+    """A run that can't go on: one line that says why, and what to do."""
+
+
+class _Interrupted(Exception):
+    """A signal came during validation."""
+
+
+def _step_seed(seed, it, rank):
+    # Random numbers are a function of the step, so a resumed run repeats them.
+    return int(np.random.SeedSequence([seed, it, rank]).generate_state(1)[0])
+
+
+class PreferenceRun:
+    """What a run trains, what it knows and how far it is."""
+
+    def __init__(
+        self,
+        policy_model: Any,
+        reference: Any,
+        optimizer: Any,
+        args: Any,
+        train_set: Any,
+        val_set: Any = None,
+        *,
+        step: tuple[Any, list],
+    ):
+        self.policy_model, self.reference, self.args = policy_model, reference, args
+        self.optimizer = optimizer
+        self._step = step
+        self.train_set, self.val_set = train_set, val_set
+        self.world = mx.distributed.init()
+        self.rank = self.world.rank()
+        self.folder = Path(args.adapter_file).parent
+        self.ui = PreferenceTrainUI(
+            args.iters, rank=self.rank, noun=args.objective.noun
+        )
+        self.callback: Any = None
+        self.identity: dict[str, Any] = {}
+        self.hidden = hidden_metrics(args.objective)
+        self.window = MetricsWindow(self.hidden)
+        self.metrics: dict[str, float] = {}
+        self.grad_norm = mx.array(0.0)
+        self.skipped = self.skipped_in_a_row = 0
+        self.shapes: set[tuple] = set()
+        self.gradients: tuple | dict | None = None
+        self.best: float | None = None
+        self.saved = -1
+        self.cache_limit = cache_limit(args.clear_cache_threshold)
+        self.train_buckets = training_plan(train_set, args)
+        self.val_buckets = training_plan(val_set, args, True) if val_set else []
+
+    def train(self, resume: TrainingState | None = None) -> None:
+        """Take all steps that are left, and do what is due between them."""
+        args = self.args
+        compile_it = partial(self.reference.compiled, compile=compiles(args.compile))
+        step, self.state = self._step
+        done, pending = apply_snapshot(self, resume) if resume else (0, True)
+        if self.rank == 0:
+            drop_newer(self.folder, done if resume else -1)
+            # A killed process may not have come to it.
+            drop_old(self.folder, args.keep_checkpoints)
+        self.step = compile_it(step, self.state, self.state)
+        score = scoring_step(self.policy_model, args)
+        self.score = compile_it(score, [self.policy_model.state])
+        batches = iterate_preference_batches(
+            self.train_set,
+            args.batch_size,
+            self.train_buckets,
+            loop=True,
+            seed=args.seed,
+            comm_group=self.world,
+            first_batch=done,
+        )
+        self.reference.cache.exchange(self.world)
+        advice = f"Go on with: --resume {self.folder}"
+        with StopSignals(self.world.size() > 1, advice) as self.stop:
+            if self.val_set and pending:
+                self._validate(done)
+                if resume:
+                    self._save(done)
+            self.policy_model.train()
+            for it, batch in zip(range(done + 1, args.iters + 1), batches):
+                self._take_step(it, batch)
+                self._move_reference(it)
+                self.ui.advance()
+                self._after_step(it)
+        if self.rank == 0:
+            self.reference.cache.save()
+
+    def _after_step(self, it):
+        """Report, validate, save and stop, as far as it is due."""
+        args, last = self.args, it == self.args.iters
+        if it % args.steps_per_report == 0 or last:
+            self._report(it)
+        if self.val_set and (it % args.steps_per_eval == 0 or last):
+            self._validate(it)
+        if it % args.steps_per_save == 0 or last:
+            self._save(it)
+        if self._must_stop():
+            self._save_and_exit(it)
+
+    def _take_step(self, it, batch):
+        """Take one step, and wait for it."""
+        tic = time.perf_counter()
+        args = self.args
+        mx.random.seed(_step_seed(args.seed, it, self.rank))
+        arrays = self.reference.recall(self.train_set, batch)
+        update = it % args.grad_accumulation_steps == 0 or it == args.iters
+        before = None
+        if args.debug_gradients:
+            before = self.policy_model.trainable_parameters()
+        try:
+            values = self.step(arrays, update)
+            mx.eval(self.state, values)
+        except RuntimeError as e:
+            shapes = [f"{k} {arrays[k].shape}" for k in INPUTS if k in arrays]
+            raise self._failure(e, f"a step with {' and '.join(shapes)}") from e
+        skipped = values.pop("skipped").item() > 0
+        grad_norm = values.pop("grad_norm", mx.array(math.nan))
+        gradients = values.pop("gradients", None)
+        if math.isfinite(grad_norm.item()):
+            self.grad_norm = grad_norm
+            if gradients is not None:
+                after = self.policy_model.trainable_parameters()
+                self.gradients = (gradients, before, after)
+        del before, gradients
+        self._remember(self.train_set, batch, arrays, values["reference_logps"])
+        if skipped:
+            self._count_skipped(it, batch)
+        else:
+            self.skipped_in_a_row = 0
+            sums = sum_values(values, arrays)
+            self.window.add(sums, *count_tokens(arrays))
+        trim_cache(self.cache_limit)
+        is_new = self._is_new_shape(arrays, update) and not skipped
+        self.window.time(time.perf_counter() - tic, sums if is_new else None)
+
+    def _move_reference(self, it):
+        """Let the reference follow the policy, if an update makes it due."""
+        args = self.args
+        updates, rest = divmod(it, args.grad_accumulation_steps)
+        if args.sync_reference and not rest and updates % args.sync_steps == 0:
+            self.reference.sync(args.sync_alpha)
+
+    def _is_new_shape(self, arrays, update):
+        """Whether a step was compiled for its batch."""
+        shape = (update, *((k, getattr(x, "shape", x)) for k, x in arrays.items()))
+        is_new = shape not in self.shapes
+        self.shapes.add(shape)
+        return is_new and compiles(self.args.compile)
+
+    def _failure(self, error, where):
+        """Turn an error of MLX into a line that helps, where it is known."""
+        text = str(error).lower()
+        if not any(word in text for word in ("alloc", "memory")):
+            return error
+        return TrainingStopped(
+            f"Memory ran out in {where}. Try grad_checkpoint: true, "
+            "batch_size: 1 with grad_accumulation_steps, a smaller max_seq_length or a "
+            f"4-bit model. {self._last_checkpoint()}"
+        )
+
+    def _last_checkpoint(self):
+        """Name the last checkpoint."""
+        if self.saved < 0:
+            return "There is no checkpoint yet."
+        return (
+            f"The last checkpoint is {numbered(self.folder, self.saved, 'adapters')}."
+        )
+
+    def _count_skipped(self, it, batch):
+        """Note a step whose numbers were not finite, so that it changed nothing."""
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        place = getattr(self.train_set, "source_row", int)
+        # Any rank's pairs may be the cause.
+        indices = mx.distributed.all_gather(mx.array(batch.indices), group=self.world)
+        rows = ", ".join(str(place(i)) for i in dict.fromkeys(indices.tolist()))
+        rprint(
+            f"[WARNING] Step {it} skipped: its loss or gradient is not finite "
+            f"(rows {rows})."
+        )
+        if self.skipped_in_a_row >= self.args.max_skipped_steps:
+            raise TrainingStopped(
+                f"The loss or its gradient was not finite in {self.skipped_in_a_row} "
+                f"steps in a row, last with rows {rows}. Lower learning_rate, or look "
+                f"at these rows. {self._last_checkpoint()}"
+            )
+
+    def _remember(self, dataset, batch, arrays, logps):
+        """Keep the reference's log-probs if they are new."""
+        if "reference_logps" not in arrays:
+            self.reference.remember(dataset, batch, logps)
+
+    def _score_batch(self, batch):
+        """Sum a validation batch's metrics."""
+        arrays = self.reference.recall(self.val_set, batch)
+        values = self.score(arrays)
+        self._remember(self.val_set, batch, arrays, values["reference_logps"])
+        return sum_values(values, arrays)
+
+    def _validate(self, it):
+        """Evaluate, show and report, and go back to training mode."""
+        tic = time.perf_counter()
+        args = self.args
+        batches = batches_per_epoch(self.val_buckets, args.batch_size)
+        if args.val_batches != -1:
+            batches = min(batches, args.val_batches)
+        try:
+            with self.ui.val_task(batches) as advance:
+                metrics = evaluate_pairs(
+                    self._score_batch,
+                    self.policy_model,
+                    self.val_set,
+                    args.batch_size,
+                    args.val_batches,
+                    self.val_buckets,
+                    self.cache_limit,
+                    partial(self._interruptible, advance),
+                    self.hidden,
+                )
+        except _Interrupted:
+            self._save_and_exit(it, pending=True)
+        except RuntimeError as e:
+            raise self._failure(e, "a validation") from e
+        self.policy_model.train()
+        seconds = time.perf_counter() - tic
+        self.ui.report_val(it, metrics, seconds)
+        if self.callback is not None:
+            info = {f"val_{k}": v for k, v in metrics.items()}
+            info = {"iteration": it, **info, "val_time": seconds}
+            self.callback.on_val_loss_report(info)
+        self._keep_best(it, metrics)
+
+    def _interruptible(self, advance):
+        """Let a signal end a validation; several ranks must end it together."""
+        if advance is not None:
+            advance()
+        self.stop.beat()
+        if self.stop.exit_code and self.world.size() == 1:
+            raise _Interrupted
+
+    def _keep_best(self, it, metrics):
+        """Write the adapter to ``best/`` if it is the best so far."""
+        if not self.args.save_best or it == 0:
+            return
+        name, sign = BEST[self.args.save_best]
+        value = sign * metrics[name]
+        if not value > (-math.inf if self.best is None else self.best):
+            return
+        self.best = value
+        if self.rank == 0:
+            folder = self.folder / "best"
+            folder.mkdir(exist_ok=True)
+            config = self.folder / "adapter_config.json"
+            if config.exists():
+                copy = partial(shutil.copyfile, config)
+                replace_file(folder / config.name, copy)
+            save_adapter(self.policy_model, folder / "adapters.safetensors")
+
+    def _report(self, it):
+        """Average what happened since the last report, show and report it."""
+        metrics = self.window.report(self.world)
+        metrics["learning_rate"] = self.optimizer.learning_rate.item()
+        metrics["grad_norm"] = self.grad_norm.item()
+        metrics["skipped_steps"] = self.skipped
+        self.metrics = metrics
+        self.reference.cache.exchange(self.world)
+        # Each validation takes the same pairs, and the first one came before.
+        if self.reference.release(self.train_set):
+            mx.clear_cache()
+        self.ui.report_train(it, metrics)
+        if self.callback is not None:
+            info = {"iteration": it, "train_loss": metrics["loss"], **metrics}
+            if (gradients := self.describe_gradients()) is not None:
+                info["gradients"] = gradients
+            self.callback.on_train_loss_report(info)
+
+    def describe_gradients(self) -> dict | None:
+        """Describe the last update's gradients, if that is asked for."""
+        if isinstance(self.gradients, tuple):
+            self.gradients = gradient_report(*self.gradients)
+        return self.gradients
+
+    def _must_stop(self):
+        """Tell whether a signal came, to any rank."""
+        if self.world.size() == 1:
+            return bool(self.stop.exit_code)
+        code = mx.distributed.all_max(mx.array(self.stop.exit_code), group=self.world)
+        code = int(code.item())
+        # A signal that came while this rank waited is told in the next step.
+        self.stop.exit_code = code or self.stop.exit_code
+        self.stop.beat()
+        return bool(code)
+
+    def _save_and_exit(self, it, pending=False):
+        """Save, say how to go on, and end the process as the signal asks."""
+        if self.world.size() > 1:
+            self.stop.ignore()
+        if self.saved != it or pending:
+            self._save(it, pending)
+        if self.rank == 0:
+            rprint(f"Stopped after step {it}. Go on with: --resume {self.folder}")
+        # The first to leave with an error code takes the others with it.
+        wait_for_all()
+        raise SystemExit(self.stop.exit_code)
+
+    def _save(self, it, pending=False):
+        """Write a checkpoint: adapter, state, and the reference's numbers."""
+        arrays, info = take_snapshot(self, pending)
+        if self.rank != 0:
+            self.saved = it
+            return
+        checkpoint = numbered(self.folder, it, "adapters")
+        save_adapter(self.policy_model, checkpoint)
+        save_adapter(self.policy_model, self.args.adapter_file)
+        # The state comes last: where it is, the rest is too.
+        save_state(self.folder, it, arrays, info)
+        self.saved = it
+        drop_old(self.folder, self.args.keep_checkpoints)
+        self.reference.cache.save()
+        self.ui.report_save(checkpoint)

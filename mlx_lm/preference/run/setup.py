@@ -1,0 +1,154 @@
+# Copyright © 2026 MLX Contributors
+
+"""What a run is made of, found or built before its first step."""
+
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.nn as nn
+import mlx.optimizers as optim
+
+from ...cli_ui import rprint
+from ...tuner.trainer import DPOTrainingArgs
+from ..batch.buckets import LAYOUTS
+from ..files import remove_leftovers, user_cache_folder
+from ..forward.frozen import FrozenStart
+from ..forward.probe import Sharing, check_packing, check_sharing
+from ..objective.objective import objective_of
+from ..policy.optimizer import build_learning_rate, build_optimizer
+from ..reference.cache import ReferenceCache
+from ..reference.fingerprint import model_fingerprint, variant_fingerprint
+from ..reference.remembered import NoReference, RememberedReference
+from .checkpoint import TrainingState, check_identity, data_fingerprint, newest_state
+from .folder import adapter_config
+
+
+def remember_reference(
+    args: SimpleNamespace,
+    policy: nn.Module,
+    reference_model: nn.Module | None,
+    *datasets: Any,
+) -> RememberedReference:
+    """The run's reference, with what earlier runs found out about the same one."""
+    objective = objective_of(args)
+    if not objective.needs_reference:
+        return NoReference(FrozenStart(policy) if args.test else None)
+    folder = args.reference_cache
+    if folder is not False:
+        folder = Path(folder) if folder else user_cache_folder("references")
+        remove_leftovers(folder)
+    variant = f"ld_alpha={objective.ld_alpha}" if objective.ld_alpha < 1 else ""
+    name = variant_fingerprint(model_fingerprint(reference_model or policy), variant)
+    reference = RememberedReference(
+        reference_model or FrozenStart(policy),
+        ReferenceCache(folder or None, name),
+        # The test compares both models' whole distributions.
+        keep=bool(args.test or args.inspect),
+        moving=args.sync_reference,
+    )
+    reference.release(*datasets)
+    return reference
+
+
+def run_identity(
+    model: nn.Module,
+    reference_model: nn.Module | None,
+    reference: RememberedReference,
+    train_set: Any,
+    valid_set: Any,
+) -> dict[str, str]:
+    """The fingerprints of what a run starts with, before a checkpoint is loaded."""
+    start = reference.cache.fingerprint
+    if reference_model is not None or isinstance(reference, NoReference):
+        start = model_fingerprint(model)
+    return {
+        "model": start,
+        "reference": reference.cache.fingerprint,
+        "train": data_fingerprint(train_set),
+        "valid": data_fingerprint(valid_set),
+    }
+
+
+def make_optimizer(
+    args: SimpleNamespace, pairs: int
+) -> tuple[optim.Optimizer, list[str]]:
+    """Make the optimizer, its schedule as long as the run."""
+    if args.epochs is not None:
+        # However the pairs are put into buckets, only one batch is short.
+        args.iters = args.epochs * -(-pairs // args.batch_size)
+    updates = -(-args.iters // args.grad_accumulation_steps)
+    rate, notices = build_learning_rate(
+        args.learning_rate, updates, args.lr_schedule, args.warmup_steps
+    )
+    return build_optimizer(args.optimizer, rate, args.optimizer_config), notices
+
+
+def find_sharing(
+    args: SimpleNamespace, model: nn.Module, reference_model: Any
+) -> Sharing:
+    """Share or pack as the settings ask for, as far as policy and reference can."""
+    # The reference runs on the same batches.
+    models = [m for m in (model, reference_model) if isinstance(m, nn.Module)]
+    if args.pack:
+        return [check_packing(m, args.max_seq_length) for m in models][0]
+    # Also finds out whether a model can be taken apart, shared or not.
+    found = max(
+        (check_sharing(m) for m in models), key=lambda s: LAYOUTS.index(s.grade)
+    )
+    if args.share_prompt:
+        return found
+    return Sharing("plain", "" if found.grade == "plain" else found.notice)
+
+
+def likely_sharing(args: SimpleNamespace) -> str:
+    """What ``find_sharing`` will find, as far as the settings tell."""
+    if args.pack:
+        return "packed"
+    # Every family but one in a hundred can, and asking would allocate the model.
+    return "equal" if args.share_prompt else "plain"
+
+
+def find_checkpoint(
+    args: SimpleNamespace, identity: dict[str, str]
+) -> TrainingState | None:
+    """Find the state to go on with, and say from where."""
+    state = newest_state(args.adapter_path)
+    if state is None:
+        rprint(f"{args.adapter_path} has no checkpoint yet: the run starts again.")
+        return None
+    check_identity(state, identity, args)
+    if state.iteration > args.iters:
+        rprint(
+            f"The run in {args.adapter_path} has already taken {state.iteration:,} "
+            f"steps, more than the {args.iters:,} asked for: it takes no more. To "
+            "train on, give a larger --iters."
+        )
+        return state
+    if state.iteration == args.iters and not state.info["pending"]:
+        rprint(
+            f"The run in {args.adapter_path} is complete: it has taken all of its "
+            f"{state.iteration:,} steps. To train on, give a larger --iters."
+        )
+        return state
+    rprint(f"Going on after step {state.iteration:,} of {args.iters:,}.")
+    before = adapter_config(args.adapter_path) or {}
+    if before.get("iters") not in (None, args.iters):
+        rprint(
+            f"The run has {args.iters:,} steps now instead of {before['iters']:,}: a "
+            f"learning rate schedule ends at step {args.iters:,}."
+        )
+    return state
+
+
+def training_args(args: SimpleNamespace) -> DPOTrainingArgs:
+    """The part of the settings that the training loop needs."""
+    # Settings and fields have the same names, but for these two.
+    names = {field.name for field in fields(DPOTrainingArgs)} & vars(args).keys()
+    return DPOTrainingArgs(
+        **{name: getattr(args, name) for name in names},
+        objective=objective_of(args),
+        steps_per_save=args.save_every,
+        adapter_file=str(Path(args.adapter_path) / "adapters.safetensors"),
+    )

@@ -1,0 +1,190 @@
+# Copyright © 2026 MLX Contributors
+
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from ...cli_ui import rprint
+from ..errors import InputError
+from ..objective.objective import Objective
+from ..run.folder import TRAINED_WITH, adapter_config
+
+ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "train_head")
+# What else decides the numbers of a finished run's test.
+TEST_KEYS = (
+    "model",
+    "reference_model",
+    "resume_adapter_file",
+    *(field.name for field in fields(Objective)),
+    "max_seq_length",
+    "prompt_feature",
+    "chosen_feature",
+    "rejected_feature",
+    "weight_feature",
+    "margin_feature",
+    "criteria",
+    "wrap_text",
+    "transcripts",
+)
+
+
+def adopt_adapter_config(args: SimpleNamespace) -> None:
+    """Take rank, keys and layers from the adapter that the run starts from."""
+    if args.resume_adapter_file is None:
+        return
+    path = Path(args.resume_adapter_file)
+    path = path / "adapters.safetensors" if path.is_dir() else path
+    if not path.exists():
+        raise InputError(f"resume_adapter_file {path} does not exist.")
+    if path.parent.resolve() == Path(args.adapter_path).resolve():
+        raise InputError(
+            f"adapter_path {args.adapter_path} holds the adapter to start from, which "
+            "the run would overwrite: choose another folder."
+        )
+    args.resume_adapter_file = str(path)
+    config = adapter_config(path)
+    if config is None:
+        rprint(
+            f"[WARNING] {path} has no adapter_config.json beside it: its rank, scale "
+            "and layers are taken to be this run's."
+        )
+        return
+    if config.get("trained_with") == TRAINED_WITH and not args.new_reference:
+        raise InputError(
+            f"{path} was written by a DPO run, whose reference is not this adapter. "
+            "Continue that run with --resume, or set new_reference: true to start a "
+            "new one whose reference is this adapter."
+        )
+    _adopt(args, config, path)
+
+
+def _adopt(args, config, path):
+    """Take the adapter's shape from its configuration, or say what contradicts."""
+    theirs = {k: config[k] for k in ADAPTER_KEYS if config.get(k) is not None}
+    ours = {k: getattr(args, k) for k in theirs if k in args.explicit}
+    if "lora_parameters" in ours:
+        parameters = dict(theirs["lora_parameters"])
+        given = ours.pop("lora_parameters")
+        # Dropout is no part of what the adapter computes.
+        parameters["dropout"] = given.get("dropout", parameters.get("dropout", 0.0))
+        theirs["lora_parameters"] = parameters
+        ours |= {f"lora_parameters.{k}": v for k, v in given.items()}
+    for key, value in ours.items():
+        parent, _, name = key.partition(".")
+        other = theirs[parent].get(name) if name else theirs[parent]
+        if value != other:
+            raise InputError(
+                f"{key} is {value} but the adapter {path} was trained with {other}. "
+                f"Leave {key} out, the adapter decides it."
+            )
+    for key, value in theirs.items():
+        setattr(args, key, value)
+
+
+def adopt_finished_run(args: SimpleNamespace) -> None:
+    """Take the settings of a finished run that decide the numbers of its test."""
+    config = adapter_config(args.adapter_path)
+    if config is None:
+        raise InputError(
+            f"{args.adapter_path} has no adapter_config.json. Give --adapter-path the "
+            "folder of a run, or '' to test the model as it is."
+        )
+    _adopt(args, config, args.adapter_path)
+    for key in TEST_KEYS:
+        if config.get(key) is not None and key not in args.explicit:
+            setattr(args, key, config[key])
+
+
+# What may change without changing what is computed, or only how long.
+FREE_KEYS = (
+    "resume",
+    "resume_anyway",
+    "train",
+    "iters",
+    "epochs",
+    "steps_per_report",
+    "steps_per_eval",
+    "save_every",
+    "val_batches",
+    "test",
+    "test_batches",
+    "keep_checkpoints",
+    "save_best",
+    "max_skipped_steps",
+    "debug_gradients",
+    "report",
+    "sample_prompts",
+    "sample_tokens",
+    "retain_data",
+    "clear_cache_threshold",
+    "report_to",
+    "project_name",
+    "reference_cache",
+    "token_cache",
+    "dry_run",
+    "trust_remote_code",
+)
+# The shape of what was saved: no wish can change it.
+SHAPE_KEYS = (
+    "fine_tune_type",
+    "num_layers",
+    "lora_parameters",
+    "train_head",
+    "optimizer",
+)
+
+
+def adopt_resumed_run(args: SimpleNamespace, known: dict[str, Any]) -> None:
+    """Take all settings from the run that goes on."""
+    folder = str(args.resume)
+    config = adapter_config(folder) if Path(folder).is_dir() else None
+    if config is None or config.get("trained_with") != TRAINED_WITH:
+        raise InputError(
+            f"Nothing to resume in {folder}: it has no adapter_config.json of a "
+            "mlx_lm.dpo run."
+        )
+    for key, old in config.items():
+        if key not in known or key in ("resume", "resume_anyway", "dry_run"):
+            continue
+        new = getattr(args, key)
+        if key not in args.explicit or _means(key, new, old):
+            setattr(args, key, old)
+        elif key not in FREE_KEYS:
+            _refuse(f"{key} is {new!r}", repr(old), key, args)
+    if "iters" in args.explicit:
+        args.epochs = None
+    if config.get("loss_weights") and args.loss_type != config.get("loss_type"):
+        # Those were for the losses before.
+        if "loss_weights" not in args.explicit:
+            args.loss_weights = None
+    args.train, args.adapter_path = True, folder
+    # What was saved is complete: nothing more is taken from an adapter.
+    args.explicit -= {"lora_parameters"}
+
+
+def _means(key, new, old):
+    """Whether a setting, as the user writes it, is what was saved."""
+    if key == "optimizer":
+        return new.lower() == old
+    if key == "lora_parameters":
+        return old is None or all(old.get(k) == v for k, v in new.items())
+    if key == "resume_adapter_file" and old is not None:
+        return Path(old) in (Path(new), Path(new) / "adapters.safetensors")
+    if key == "adapter_path":
+        return Path(new).resolve() == Path(old).resolve()
+    return new == old
+
+
+def _refuse(what, before, key, args):
+    if key in SHAPE_KEYS:
+        raise InputError(
+            f"{what}, but the run in {args.resume} was started with {before}, and what "
+            "it saved has that shape. Leave it out, or start a new run."
+        )
+    if not args.resume_anyway:
+        raise InputError(
+            f"{what}, but the run in {args.resume} was started with {before}. Leave it "
+            "out, or give --resume-anyway to go on all the same."
+        )
+    rprint(f"[WARNING] {what}, no longer {before}.")

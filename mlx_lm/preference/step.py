@@ -1,0 +1,108 @@
+# Copyright © 2026 MLX Contributors
+
+"""One preference step: both forwards, the loss, its gradient and the update."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .errors import InputError
+from .forward.answers import sequence_logps, weighted_sequence_logps
+from .forward.frozen import FrozenLayers, FrozenStart, running
+from .objective.losses import kl_baseline
+from .objective.objective import Objective, pair_logps, pair_losses, pair_rewards
+from .ranks import gather_pairs
+
+
+def reference_pass(
+    policy_model: Any,
+    reference_model: Callable[[mx.array], mx.array] | None,
+    batch: dict[str, mx.array],
+    objective: Objective | None = None,
+) -> tuple[mx.array, FrozenLayers]:
+    """The reference's log-probs, and what the policy need not compute again."""
+    objective = objective or Objective()
+    if not objective.needs_reference:
+        return mx.zeros((2 * batch["weights"].size,)), FrozenLayers(None)
+    if reference_model is None:
+        if "reference_logps" not in batch:
+            raise InputError(
+                "Without a reference_model the batch needs 'reference_logps', the "
+                "reference's summed log-probs of its 2B rows."
+            )
+        return batch["reference_logps"], FrozenLayers(None)
+    # Outside value_and_grad: inside, attention takes its slower training path.
+    own = isinstance(reference_model, FrozenStart)
+    frozen = FrozenLayers(policy_model if own else None)
+    with running(reference_model) as model, frozen.recording():
+        logps = sequence_logps(model, batch, ld_alpha=objective.ld_alpha)
+        return mx.stop_gradient(logps), frozen
+
+
+def answer_logps(
+    model: Any, batch: dict[str, mx.array], objective: Objective, gradient: bool = False
+) -> tuple[mx.array, mx.array | None]:
+    """What the policy says of every answer, as an objective reads it."""
+    options: dict[str, Any] = {"gradient": gradient, "ld_alpha": objective.ld_alpha}
+    if objective.use_weighting:
+        return weighted_sequence_logps(model, batch, **options)
+    return sequence_logps(model, batch, **options), None
+
+
+def loss_and_values(
+    policy_logps: mx.array,
+    reference_logps: mx.array,
+    batch: dict[str, mx.array],
+    objective: Objective,
+    confidences: mx.array | None = None,
+) -> tuple[mx.array, dict[str, mx.array]]:
+    """The loss summed over a batch's pairs, and what metrics are made of."""
+    pairs = pair_logps(policy_logps, reference_logps, batch, objective)
+    chosen_rewards, rejected_rewards = pair_rewards(pairs, objective)
+    values = {
+        "chosen_rewards": chosen_rewards,
+        "rejected_rewards": rejected_rewards,
+        "policy_logps": policy_logps,
+        "reference_logps": reference_logps,
+    }
+    if objective.couples:
+        loss, values["losses"] = _coupled_loss(pairs, objective, values)
+        return loss, values
+    if confidences is not None:
+        chosen, rejected = mx.split(confidences, 2)
+        confidences = chosen * rejected
+    values["losses"] = pair_losses(pairs, objective, confidences)
+    return (values["losses"] * batch["weights"]).sum(), values
+
+
+def _coupled_loss(pairs, objective, values):
+    """The loss of pairs that depend on those of all ranks."""
+    arrays = {k: v for k, v in vars(pairs).items() if isinstance(v, mx.array)}
+    gathered, own = gather_pairs(arrays)
+    everyone = replace(pairs, **gathered)
+    losses = pair_losses(everyone, objective)
+    if objective.data == "labels":
+        values["baseline"] = objective.beta * kl_baseline(everyone)
+    mine = (losses[own] * pairs.weights).sum()
+    # This rank's pairs also change the losses of others: a gradient, no value.
+    others = (losses * everyone.weights).sum() - mine
+    return mine + others - mx.stop_gradient(others), losses[own]
+
+
+def scoring_step(policy_model: nn.Module, args: Any) -> Callable:
+    """What validation asks of a batch: the same numbers without a gradient."""
+
+    objective = args.objective
+
+    def score(reference_model, batch):
+        reference_logps, frozen = reference_pass(
+            policy_model, reference_model, batch, objective
+        )
+        with frozen.replaying():
+            logps, confidences = answer_logps(policy_model, batch, objective)
+        return loss_and_values(logps, reference_logps, batch, objective, confidences)[1]
+
+    return score

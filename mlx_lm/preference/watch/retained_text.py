@@ -1,0 +1,142 @@
+# Copyright © 2026 MLX Contributors
+
+"""Whether a model is still good at ordinary text: perplexity before and after."""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from transformers.utils import logging as transformers_log
+
+from ...cli_ui import rprint
+from ..errors import InputError
+from ..files import replace_file, writing
+from ..forward.tokens import token_logps
+from ..policy.model import read_weights
+
+FEWEST_CHARACTERS = 1000
+FILE_NAME = "retained_text.json"
+
+
+@dataclass
+class RetainedText:
+    """The perplexity of one text under the start and under the trained policy."""
+
+    file: str
+    tokens: int
+    after: float
+    before: float | None = None
+
+    @property
+    def change(self) -> float | None:
+        """The relative change, positive where the model got worse."""
+        return None if self.before is None else self.after / self.before - 1
+
+    def line(self) -> str:
+        """One line for the user."""
+        values = f"{self.after:.2f}"
+        if self.change is not None:
+            values = f"{self.before:.2f} before, {values} after"
+            values += f" ({100 * self.change:+.1f} %)"
+        name = Path(self.file).name
+        return f"Perplexity of {name}: {values}, {self.tokens:,} tokens"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What files hold of it."""
+        return {**asdict(self), "change": self.change}
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``retained_text.json``."""
+        path = Path(folder) / FILE_NAME
+        text = json.dumps(self.as_dict(), indent=1) + "\n"
+        with writing(path):
+            replace_file(path, lambda name: Path(name).write_text(text, "utf-8"))
+
+
+def read_text(path: str | Path) -> str:
+    """Read a text and check that a perplexity of it says something."""
+    try:
+        text = Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or "it is not UTF-8 text"
+        raise InputError(
+            f"retain_data {path} can't be read: {reason}. Name a text file."
+        ) from e
+    if len(text.strip()) < FEWEST_CHARACTERS:
+        raise InputError(
+            f"retain_data {path} has {len(text.strip()):,} characters, too few for a "
+            f"perplexity: give a text of {FEWEST_CHARACTERS:,} or more."
+        )
+    return text
+
+
+def encode_text(tokenizer: Any, text: str) -> list[int]:
+    """Tokenize a text that is longer than what a model reads at a time."""
+    level = transformers_log.get_verbosity()
+    transformers_log.set_verbosity_error()
+    try:
+        return tokenizer.encode(text)
+    finally:
+        transformers_log.set_verbosity(level)
+
+
+def retained_metrics(folder: str | Path) -> dict[str, Any]:
+    """What a run's text says about its policy, beside a test's metrics."""
+    path = Path(folder) / FILE_NAME
+    if not path.exists():
+        return {}
+    content = json.loads(path.read_text("utf-8"))
+    return {f"retained_text/{name}": value for name, value in content.items()}
+
+
+def text_perplexity(
+    model: nn.Module, tokens: list[int], window: int
+) -> tuple[float, int]:
+    """The perplexity per token of a whole text, read window by window."""
+    if len(tokens) < 2:
+        raise InputError("A perplexity needs a text of at least 2 tokens.")
+    training = getattr(model, "training", False)
+    if training:
+        model.eval()
+    total = 0.0
+    for start in range(0, len(tokens) - 1, window):
+        part = mx.array(tokens[start : start + window + 1])[None]
+        total += token_logps(model(part[:, :-1]), part[:, 1:]).sum().item()
+    if training:
+        model.train()
+    # Windows have other shapes than batches: what they took is given back.
+    mx.clear_cache()
+    scored = len(tokens) - 1
+    # Of a model that was broken by training: too large for a float.
+    mean = -total / scored
+    return math.exp(mean) if not mean > 700 else math.inf, scored
+
+
+@contextmanager
+def scored_text(
+    args: SimpleNamespace, model: nn.Module, tokenizer: Any, start: bool = True
+) -> Iterator[None]:
+    """Score the text that ``retain_data`` names before and after what happens
+    inside."""
+    if args.retain_data is None or mx.distributed.init().rank() != 0:
+        yield
+        return
+    tokens = encode_text(tokenizer, read_text(args.retain_data))
+    read_weights(model, args.model)
+    before = None
+    if start:
+        rprint(f"Scoring {args.retain_data}: {len(tokens):,} tokens")
+        before = text_perplexity(model, tokens, args.max_seq_length)[0]
+    yield
+    after, scored = text_perplexity(model, tokens, args.max_seq_length)
+    result = RetainedText(str(args.retain_data), scored, after, before)
+    rprint(result.line())
+    if args.adapter_path and Path(args.adapter_path).is_dir():
+        result.save(args.adapter_path)

@@ -1,0 +1,142 @@
+# Copyright © 2026 MLX Contributors
+
+"""Fixed prompts, answered greedily at every validation."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.nn as nn
+from rich.cells import cell_len, set_cell_size
+
+from ...cli_ui import rprint
+from ...tuner.callbacks import TrainingCallback
+from ..errors import InputError
+from ..files import replace_file, writing
+from ..run.folder import read_lines
+
+FILE_NAME = "samples.jsonl"
+WIDTH = 80
+Prompt = str | list[dict[str, Any]]
+
+
+def read_prompts(given: Any) -> list[Prompt]:
+    """The prompts that a setting names."""
+    where, rows = "sample_prompts", given
+    if isinstance(given, str):
+        where, rows = f"sample_prompts {given}", _read_file(given)
+    if not isinstance(rows, list):
+        raise InputError(f"sample_prompts must be a list or a file, got {given!r}.")
+    if not rows:
+        raise InputError(f"{where} has no prompts: give at least one.")
+    return [_prompt(row, f"{where}, prompt {i}") for i, row in enumerate(rows, 1)]
+
+
+def _read_file(path):
+    try:
+        # Not splitlines: JSON may hold other ends of lines as they are.
+        lines = Path(path).read_text("utf-8").split("\n")
+        lines = [line for line in lines if line.strip()]
+        return [json.loads(x) for x in lines] if path.endswith(".jsonl") else lines
+    except (OSError, ValueError) as e:
+        reason = getattr(e, "strerror", None) or str(e)
+        raise InputError(
+            f"sample_prompts {path} can't be read: {reason}. Name a file of lines, or a "
+            ".jsonl file."
+        ) from e
+
+
+def _prompt(row, where):
+    if isinstance(row, dict):
+        row = row.get("messages", row.get("prompt"))
+    messages = isinstance(row, list) and all(
+        isinstance(m, dict) and {"role", "content"} <= m.keys() for m in row
+    )
+    if not row or not (isinstance(row, str) or messages):
+        raise InputError(
+            f"{where} is no prompt: give a text, or messages with role and content."
+        )
+    return row
+
+
+class PromptSamples(TrainingCallback):
+    """Answer prompts whenever a validation is reported, and keep the answers."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        prompts: list[Prompt],
+        path: str | Path,
+        max_tokens: int = 100,
+        keep: int = -1,
+    ):
+        self.model, self.tokenizer, self.path = model, tokenizer, Path(path)
+        self.max_tokens = max_tokens
+        self.prompts = [(prompt, self._encode(prompt)) for prompt in prompts]
+        kept = [x for x in read_lines(self.path) if x["iteration"] <= keep]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        with writing(self.path):
+            replace_file(self.path, lambda name: Path(name).write_text(text, "utf-8"))
+
+    def _encode(self, prompt):
+        if self.tokenizer.has_chat_template:
+            if isinstance(prompt, str):
+                prompt = [{"role": "user", "content": prompt}]
+            return self.tokenizer.apply_chat_template(
+                prompt, add_generation_prompt=True
+            )
+        if not isinstance(prompt, str):
+            raise InputError(
+                "sample_prompts has messages, which need a chat template, and the "
+                "tokenizer has none: give texts."
+            )
+        return self.tokenizer.encode(prompt)
+
+    def on_val_loss_report(self, val_info: dict) -> None:
+        it = val_info["iteration"]
+        lines = []
+        for (prompt, _), answer in zip(self.prompts, self.answers()):
+            lines.append({"iteration": it, "prompt": prompt, "answer": answer})
+            rprint(sample_line(it, prompt, answer))
+        with writing(self.path), open(self.path, "a", encoding="utf-8") as fid:
+            fid.writelines(json.dumps(line) + "\n" for line in lines)
+
+    def answers(self) -> list[str]:
+        """Answer all prompts."""
+        # Only here: it is large, and few runs need it.
+        from ...generate import generate
+
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            return [
+                generate(self.model, self.tokenizer, ids, max_tokens=self.max_tokens)
+                for _, ids in self.prompts
+            ]
+        finally:
+            for module, mode in modes:
+                module._set_training_mode(mode)
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as a text to show."""
+    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+
+
+def sample_line(it: int, prompt: Prompt, answer: str, width: int = WIDTH) -> str:
+    """An answer in one line of the log."""
+    head, prompt = f"  {it:>5}  says  ", _one_line(prompt_text(prompt))
+    prompt = _cut(prompt, max((width - len(head)) // 4, 1))
+    return _cut(f"{head}{prompt} → {_one_line(answer)}", width)
+
+
+def _one_line(text):
+    return "".join(x if x.isprintable() else " " for x in " ".join(text.split()))
+
+
+def _cut(text, width):
+    """Cut a text to columns of the screen; wide characters take two."""
+    if cell_len(text) <= width:
+        return text
+    return set_cell_size(text, width - 1).rstrip() + "…"
