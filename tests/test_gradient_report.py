@@ -8,7 +8,7 @@ import mlx.optimizers as optim
 import numpy as np
 from tiny import Recorder, random_pairs, tiny_model, train, weights_of
 
-from mlx_lm.preference.measure.metrics import gradient_report
+from mlx_lm.preference.measure.window import gradient_report
 
 
 class TestGradientReport(unittest.TestCase):

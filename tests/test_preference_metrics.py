@@ -9,7 +9,6 @@ from tiny import Pairs, Recorder, pair, tiny_model, train
 from mlx_lm.preference.measure.metrics import (
     PER_PAIR,
     SUMS,
-    MetricsWindow,
     add_metrics,
     all_sum_metrics,
     hidden_metrics,
@@ -17,6 +16,7 @@ from mlx_lm.preference.measure.metrics import (
     metric_columns,
     preference_sums,
 )
+from mlx_lm.preference.measure.window import MetricsWindow
 from mlx_lm.preference.objective.objective import Objective
 
 

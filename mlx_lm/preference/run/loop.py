@@ -23,11 +23,10 @@ from ..measure.evaluation import evaluate_pairs
 from ..measure.metrics import (
     BEST,
     SUMS,
-    MetricsWindow,
-    gradient_report,
     hidden_metrics,
     sum_values,
 )
+from ..measure.window import MetricsWindow, gradient_report
 from ..policy.model import load_weights
 from ..policy.optimizer import MasterWeights
 from ..ranks import sum_over_ranks, wait_for_all
