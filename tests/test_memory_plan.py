@@ -1,13 +1,15 @@
 # Copyright © 2026 MLX Contributors
 
+import tempfile
 import unittest
+from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
-from mlx_lm.preference.device import device_memory
+from mlx_lm.preference.device import _system_memory, device_memory
 from mlx_lm.preference.forward.recompute import keyed_layers
 from mlx_lm.preference.memory.predict import (
     MemoryEstimate,
@@ -281,6 +283,48 @@ class TestLimits(unittest.TestCase):
         finally:
             mx.set_memory_limit(before)
         self.assertGreater(device_memory(), MB)
+
+    def test_containers_count(self):
+        """``MemAvailable`` is the machine's: a control group may leave less."""
+        meminfo = {"proc/meminfo": f"MemTotal: 9 kB\nMemAvailable: {MB} kB\n"}
+        v2 = {"proc/self/cgroup": "0::/a/b\n"}
+        group = {
+            "sys/fs/cgroup/a/b/memory.max": "max\n",
+            "sys/fs/cgroup/a/memory.max": f"{600 * MB}\n",
+            "sys/fs/cgroup/a/memory.current": f"{400 * MB}\n",
+            "sys/fs/cgroup/a/memory.stat": f"anon 9\nactive_file {30 * MB}\n"
+            f"inactive_file {70 * MB}\n",
+        }
+        deep = {
+            "sys/fs/cgroup/a/b/memory.max": f"{200 * MB}\n",
+            "sys/fs/cgroup/a/b/memory.current": "0\n",
+            "sys/fs/cgroup/a/b/memory.stat": "active_file 0\n",
+        }
+        # A container that sees the host's path, and its own group as the root.
+        root = "sys/fs/cgroup/memory/memory"
+        v1 = {
+            "proc/self/cgroup": "5:cpu:/\n4:hugetlb,memory:/docker/0123\n0::/\n",
+            f"{root}.limit_in_bytes": f"{500 * MB}\n",
+            f"{root}.usage_in_bytes": f"{100 * MB}\n",
+            f"{root}.stat": f"inactive_file 1\ntotal_inactive_file {50 * MB}\n",
+        }
+        unlimited = v1 | {f"{root}.limit_in_bytes": f"{2**63 - 4096}\n"}
+        for files, left in (
+            ({}, 1024),
+            (v2, 1024),
+            (v2 | group, 300),
+            (v2 | group | deep, 200),
+            (v1, 450),
+            (unlimited, 1024),
+        ):
+            with tempfile.TemporaryDirectory() as folder:
+                for name, text in (meminfo | files).items():
+                    file = Path(folder, name)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(text)
+                held = mx.get_active_memory() + mx.get_cache_memory()
+                free = _system_memory(Path(folder)) - held
+            self.assertEqual(free, left * MB)
 
     def test_smaller_settings(self):
         changes = smaller_settings({"max_seq_length": 1024, "num_layers": -1})

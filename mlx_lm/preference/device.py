@@ -2,7 +2,8 @@
 
 import os
 import platform
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -76,19 +77,50 @@ def trim_cache(limit: int) -> None:
         mx.clear_cache()
 
 
-def _system_memory():
+def _system_memory(root=Path("/")):
     """What is free on Linux and what MLX holds already; else all there is."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = (root / "proc/meminfo").read_text().splitlines()
         free = next(x for x in lines if x.startswith("MemAvailable"))
-        held = mx.get_active_memory() + mx.get_cache_memory()
-        return int(free.split()[1]) * 1024 + held
+        free = min([int(free.split()[1]) * 1024, *_left_by_groups(root)])
+        return max(free, 0) + mx.get_active_memory() + mx.get_cache_memory()
     except (OSError, StopIteration):
         pass
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+# Linux' control groups: in whose place they lie, limit, use, and files in memory.
+CGROUPS = {
+    "": ("", "memory.max", "memory.current", ""),
+    "memory": ("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+}
+
+
+def _left_by_groups(root):
+    """What each control group around this process, such as a container's, leaves."""
+    groups = []
+    with suppress(OSError):
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        groups = [line.split(":", 2)[1:] for line in lines]
+    for controllers, path in groups:
+        key = "memory" if "memory" in controllers.split(",") else controllers
+        mount, limit, usage, prefix = CGROUPS.get(key, CGROUPS[""])
+        # A container may read the host's path here, where it has but the root.
+        for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
+            folder = root / "sys/fs/cgroup" / mount / str(folder).lstrip("/")
+            # Without a limit there is no file, or "max" in it.
+            with suppress(OSError, ValueError):
+                left = int((folder / limit).read_text())
+                left -= int((folder / usage).read_text())
+                stat = (folder / "memory.stat").read_text().splitlines()
+                sizes = dict(line.split() for line in stat)
+                # Files that were read make room when memory gets short.
+                for name in ("active_file", "inactive_file"):
+                    left += int(sizes.get(prefix + name, 0))
+                yield left
 
 
 def slow_dtype_notice(model: nn.Module) -> str | None:
