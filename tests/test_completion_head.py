@@ -166,6 +166,37 @@ class TestNumbers(unittest.TestCase):
         expected = weights[:, None] * ((np.eye(VOCAB)[targets] - p) @ head)
         np.testing.assert_allclose(mx.grad(loss)(mx.array(states)), expected, atol=1e-5)
 
+    def test_weights_of_a_16_bit_model_stay_float32(self):
+        """A pair's weight scales its whole gradient: rounded, all of it is off."""
+        model = tiny_model(tie_word_embeddings=False)
+        model.freeze()
+        model.set_dtype(mx.bfloat16)
+        states = mx.random.normal((512, 32)).astype(mx.bfloat16)
+        targets = mx.random.randint(0, VOCAB, (512,))
+
+        def loss(states, weight):
+            logps = completion_logps(
+                model, states, targets, gradient=True, chunk_bytes=bytes_for(100)
+            )
+            return (weight * logps).sum()
+
+        def float64(x):
+            return np.array(x.astype(mx.float32), np.float64)
+
+        x, head = float64(states), float64(model.lm_head.weight)
+        p = np.exp(x @ head.T)
+        p /= p.sum(axis=1, keepdims=True)
+        expected = (np.eye(VOCAB)[np.array(targets)] - p) @ head
+        shares = []
+        for weight in (1.0, 1.301, 0.6035, -0.0451):  # between two of bfloat16
+            gradient = mx.grad(loss)(states, mx.array(weight))
+            self.assertEqual(gradient.dtype, mx.bfloat16)
+            # Roundings of single numbers cancel out.
+            share = (float64(gradient) * expected).sum() / (expected**2).sum()
+            shares.append(share / weight)
+        self.assertAlmostEqual(shares[0], 1, places=2)
+        np.testing.assert_allclose(shares, shares[0], rtol=2e-4)
+
     def test_a_head_in_16_bits_trains_in_float32_sums(self):
         model = tiny_model("full", tie_word_embeddings=False)
         unfreeze_head(model)

@@ -92,7 +92,8 @@ def _with_gradient(
     def scores_vjp(primals, cotangents, outputs):
         states, targets, *values = primals
         weights, dx = cotangents[0], outputs[-1]
-        dx = dx * weights[:, None].astype(dx.dtype)
+        # A rounded weight would be wrong for all of a pair.
+        dx = (dx.astype(mx.float32) * weights[:, None]).astype(dx.dtype)
         totals = [mx.zeros(v.shape, mx.float32) for v in values]
         if values:
             # A trained head: its logits are computed once more, chunk by chunk.
