@@ -160,7 +160,14 @@ def train_model(
     print_trainable_parameters(model)
     step = state.iteration if state else 0
     start_together(inputs=f"{step} {identity['train']} {identity['valid']}")
-    with scored_text(args, model, train_set.tokenizer):
+    with scored_text(
+        model,
+        train_set.tokenizer,
+        args.retain_data,
+        args.model,
+        args.max_seq_length,
+        args.adapter_path,
+    ):
         train_dpo(
             model,
             optimizer,
@@ -288,13 +295,21 @@ def run(
 
 def _load_trained(args, model, tokenizer, reference_model):
     """Load what a run trained, if there is any, and return the reference."""
-    if not args.adapter_path:
-        with scored_text(args, model, tokenizer, start=False):
-            return reference_model or model
-    prepare_policy(args, model)
-    reference = reference_model or FrozenStart(model)
-    with scored_text(args, model, tokenizer):
-        load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
+    reference = reference_model or model
+    if args.adapter_path:
+        prepare_policy(args, model)
+        reference = reference_model or FrozenStart(model)
+    with scored_text(
+        model,
+        tokenizer,
+        args.retain_data,
+        args.model,
+        args.max_seq_length,
+        args.adapter_path,
+        start=bool(args.adapter_path),
+    ):
+        if args.adapter_path:
+            load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
     return reference
 
 

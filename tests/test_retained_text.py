@@ -9,13 +9,15 @@ import runpy
 import tempfile
 import unittest
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
 from tiny import save_tiny_model, tiny_model
 
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.forward import head
 from mlx_lm.preference.watch import retained_text
 from mlx_lm.preference.watch.retained_text import (
     RetainedText,
@@ -24,6 +26,7 @@ from mlx_lm.preference.watch.retained_text import (
     scored_text,
     text_perplexity,
 )
+from mlx_lm.tuner.trainer import dpo_step
 from mlx_lm.utils import load
 
 TEXT = "The cat sat on the mat and looked at the moon. " * 30
@@ -52,6 +55,27 @@ class TestPerplexity(unittest.TestCase):
             first, second = (text_perplexity(model, [1, 2, 3], 8) for _ in "ab")
             self.assertEqual(first, second)
             self.assertEqual(model.training, training)
+
+    def test_a_training_step_needs_more_memory(self):
+        model = tiny_model(vocab_size=32768)
+        tokens = list(range(256))
+        batch = collate_pairs([(tokens[:64], tokens[64:], tokens[64:], (64, 256, 256))])
+        optimizer = optim.SGD(1e-5)
+
+        def step():
+            mx.eval(dpo_step(model, None, batch | known, optimizer)[0])
+
+        known = {"reference_logps": mx.zeros((2,))}
+        peaks = []
+        with mock.patch.object(head, "default_chunk_bytes", lambda: 2**20):
+            for work in (step, lambda: text_perplexity(model, tokens, 256)):
+                mx.eval(model.parameters())
+                mx.clear_cache()
+                mx.reset_peak_memory()
+                before = mx.get_active_memory()
+                work()
+                peaks.append(mx.get_peak_memory() - before)
+        self.assertLess(peaks[1], peaks[0])
 
     def test_a_broken_model(self):
         broken = lambda tokens: mx.where(mx.arange(8) == 0, 5000.0, 0.0) + mx.zeros(
@@ -103,15 +127,10 @@ class TestText(unittest.TestCase):
     def test_before_and_after(self):
         model, tokenizer = load(str(save_tiny_model(self.folder / "model")))
         self.file.write_text(TEXT)
-        args = SimpleNamespace(
-            retain_data=str(self.file),
-            max_seq_length=64,
-            adapter_path=str(self.folder),
-            model=str(self.folder / "model"),
-        )
+        settings = (str(self.file), str(self.folder / "model"), 64, str(self.folder))
         screen = io.StringIO()
         with contextlib.redirect_stdout(screen):
-            with scored_text(args, model, tokenizer):
+            with scored_text(model, tokenizer, *settings):
                 head = model.model.embed_tokens
                 head.weight = head.weight * 3
         line = screen.getvalue().splitlines()[-1]
@@ -128,7 +147,7 @@ class TestText(unittest.TestCase):
         self.assertAlmostEqual(saved["change"], saved["after"] / saved["before"] - 1)
         self.assertNotEqual(saved["change"], 0)
         with contextlib.redirect_stdout(io.StringIO()):
-            with scored_text(args, model, tokenizer, start=False):
+            with scored_text(model, tokenizer, *settings, start=False):
                 pass
         saved = json.loads((self.folder / retained_text.FILE_NAME).read_text())
         self.assertIsNone(saved["before"])

@@ -122,7 +122,14 @@ def compare_runs(
             check_token_ids(model, test_set.largest_token())
         prepare_policy(run, model)
         reference = reference_model or FrozenStart(model)
-        with scored_text(run, model, tokenizer):
+        with scored_text(
+            model,
+            tokenizer,
+            run.retain_data,
+            run.model,
+            run.max_seq_length,
+            run.adapter_path,
+        ):
             load_weights(model, Path(run.adapter_path) / "adapters.safetensors")
         read_weights(model, run.model)
         start_together()

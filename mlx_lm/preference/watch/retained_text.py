@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +17,9 @@ from transformers.utils import logging as transformers_log
 from ...cli_ui import rprint
 from ..errors import InputError
 from ..files import replace_file, writing
-from ..forward.tokens import token_logps
+from ..forward.head import completion_logps
+from ..forward.parts import trunk_states
+from ..forward.probe import check_sharing
 from ..policy.model import read_weights
 
 FEWEST_CHARACTERS = 1000
@@ -107,8 +108,10 @@ def text_perplexity(
         model.eval()
     total = 0.0
     for start in range(0, len(tokens) - 1, window):
-        part = mx.array(tokens[start : start + window + 1])[None]
-        total += token_logps(model(part[:, :-1]), part[:, 1:]).sum().item()
+        part = mx.array(tokens[start : start + window + 1])
+        # A whole window's logits may need more memory than a training step.
+        states = trunk_states(model, part[None, :-1])[0]
+        total += completion_logps(model, states, part[1:]).sum().item()
     if training:
         model.train()
     # Windows have other shapes than batches: what they took is given back.
@@ -121,22 +124,28 @@ def text_perplexity(
 
 @contextmanager
 def scored_text(
-    args: SimpleNamespace, model: nn.Module, tokenizer: Any, start: bool = True
+    model: nn.Module,
+    tokenizer: Any,
+    text_file: str | None,
+    model_path: str,
+    window: int,
+    folder: str | None,
+    start: bool = True,
 ) -> Iterator[None]:
-    """Score the text that ``retain_data`` names before and after what happens
-    inside."""
-    if args.retain_data is None or mx.distributed.init().rank() != 0:
+    """Score a text, if there is one, before and after what happens inside."""
+    if text_file is None or mx.distributed.init().rank() != 0:
         yield
         return
-    tokens = encode_text(tokenizer, read_text(args.retain_data))
-    read_weights(model, args.model)
+    tokens = encode_text(tokenizer, read_text(text_file))
+    read_weights(model, model_path)
+    check_sharing(model)  # Finds out whether the head may run by itself.
     before = None
     if start:
-        rprint(f"Scoring {args.retain_data}: {len(tokens):,} tokens")
-        before = text_perplexity(model, tokens, args.max_seq_length)[0]
+        rprint(f"Scoring {text_file}: {len(tokens):,} tokens")
+        before = text_perplexity(model, tokens, window)[0]
     yield
-    after, scored = text_perplexity(model, tokens, args.max_seq_length)
-    result = RetainedText(str(args.retain_data), scored, after, before)
+    after, scored = text_perplexity(model, tokens, window)
+    result = RetainedText(str(text_file), scored, after, before)
     rprint(result.line())
-    if args.adapter_path and Path(args.adapter_path).is_dir():
-        result.save(args.adapter_path)
+    if folder and Path(folder).is_dir():
+        result.save(folder)
