@@ -34,7 +34,7 @@ from mlx_lm.preference.policy.model import (
 from mlx_lm.preference.report.compare import finished_runs
 from mlx_lm.preference.report.evaluate import score_pairs
 from mlx_lm.preference.settings.checks import fit_to_model
-from mlx_lm.preference.settings.parser import CONFIG_DEFAULTS
+from mlx_lm.preference.settings.table import CONFIG_DEFAULTS
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.datasets import load_preference_dataset
 

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -54,12 +55,8 @@ from .preference.settings.checks import (
     check_types,
     fit_to_model,
 )
-from .preference.settings.parser import (
-    CONFIG_DEFAULTS,
-    UNUSED_KEYS,
-    build_parser,
-    read_config,
-)
+from .preference.settings.parser import build_parser, read_config
+from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
 from .preference.watch.retained_text import scored_text
 from .preference.watch.trackers import reporting_callbacks
 from .tuner.callbacks import TrainingCallback
@@ -119,7 +116,7 @@ def train_model(
     prepare_policy(args, model)
     optimizer, notices = make_optimizer(args, len(train_set))
     settings = training_args(args)
-    settings.sharing = likely_sharing(args)
+    settings = replace(settings, sharing=likely_sharing(args))
     compared = settings.objective.needs_reference
     estimate = check_memory(
         model,
@@ -133,7 +130,7 @@ def train_model(
     if reference_model is not None:
         read_weights(reference_model, args.reference_model)
     sharing = find_sharing(args, model, reference_model)
-    settings.sharing = sharing.grade
+    settings = replace(settings, sharing=sharing.grade)
     reference = remember_reference(
         args, model, reference_model, train_set, valid_set or []
     )
@@ -195,9 +192,9 @@ def _show_run(args, rows, notice, plan):
 
 def _settle(args):
     """Complete the settings by those of an earlier run, and check them."""
-    check_types(vars(args), CONFIG_DEFAULTS)
+    check_types(vars(args))
     if args.resume:
-        adopt_resumed_run(args, CONFIG_DEFAULTS)
+        adopt_resumed_run(args)
     if args.train:
         adopt_adapter_config(args)
     elif (args.test or args.inspect) and args.adapter_path:

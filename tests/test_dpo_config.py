@@ -2,27 +2,35 @@
 
 import contextlib
 import io
+import json
 import re
 import tempfile
 import unittest
+from dataclasses import FrozenInstanceError, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import mlx.optimizers as optim
 import yaml
 
 from mlx_lm import dpo, lora
+from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.objective.objective import Objective
-from mlx_lm.preference.policy.optimizer import build_optimizer
+from mlx_lm.preference.policy.optimizer import OPTIMIZERS, build_optimizer
 from mlx_lm.preference.run.folder import saved_settings
 from mlx_lm.preference.run.setup import training_args
-from mlx_lm.preference.settings import checks as dpo_config
+from mlx_lm.preference.setting import Setting
+from mlx_lm.preference.settings.adopt import adopt_resumed_run
 from mlx_lm.preference.settings.checks import (
     check_args,
     check_keys,
     check_types,
     fit_to_model,
 )
+from mlx_lm.preference.settings.parser import build_parser
+from mlx_lm.preference.settings.table import SETTINGS, names
+from mlx_lm.tuner.trainer import DPOTrainingArgs, TrainingArgs
 
 # Another value than the default for each flag.
 VALUES = {bool: True, int: 7, float: 0.25, str: "other"}
@@ -196,7 +204,7 @@ class TestChecks(unittest.TestCase):
 
     def test_out_of_range(self):
         for settings in (
-            *({key: 0} for key in dpo_config.POSITIVE_KEYS),
+            *({key: 0} for key in names(least=1, all=False)),
             *({"val_batches": n} for n in (0, -2)),
             {"max_grad_norm": -1.0},
             {"learning_rate": float("nan")},
@@ -214,16 +222,15 @@ class TestChecks(unittest.TestCase):
             self.checked(lora_parameters=args.lora_parameters)
 
     def test_types(self):
-        defaults = dpo.CONFIG_DEFAULTS
         good = {"iters": 3, "beta": 1, "train": True, "data": "d", "epochs": None}
-        check_types({**good, "lr_schedule": "cosine", "own": object()}, defaults)
+        check_types({**good, "lr_schedule": "cosine", "own": object()})
         for key, value in {
             **{"iters": True, "beta": "0.1", "train": 1, "data": 5, "epochs": 1.5},
             **{"optimizer": ["adam"], "optimizer_config": "adam", "warmup_steps": "3"},
         }.items():
             with self.subTest(key=key):
                 with self.assertRaisesRegex(ValueError, f"{key} must be .*, got"):
-                    check_types({key: value}, defaults)
+                    check_types({key: value})
 
     def test_keys(self):
         check_keys({"beta": 1}, ["beta"])
@@ -238,7 +245,7 @@ class TestOptimizers(unittest.TestCase):
         self.assertIsInstance(optimizer, optim.AdamW)
         self.assertEqual((optimizer.betas, optimizer.weight_decay), ([0.8, 0.9], 0.5))
         self.assertIsInstance(build_optimizer("sgd", 0.1, config), optim.SGD)
-        for name, kind in dpo_config.OPTIMIZERS.items():
+        for name, kind in OPTIMIZERS.items():
             self.assertIsInstance(build_optimizer(name, 0.1, {}), kind)
 
     def test_unknown_option(self):
@@ -286,7 +293,7 @@ class TestSettings(unittest.TestCase):
         self.assertEqual(settings, {**dpo.CONFIG_DEFAULTS, "beta": 0.3})
 
     def test_what_the_loop_gets(self):
-        names = {"save_every": "steps_per_save"}
+        other = {"save_every": "steps_per_save"}
         values = {
             "batch_size": 3,
             "iters": 5,
@@ -308,9 +315,62 @@ class TestSettings(unittest.TestCase):
         vars(args).update(values, adapter_path="folder")
         loop = training_args(args)
         for key, value in values.items():
-            self.assertEqual(getattr(loop, names.get(key, key)), value)
+            self.assertEqual(getattr(loop, other.get(key, key)), value)
         self.assertEqual(loop.objective, Objective(0.3, label_smoothing=0.25))
         self.assertEqual(Path(loop.adapter_file), Path("folder/adapters.safetensors"))
+
+
+class TestTable(unittest.TestCase):
+    """A setting is declared once; all else follows."""
+
+    def test_one_that_is_added_is_everywhere(self):
+        new = Setting("warmth", 3, "How warm.", least=1, tested=True, per_dataset=True)
+        with mock.patch.dict(SETTINGS, {"warmth": new}):
+            action = build_parser()._option_string_actions["--warmth"]
+            self.assertEqual((action.type, action.help), (int, "How warm. Default: 3."))
+            self.assertIn("warmth", names(tested=True))
+            self.assertIn("warmth", names(per_dataset=True))
+            with self.assertRaisesRegex(InputError, "warmth must be a whole number"):
+                check_types({"warmth": "hot"})
+            args = quiet_resolve("--train", "--data", "d")
+            args.warmth = 0
+            with self.assertRaisesRegex(InputError, "warmth must be at least 1, got 0"):
+                check_args(args)
+            with tempfile.TemporaryDirectory() as folder:
+                config = {**dpo.CONFIG_DEFAULTS, "trained_with": "mlx_lm.dpo"}
+                Path(folder, "adapter_config.json").write_text(
+                    json.dumps({**config, "warmth": 4})
+                )
+                args = quiet_resolve("--resume", folder)
+                args.warmth, args.explicit = 5, {"warmth"}
+                with self.assertRaisesRegex(InputError, "warmth is 5, but the run in"):
+                    adopt_resumed_run(args)
+
+    def test_what_mlx_lm_lora_has_keeps_its_default(self):
+        # These are not lora's: the data's, and those that depend on others.
+        other = {"data", "learning_rate", "clear_cache_threshold"}
+        for key, default in lora.CONFIG_DEFAULTS.items():
+            if key not in other:
+                self.assertEqual(SETTINGS[key].default, default, key)
+
+    def test_every_one_has_a_help_and_a_type_of_its_default(self):
+        for name, one in SETTINGS.items():
+            with self.subTest(name=name):
+                self.assertRegex(one.help, r"^[A-Z].*\.$")
+                check_types({name: one.default})
+                self.assertIn(one.resume, ("free", "same", "shape"))
+
+
+class TestTrainingArgs(unittest.TestCase):
+    def test_one_truth_a_value(self):
+        args = DPOTrainingArgs(loss_type="ipo", iters=3)
+        self.assertEqual(replace(args, beta=0.5).objective, Objective(0.5, "ipo"))
+        with self.assertRaises(FrozenInstanceError):
+            args.beta = 0.5
+
+    def test_has_what_training_args_have(self):
+        theirs = {field.name for field in fields(TrainingArgs)}
+        self.assertLessEqual(theirs, {field.name for field in fields(DPOTrainingArgs)})
 
 
 if __name__ == "__main__":

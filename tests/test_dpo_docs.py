@@ -29,7 +29,8 @@ from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.objective import DIVERGENCES
 from mlx_lm.preference.policy.optimizer import OPTIMIZERS
 from mlx_lm.preference.settings.checks import check_args, check_keys
-from mlx_lm.preference.settings.parser import CONFIG_DEFAULTS, UNUSED_KEYS, build_parser
+from mlx_lm.preference.settings.parser import build_parser
+from mlx_lm.preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.datasets import PreferenceDataset
 from mlx_lm.tuner.trainer import DPOTrainingArgs, evaluate_dpo, train_dpo

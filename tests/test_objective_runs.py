@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -351,7 +352,7 @@ class TestOneStep(unittest.TestCase):
                 for r in (None, never)
             ]
             self.assertEqual(losses[0].item(), losses[1].item())
-            score = scoring_step(model, DPOTrainingArgs(objective=objective))
+            score = scoring_step(model, DPOTrainingArgs(**asdict(objective)))
             self.assertEqual(score(never, self.batch)["losses"].shape, (3,))
         with self.assertRaisesRegex(ValueError, "needs 'reference_logps'"):
             dpo_step(model, None, self.batch, optim.SGD(0))
@@ -362,9 +363,8 @@ class TestOneStep(unittest.TestCase):
             never = mock.Mock(side_effect=AssertionError)
             remembered = RememberedReference(never, cache)
             pairs = random_pairs(4)
-            objective = Objective(loss_type="cpo")
             model = tiny_model("lora")
-            options = {"reference_model": remembered, "objective": objective}
+            options = {"reference_model": remembered, "loss_type": "cpo"}
             metrics = train(model, pairs, pairs, iters=3, **options)
             self.assertEqual(metrics["trained_pairs"], 6)
             self.assertEqual((len(cache), list(Path(folder).iterdir())), (0, []))

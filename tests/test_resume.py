@@ -300,7 +300,7 @@ class TestParts(unittest.TestCase):
                 **{"resume": folder, "resume_anyway": False, "explicit": set()},
                 **{"beta": 0.1, "brand_new": 7, "train": False, "adapter_path": "x"},
             )
-            adopt_resumed_run(args, {"beta": 0.1, "brand_new": 7})
+            adopt_resumed_run(args)
         self.assertEqual((args.beta, args.brand_new, args.train), (0.3, 7, True))
         self.assertEqual(args.adapter_path, folder)
         self.assertFalse(hasattr(args, "gone"))
@@ -317,7 +317,7 @@ class TestParts(unittest.TestCase):
                     **{"explicit": {"loss_type"}, "adapter_path": "x"},
                 )
                 with contextlib.redirect_stdout(io.StringIO()):
-                    adopt_resumed_run(args, saved)
+                    adopt_resumed_run(args)
             self.assertEqual((args.loss_type, args.loss_weights), (loss_type, weights))
 
     def test_screen_goes_on(self):

@@ -110,7 +110,16 @@ class TestRooms(unittest.TestCase):
 class TestLight(unittest.TestCase):
     """What everybody imports who trains with mlx_lm.lora or loads an adapter."""
 
-    ROOMS = {"errors", "files", "ranks", "device", "kernels", "objective", "batch"}
+    ROOMS = {
+        "errors",
+        "setting",
+        "files",
+        "ranks",
+        "device",
+        "kernels",
+        "objective",
+        "batch",
+    }
     ROOMS |= {"data", "forward", "step"}
 
     def loaded(self, code):

@@ -1,7 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from ..preference.forward.answers import paired_sequence_logps
 from ..preference.forward.frozen import FrozenStart
 from ..preference.objective.objective import Objective
 from ..preference.ranks import average_over_ranks, on_all_ranks
+from ..preference.setting import setting
 from ..preference.step import (
     answer_logps,
     loss_and_values,
@@ -52,83 +53,124 @@ if TYPE_CHECKING:
     from ..preference.run.checkpoint import TrainingState
 
 
-@dataclass
-class DPOTrainingArgs(TrainingArgs):
+@dataclass(frozen=True)
+class DPOTrainingArgs(Objective):
     """
-    The settings of a preference run, beside those of ``TrainingArgs``.
+    The settings of a preference run: those of an ``Objective``, and of the loop.
+
+    Has the fields of ``TrainingArgs`` under their names. Fields that are settings of
+    ``mlx_lm.dpo`` have the flag's help in their metadata.
+
+    Args:
+        beta (float): Inverse temperature. Default: ``0.1``. The further settings of
+            ``Objective`` may be given, too.
+        batch_size (int): Pairs a batch, over all ranks. Default: ``4``.
+        iters (int): Batches to train on. Default: ``100``.
+        adapter_file (str): Where the trained weights go; checkpoints and metrics
+            lie beside it. Default: ``"adapters.safetensors"``.
+        sharing (str): How prompts are shared: ``"ragged"``, ``"equal"``,
+            ``"plain"``, or rows ``"packed"``. Default: ``"plain"``.
+        compile (bool, optional): Compile the step. Default: on a GPU.
+
+    Raises:
+        mlx_lm.preference.errors.InputError: If a setting of the objective is out of
+            range.
 
     Example:
-        >>> DPOTrainingArgs(iters=10).beta
-        0.1
+        >>> from dataclasses import replace
+        >>> args = DPOTrainingArgs(iters=10, loss_type="ipo")
+        >>> replace(args, beta=0.5).objective.beta, args.objective.losses
+        (0.5, {'ipo': 1.0})
     """
 
-    beta: float = field(
-        default=0.1,
-        metadata={"help": "Inverse temperature: how strongly the reference holds."},
+    batch_size: int = setting(4, "Pairs a batch, two sequences each.", least=1)
+    iters: int = setting(100, "Iterations, one batch each.", least=1, resume="free")
+    val_batches: int = setting(
+        25,
+        "Validation batches, always the same ones, spread over all lengths; -1 for all.",
+        least=1,
+        all=True,
+        resume="free",
     )
-    loss_type: str = field(
-        default="sigmoid", metadata={"help": "Which preference loss to use."}
+    steps_per_report: int = setting(
+        10, "Iterations between lines of training metrics.", least=1, resume="free"
     )
-    label_smoothing: float = field(
-        default=0.0, metadata={"help": "Probability that a preference label is wrong."}
+    steps_per_eval: int = setting(
+        200, "Iterations between validations.", least=1, resume="free"
     )
-    # Made of the three above if it is not given.
-    objective: Objective = field(
-        default=None,  # type: ignore[assignment]
-        metadata={"help": "All of what is minimised, instead of these three."},
+    steps_per_save: int = setting(
+        100, "Iterations between saves.", name="save_every", least=1, resume="free"
     )
-    max_grad_norm: float | None = field(
-        default=1.0,
-        metadata={"help": "Clip the gradient to this norm, null or 0 for no clipping."},
+    max_seq_length: int = setting(
+        2048,
+        "Most tokens of prompt and answer, at least 2. The default is lowered to the "
+        "model's positions, a given value beyond them is an error.",
+        least=1,
+        tested=True,
+        compared=True,
     )
-    clear_cache_threshold: int | None = field(
-        default=None,
-        metadata={
-            "help": "Empty the allocator's cache when it holds more bytes, default: "
-            "an eighth of the device's memory, of a CUDA card three quarters."
-        },
+    adapter_file: str = "adapters.safetensors"
+    grad_checkpoint: bool = setting(
+        False, "Compute layers again in the backward pass to save memory."
     )
-    debug_gradients: bool = field(
-        default=False,
-        metadata={"help": "Report the gradient of every module."},
+    grad_accumulation_steps: int = setting(1, "Batches an optimizer update.", least=1)
+    clear_cache_threshold: int | None = setting(
+        None,
+        "Empty the allocator's cache between steps when it is larger: bytes, or 500MB, "
+        "2GB on the command line. Default: an eighth of the memory, of a CUDA card "
+        "three quarters.",
+        kind=int,
+        resume="free",
     )
-    keep_checkpoints: int | None = field(
-        default=None,
-        metadata={"help": "Keep so many checkpoints. Default: every adapter."},
+    max_grad_norm: float | None = setting(
+        1.0, "Clip the gradient to this L2 norm; 0 for no clipping.", least=0
     )
-    save_best: str | None = field(
-        default=None,
-        metadata={"help": "Keep the best adapter by validation: accuracy or loss."},
+    debug_gradients: bool = setting(
+        False,
+        "Write norm, largest, median, 99th percentile, share of zeros and "
+        "update-to-weight ratio of every module's gradient to metrics.jsonl.",
+        resume="free",
     )
-    max_skipped_steps: int = field(
-        default=10,
-        metadata={"help": "Stop after so many steps in a row without finite numbers."},
+    keep_checkpoints: int | None = setting(
+        None,
+        "Checkpoints to keep, the newest ones. Default: every adapter, and the newest "
+        "two states.",
+        kind=int,
+        least=1,
+        metavar="N",
+        resume="free",
     )
-    sync_reference: bool = field(
-        default=False, metadata={"help": "Let the reference follow the policy."}
+    save_best: str | None = setting(
+        None,
+        "Keep the adapter that validates best in the folder best/.",
+        kind=str,
+        choices=["accuracy", "loss"],
+        resume="free",
     )
-    sync_alpha: float = field(
-        default=0.6, metadata={"help": "The policy's share in the new reference."}
+    max_skipped_steps: int = setting(
+        10,
+        "Stop after so many steps in a row whose loss or gradient is not finite.",
+        least=1,
+        flag=False,
+        resume="free",
     )
-    sync_steps: int = field(
-        default=512, metadata={"help": "Updates between two new references."}
+    sync_reference: bool = setting(False, "Let the reference follow the policy.")
+    sync_alpha: float = setting(
+        0.6, "Above 0 to 1: the policy's share in the new reference."
     )
-    sharing: str = field(
-        default="plain",
-        metadata={"help": "How prompts are shared: ragged, equal or plain."},
+    sync_steps: int = setting(
+        512, "Optimizer updates between two new references.", least=1
     )
-    compile: bool | None = field(
-        default=None, metadata={"help": "Compile the step. Default: on a GPU."}
-    )
-    seed: int = field(
-        default=0, metadata={"help": "Seed of the order of the data and of dropout."}
+    sharing: str = "plain"
+    compile: bool | None = None
+    seed: int = setting(
+        0, "Of adapter weights, order of the data, dropout and held-out pairs.", least=0
     )
 
-    def __post_init__(self) -> None:
-        if self.objective is None:
-            self.objective = Objective(
-                self.beta, self.loss_type, label_smoothing=self.label_smoothing
-            )
+    @property
+    def objective(self) -> Objective:
+        """What is minimised."""
+        return Objective(**{f.name: getattr(self, f.name) for f in fields(Objective)})
 
 
 def evaluate_dpo(
@@ -282,8 +324,8 @@ def train_dpo(
         ...         return self.layers[0](tokens)
         >>> import contextlib, io
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     args = DPOTrainingArgs(batch_size=1, iters=2)
-        ...     args.adapter_file = f"{folder}/adapters.safetensors"
+        ...     file = f"{folder}/adapters.safetensors"
+        ...     args = DPOTrainingArgs(batch_size=1, iters=2, adapter_file=file)
         ...     with contextlib.redirect_stdout(io.StringIO()):
         ...         metrics = train_dpo(Model(), optim.SGD(1.0), pairs, args=args)
         >>> metrics["trained_pairs"]

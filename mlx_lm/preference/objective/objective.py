@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ..errors import InputError
+from ..setting import setting
 from .losses import LOSSES, PairLogps, PreferenceLoss
 
 LARGEST_EXPONENT = 80.0
@@ -34,8 +35,8 @@ DIVERGENCES: dict[str, Callable[[mx.array, float], mx.array]] = {
 }
 
 
-def _setting(default, help):
-    return field(default=default, metadata={"help": help})
+# A test of a finished run takes them from the run.
+_OWN = {"tested": True}
 
 
 @dataclass(frozen=True)
@@ -59,38 +60,46 @@ class Objective:
         (True, False)
     """
 
-    beta: float = _setting(0.1, "How strongly the reference holds. Default: 0.1.")
-    loss_type: str | Sequence[str] = _setting(
-        "sigmoid", "The preference loss. Default: sigmoid. YAML takes a list, too."
+    beta: float = setting(
+        0.1, "Above 0: how strongly the reference holds; the scale of rewards.", **_OWN
     )
-    loss_weights: Sequence[float] | None = _setting(
-        None, "Weights of the losses of a list. Default: 1 each."
+    loss_type: str | Sequence[str] = setting(
+        "sigmoid",
+        "The preference loss; sigmoid is DPO's. YAML takes a list, which adds up.",
+        choices=[*LOSSES],
+        several=True,
+        **_OWN,
     )
-    label_smoothing: float = _setting(
-        0.0, "Probability that a label is wrong, in [0, 0.5). Default: 0."
+    loss_weights: Sequence[float] | None = setting(
+        None, "Weights of a list's losses. Default: 1 each.", flag=False, **_OWN
     )
-    f_divergence: str = _setting(
-        "reverse_kl", "Divergence from the reference. Default: reverse_kl."
+    label_smoothing: float = setting(
+        0.0, "Probability that a label is wrong, at least 0 and below 0.5.", **_OWN
     )
-    f_alpha: float = _setting(0.5, "The alpha of f_divergence alpha. Default: 0.5.")
-    ld_alpha: float = _setting(
-        1.0, "What tokens beyond the shorter answer's length count. Default: 1."
+    f_divergence: str = setting(
+        "reverse_kl", "Divergence from the reference.", choices=[*DIVERGENCES], **_OWN
     )
-    use_weighting: bool = _setting(
-        False, "Weigh pairs by how likely the policy would write them (WPO)."
+    f_alpha: float = setting(
+        0.5, "Above 0: the alpha of f_divergence alpha; 1 is reverse_kl.", **_OWN
     )
-    reference_free: bool = _setting(
-        False, "Compare log-probs instead of log-ratios to a reference."
+    ld_alpha: float = setting(
+        1.0, "0 to 1: what tokens beyond the shorter answer's length count.", **_OWN
     )
-    gamma: float = _setting(0.5, "Target margin of simpo. Default: 0.5.")
-    cpo_alpha: float = _setting(1.0, "What sft counts in cpo. Default: 1.")
-    dpop_lambda: float = _setting(50.0, "Weight of dpop's penalty. Default: 50.")
-    discopop_tau: float = _setting(0.05, "Temperature of discopop. Default: 0.05.")
-    desirable_weight: float = _setting(
-        1.0, "What kto's desirable answers count. Default: 1."
+    use_weighting: bool = setting(
+        False, "Weigh pairs by how likely the policy would write them (WPO).", **_OWN
     )
-    undesirable_weight: float = _setting(
-        1.0, "What kto's undesirable answers count. Default: 1."
+    reference_free: bool = setting(
+        False, "Compare log-probs instead of log-ratios to a reference.", **_OWN
+    )
+    gamma: float = setting(0.5, "Target margin of simpo, in nats.", **_OWN)
+    cpo_alpha: float = setting(1.0, "What sft counts in cpo.", **_OWN)
+    dpop_lambda: float = setting(50.0, "Weight of dpop's penalty.", **_OWN)
+    discopop_tau: float = setting(0.05, "Temperature of discopop.", **_OWN)
+    desirable_weight: float = setting(
+        1.0, "What kto's desirable answers count.", **_OWN
+    )
+    undesirable_weight: float = setting(
+        1.0, "What kto's undesirable answers count.", **_OWN
     )
 
     def __post_init__(self) -> None:

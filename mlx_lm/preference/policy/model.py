@@ -18,6 +18,8 @@ from ...utils import _download, _get_classes, load_tokenizer
 from ..errors import InputError
 from . import gpt2
 
+LEARNING_RATES = {"lora": 1e-5, "dora": 1e-5, "full": 1e-6}
+
 
 def explain_failure(path: str, error: Exception) -> str:
     """Look for the reason in a model's folder, since loaders seldom name a file."""

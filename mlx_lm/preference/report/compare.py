@@ -25,6 +25,7 @@ from ..policy.model import (
 from ..ranks import start_together
 from ..settings.adopt import adopt_finished_run
 from ..settings.checks import check_args, check_types, fit_to_model
+from ..settings.table import names
 from ..watch.retained_text import scored_text
 from .evaluate import measure, show_metrics
 from .table import short_names
@@ -33,16 +34,7 @@ from .watchers import show_report
 # What makes the reference; where runs differ in it, there is no common start.
 REFERENCE_KEYS = ("reference_model", "resume_adapter_file")
 # What decides the test set's tokens.
-SAME_KEYS = (
-    "model",
-    "max_seq_length",
-    "prompt_feature",
-    "chosen_feature",
-    "rejected_feature",
-    "wrap_text",
-    "transcripts",
-    "criteria",
-)
+SAME_KEYS = tuple(names(compared=True))
 _TESTED = (*SAME_KEYS, "The kind of data")
 # What only the loss reads; but rows without a usable number are left out.
 LOSS_COLUMNS = ("weight_feature", "margin_feature")
@@ -64,7 +56,7 @@ def finished_runs(
     for folder in folders:
         one = copy.copy(args)
         one.adapter_path = folder
-        check_types(vars(one), defaults)
+        check_types(vars(one))
         adopt_finished_run(one)
         given = {k: v for k, v in one.lora_parameters.items() if v is not None}
         one.lora_parameters = {**defaults["lora_parameters"], **given}
@@ -140,9 +132,9 @@ def compare_runs(
     if len(starts) > 1:
         before = None
         rprint("The runs have different references: rewards and KL are from each own.")
-    names = short_names(list(results))
+    shown = short_names(list(results))
     noun = objective_of(runs[0]).noun
-    show_metrics(dict(zip(names, results.values())), before, noun)
+    show_metrics(dict(zip(shown, results.values())), before, noun)
     for run in runs:
         show_report(run)
     return results

@@ -3,6 +3,7 @@
 """The test of a run: its numbers, its table, its file, and single pairs."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -39,7 +40,8 @@ def score_pairs(
 ) -> tuple[dict[str, float], ScoredPairs]:
     """Score a data set with policy and reference, on all ranks."""
     settings = training_args(args)
-    settings.sharing = find_sharing(args, model, reference_model).grade
+    grade = find_sharing(args, model, reference_model).grade
+    settings = replace(settings, sharing=grade)
     plan = training_plan(dataset, settings, in_order=True)
     batches = batches_per_epoch(plan, args.batch_size)
     if args.test_batches != -1:

@@ -144,11 +144,8 @@ def find_checkpoint(
 
 def training_args(args: SimpleNamespace) -> DPOTrainingArgs:
     """The part of the settings that the training loop needs."""
-    # Settings and fields have the same names, but for these two.
-    names = {field.name for field in fields(DPOTrainingArgs)} & vars(args).keys()
+    names = {f.name: f.metadata.get("name", f.name) for f in fields(DPOTrainingArgs)}
     return DPOTrainingArgs(
-        **{name: getattr(args, name) for name in names},
-        objective=objective_of(args),
-        steps_per_save=args.save_every,
+        **{k: getattr(args, name) for k, name in names.items() if hasattr(args, name)},
         adapter_file=str(Path(args.adapter_path) / "adapters.safetensors"),
     )

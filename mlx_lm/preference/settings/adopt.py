@@ -1,32 +1,12 @@
 # Copyright © 2026 MLX Contributors
 
-from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 from ...cli_ui import rprint
 from ..errors import InputError
-from ..objective.objective import Objective
 from ..run.folder import TRAINED_WITH, adapter_config
-
-ADAPTER_KEYS = ("fine_tune_type", "num_layers", "lora_parameters", "train_head")
-# What else decides the numbers of a finished run's test.
-TEST_KEYS = (
-    "model",
-    "reference_model",
-    "resume_adapter_file",
-    *(field.name for field in fields(Objective)),
-    "max_seq_length",
-    "prompt_feature",
-    "chosen_feature",
-    "rejected_feature",
-    "weight_feature",
-    "margin_feature",
-    "criteria",
-    "wrap_text",
-    "transcripts",
-)
+from .table import SETTINGS, names
 
 
 def adopt_adapter_config(args: SimpleNamespace) -> None:
@@ -61,7 +41,11 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
 
 def _adopt(args, config, path):
     """Take the adapter's shape from its configuration, or say what contradicts."""
-    theirs = {k: config[k] for k in ADAPTER_KEYS if config.get(k) is not None}
+    theirs = {
+        k: config[k]
+        for k in names(resume="shape", tested=True)
+        if config.get(k) is not None
+    }
     ours = {k: getattr(args, k) for k in theirs if k in args.explicit}
     if "lora_parameters" in ours:
         parameters = dict(theirs["lora_parameters"])
@@ -91,51 +75,12 @@ def adopt_finished_run(args: SimpleNamespace) -> None:
             "folder of a run, or '' to test the model as it is."
         )
     _adopt(args, config, args.adapter_path)
-    for key in TEST_KEYS:
+    for key in names(tested=True):
         if config.get(key) is not None and key not in args.explicit:
             setattr(args, key, config[key])
 
 
-# What may change without changing what is computed, or only how long.
-FREE_KEYS = (
-    "resume",
-    "resume_anyway",
-    "train",
-    "iters",
-    "epochs",
-    "steps_per_report",
-    "steps_per_eval",
-    "save_every",
-    "val_batches",
-    "test",
-    "test_batches",
-    "keep_checkpoints",
-    "save_best",
-    "max_skipped_steps",
-    "debug_gradients",
-    "report",
-    "sample_prompts",
-    "sample_tokens",
-    "retain_data",
-    "clear_cache_threshold",
-    "report_to",
-    "project_name",
-    "reference_cache",
-    "token_cache",
-    "dry_run",
-    "trust_remote_code",
-)
-# The shape of what was saved: no wish can change it.
-SHAPE_KEYS = (
-    "fine_tune_type",
-    "num_layers",
-    "lora_parameters",
-    "train_head",
-    "optimizer",
-)
-
-
-def adopt_resumed_run(args: SimpleNamespace, known: dict[str, Any]) -> None:
+def adopt_resumed_run(args: SimpleNamespace) -> None:
     """Take all settings from the run that goes on."""
     folder = str(args.resume)
     config = adapter_config(folder) if Path(folder).is_dir() else None
@@ -145,12 +90,12 @@ def adopt_resumed_run(args: SimpleNamespace, known: dict[str, Any]) -> None:
             "mlx_lm.dpo run."
         )
     for key, old in config.items():
-        if key not in known or key in ("resume", "resume_anyway", "dry_run"):
+        if key not in SETTINGS or key in ("resume", "resume_anyway", "dry_run"):
             continue
         new = getattr(args, key)
         if key not in args.explicit or _means(key, new, old):
             setattr(args, key, old)
-        elif key not in FREE_KEYS:
+        elif SETTINGS[key].resume != "free":
             _refuse(f"{key} is {new!r}", repr(old), key, args)
     if "iters" in args.explicit:
         args.epochs = None
@@ -177,7 +122,7 @@ def _means(key, new, old):
 
 
 def _refuse(what, before, key, args):
-    if key in SHAPE_KEYS:
+    if SETTINGS[key].resume == "shape":
         raise InputError(
             f"{what}, but the run in {args.resume} was started with {before}, and what "
             "it saved has that shape. Leave it out, or start a new run."
