@@ -1,6 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 import json
+import math
 import tempfile
 import unittest
 from pathlib import Path
@@ -373,7 +374,9 @@ class TestTrainer(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             file = MetricsFile(f"{folder}/metrics.jsonl")
             with mock.patch("os.fsync") as synced:
-                file.on_train_loss_report({"iteration": 1})
+                file.on_train_loss_report({"iteration": 1, "loss": math.nan})
+            # JSON has no NaN.
+            self.assertEqual(file.path.read_text(), '{"iteration": 1, "loss": null}\n')
         synced.assert_called_once()
 
     def test_reports_have_all_metrics_and_validation_sees_the_start(self):

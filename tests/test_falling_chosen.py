@@ -8,6 +8,7 @@ import tempfile
 import unittest
 from pathlib import Path
 
+from mlx_lm.preference.files import json_text
 from mlx_lm.preference.watch.falling_chosen import FallingChosen
 
 
@@ -68,6 +69,12 @@ class TestFallingChosen(unittest.TestCase):
         broken = report(5, 9.0, "val_") | {"val_perplexity/policy": math.inf}
         (line,) = said(FallingChosen(), [report(0, 1.0, "val_"), broken])
         self.assertIn("Step 5", line)
+        # Neither is it forgotten when a file, which has no such number, is read.
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "metrics.jsonl"
+            file.write_text(json_text(broken))
+            watch = FallingChosen(file)
+        self.assertEqual(said(watch, [report(6, 9.0, "val_")]), [])
 
     def test_a_resumed_run_knows(self):
         for frozen in (True, False):

@@ -1,10 +1,8 @@
 # Copyright © 2026 MLX Contributors
 
 import gc
-import tempfile
 import unittest
 import weakref
-from pathlib import Path
 from unittest import mock
 
 import mlx.core as mx
@@ -25,7 +23,7 @@ from tiny import (
 from mlx_lm import dpo
 from mlx_lm.preference import step as preference_step
 from mlx_lm.preference.batch.collate import PairBatch, collate_pairs
-from mlx_lm.preference.files import replace_file, user_cache_folder
+from mlx_lm.preference.files import user_cache_folder
 from mlx_lm.preference.forward.answers import sequence_logps
 from mlx_lm.preference.forward.frozen import FrozenStart, running
 from mlx_lm.preference.objective.objective import Objective
@@ -339,22 +337,6 @@ class TestThroughTheCommand(CommandCase):
         reference = dpo.remember_reference(args, policy, None, pairs)
         self.assertIsInstance(reference.model, FrozenStart)
         self.assertEqual(reference.unknown(pairs), 2)
-
-
-class TestFiles(unittest.TestCase):
-    def test_the_old_file_stays_if_writing_fails(self):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "numbers.bin"
-            replace_file(path, lambda name: Path(name).write_bytes(b"old"))
-
-            def fail(name):
-                Path(name).write_bytes(b"ne")
-                raise OSError("full")
-
-            with self.assertRaisesRegex(OSError, "full"):
-                replace_file(path, fail)
-            self.assertEqual(path.read_bytes(), b"old")
-            self.assertEqual(list(Path(folder).iterdir()), [path])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import io
 import json
+import math
 import re
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from unittest import mock
 from tiny import Pairs, pair
 
 from mlx_lm.dpo import resolve_args
+from mlx_lm.preference.files import json_text
 from mlx_lm.preference.report import page as report
 from mlx_lm.preference.report.charts import (
     PAPER,
@@ -31,6 +33,7 @@ from mlx_lm.preference.report.inspect import LONGEST, pick_pairs, read_pairs, sa
 from mlx_lm.preference.report.page import render, write_report
 from mlx_lm.preference.run.folder import run_versions, saved_settings
 from mlx_lm.preference.settings.checks import check_args
+from mlx_lm.preference.watch.retained_text import RetainedText
 from mlx_lm.preference.watch.trackers import check_matplotlib
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -232,6 +235,18 @@ class TestReport(unittest.TestCase):
         self.assertEqual(page.tags.count("svg"), len(curves(REPORTS)) + 2)
         self.assertTrue((self.folder / "curves.png").exists())
         self.assertEqual(write_report(self.folder).read_text("utf-8"), text)
+
+    @unittest.skipUnless(HAS_MATPLOTLIB, "needs matplotlib")
+    def test_a_run_whose_numbers_were_lost(self):
+        self.write_run()
+        nothing = json.loads(json_text({k: math.nan for k in REPORTS[-1]}))
+        nothing |= {f"val_{k}": None for k in nothing} | {"iteration": 15}
+        lines = [*REPORTS, nothing]
+        self.write("metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines))
+        RetainedText("a", 9, math.inf, 2.0).save(self.folder)
+        save_pairs(self.folder, [], [0.0, math.nan], [1.0, math.inf])
+        text = write_report(self.folder).read_text("utf-8")
+        self.assertIn("2.00 before, inf after (+inf %)", Page(text).text)
 
     @unittest.skipUnless(HAS_MATPLOTLIB, "needs matplotlib")
     def test_another_model_is_not_called_before(self):

@@ -3,7 +3,6 @@
 import contextlib
 import io
 import math
-import os
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,6 @@ import mlx.core as mx
 from resuming import STEPS, FolderCase, Setup, bits, lines_of, result, signals
 from test_dpo_command import CommandCase, command
 
-from mlx_lm.preference.files import remove_leftovers
 from mlx_lm.preference.run.checkpoint import (
     TrainingState,
     drop_newer,
@@ -331,16 +329,6 @@ class TestFiles(FolderCase):
         for loss, best in ((math.nan, -0.5), (0.6, -0.5), (0.4, -0.4)):
             PreferenceRun._keep_best(run, 3, {"loss": loss})
             self.assertEqual(run.best, best)
-
-    def test_leftovers(self):
-        folder = self.start()
-        for name in (".0000009_state.4194999.tmp.safetensors", ".x.4194999.tmp.json"):
-            (folder / name).write_text("half")
-        # Of a process that may be writing.
-        other = folder / f".y.{os.getppid()}.tmp.json"
-        other.write_text("half")
-        remove_leftovers(folder)
-        self.assertEqual([p.name for p in folder.glob(".*")], [other.name])
 
 
 if __name__ == "__main__":

@@ -2,8 +2,14 @@
 
 """Files that are written completely or not at all, and where caches live."""
 
+import json
+import math
 import os
+import platform
+import re
 import sys
+import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,11 +17,15 @@ from typing import Any
 
 from .errors import InputError
 
+# A home may be shared: a number of a process says nothing on another host.
+HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+DAY = 24 * 3600
+
 
 def replace_file(path: str | Path, write: Callable[[str], Any]) -> None:
     """Write a file so that a reader, or a crash, meets the old or the new one."""
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{HOST}-{os.getpid()}.tmp{path.suffix}")
     try:
         write(str(temporary))
         with open(temporary, "rb") as file:
@@ -24,6 +34,31 @@ def replace_file(path: str | Path, write: Callable[[str], Any]) -> None:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text, completely or not at all."""
+    with writing(path):
+        replace_file(path, lambda name: Path(name).write_text(text, "utf-8"))
+
+
+def write_json(path: str | Path, content: Any, indent: int | None = None) -> None:
+    """Write a JSON file, completely or not at all."""
+    write_text(path, json_text(content, indent) + "\n")
+
+
+def json_text(content: Any, indent: int | None = None) -> str:
+    """JSON as its standard has it: null for a number that is not finite."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(content):
+    if isinstance(content, dict):
+        return {k: _finite(x) for k, x in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(x) for x in content]
+    bad = isinstance(content, float) and not math.isfinite(content)
+    return None if bad else content
 
 
 @contextmanager
@@ -76,10 +111,20 @@ def user_cache_folder(name: str) -> Path:
 def remove_leftovers(folder: str | Path) -> None:
     """Delete the temporary files of processes that were killed while they wrote."""
     for path in Path(folder).glob(".*.tmp*"):
-        parts = path.name.split(".")
-        owner = parts[parts.index("tmp") - 1] if "tmp" in parts else ""
-        if owner.isdigit() and not _is_alive(int(owner)):
+        # Those of older versions name no host.
+        owner = re.search(r"\.(?:([0-9a-f]{8})-)?(\d+)\.tmp", path.name)
+        if owner and (
+            _is_old(path) or owner[1] == HOST and not _is_alive(int(owner[2]))
+        ):
             path.unlink(missing_ok=True)
+
+
+def _is_old(path):
+    # No file takes so long to write; its time may be another clock's.
+    try:
+        return time.time() - path.stat().st_mtime > DAY
+    except OSError:
+        return False
 
 
 def _is_alive(process):
@@ -89,5 +134,5 @@ def _is_alive(process):
         return False
     except OSError:
         pass
-    # A number that was given again can't be told apart: its file stays.
+    # This process is writing nothing now: the file is of one that had its number.
     return process != os.getpid()

@@ -2,7 +2,6 @@
 
 """What a test reports, from the scores of every pair."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import replace_file, writing
+from ..files import write_json
 from .evaluation import CHOSEN, REJECTED, ScoredPairs
 
 
@@ -141,9 +140,4 @@ def pair_metrics(
 
 def write_test_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
     """Write a test's metrics to ``test_metrics.json``, completely or not at all."""
-    finite = lambda x: not isinstance(x, float) or math.isfinite(x)
-    content = {k: v if finite(v) else None for k, v in metrics.items()}
-    text = json.dumps(content, indent=2) + "\n"
-    path = Path(folder) / FILE_NAME
-    with writing(path):
-        replace_file(path, lambda name: Path(name).write_text(text, "utf-8"))
+    write_json(Path(folder) / FILE_NAME, metrics, indent=2)

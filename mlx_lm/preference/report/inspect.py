@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ...tuner.datasets import load_preference_dataset
-from ..files import replace_file, writing
+from ..files import write_json
 from ..measure.evaluation import CHOSEN, REJECTED, ScoredPairs
 from ..measure.pair_metrics import preference_probabilities
 
@@ -218,12 +218,9 @@ def save_pairs(
     after: Sequence[float],
 ) -> None:
     """Keep what a report shows of single pairs, in ``test_pairs.json``."""
-    path = Path(folder) / FILE_NAME
     rounded = [[round(float(x), 4) for x in margins] for margins in (before, after)]
     content = {"before": rounded[0], "after": rounded[1], "pairs": pairs}
-    text = json.dumps(content) + "\n"
-    with writing(path):
-        replace_file(path, lambda name: Path(name).write_text(text, "utf-8"))
+    write_json(Path(folder) / FILE_NAME, content)
 
 
 def read_pairs(folder: str | Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ python -m mlx_lm.preference.report.page adapters
 
 import argparse
 import json
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..errors import InputError
-from ..files import replace_file, writing
+from ..files import write_text, writing
 from ..measure.pair_metrics import FILE_NAME as TEST_FILE
 from ..objective.objective import objective_of
 from ..run.folder import read_lines
@@ -49,7 +50,7 @@ def write_report(folder: str | Path) -> Path:
     title = f"{Path(str(config.get('model', 'A model'))).name} · {folder.name}"
     with writing(page):
         text = render(folder, title, config, reports, charts)
-        replace_file(page, lambda name: Path(name).write_text(text, "utf-8"))
+        write_text(page, text)
         if charts:
             drawing.write_png(charts, picture, title)
     return page
@@ -128,7 +129,9 @@ def _tiles(reports, retained, noun):
     ):
         values = [r[key] for r in held_out if key in r]
         if values:
-            first, last = form.format(values[0]), form.format(values[-1])
+            first, last = (
+                "-" if x is None else form.format(x) for x in (values[0], values[-1])
+            )
             note = f"at the start {first}"
             if "rewards/" in key:
                 # The start is its own reference: it has no rewards.
@@ -146,6 +149,8 @@ def _retained_line(retained):
         return ""
     # What the line says is computed again.
     fields = {k: v for k, v in retained.items() if k != "change"}
+    if fields["after"] is None:
+        fields["after"] = math.inf  # What JSON has no number for.
     return retained_text.RetainedText(**fields).line()
 
 
@@ -176,7 +181,10 @@ def _reliability(metrics):
 
 
 def _histogram(single, before):
-    margins = {k: single.get(k, []) for k in ("before", "after")}
+    margins = {
+        name: [x for x in single.get(name, []) if x is not None]
+        for name in ("before", "after")
+    }
     if not margins["after"]:
         return None
     picture = _svg(drawing.draw_histogram, "h", **margins, start=before)

@@ -15,7 +15,7 @@ import mlx.core as mx
 from ...tuner.callbacks import TrainingCallback
 from ...utils import save_config
 from ..errors import InputError
-from ..files import remove_leftovers, replace_file, writing
+from ..files import json_text, remove_leftovers, replace_file, writing
 from .checkpoint import TrainingState, drop_newer
 
 
@@ -45,7 +45,7 @@ class MetricsFile(TrainingCallback):
 
     def _append(self, info):
         with writing(self.path), open(self.path, "a") as fid:
-            fid.write(json.dumps(info) + "\n")
+            fid.write(json_text(info) + "\n")
             # A checkpoint, which is synced too, counts on it.
             fid.flush()
             os.fsync(fid.fileno())

@@ -34,6 +34,8 @@ class FallingChosen(TrainingCallback):
             return logps / self.start if logps and self.start else None
         names = (f"{part}perplexity/policy", f"{part}perplexity/reference")
         now, start = (info.get(name) for name in names)
+        if now is None and info.get(f"{part}logps/chosen") is not None:
+            now = math.inf  # What JSON has no number for.
         if now is None or start is None or math.isnan(now):
             return None
         if not 1 < start < math.inf:

@@ -16,7 +16,7 @@ from transformers.utils import logging as transformers_log
 
 from ...cli_ui import rprint
 from ..errors import InputError
-from ..files import replace_file, writing
+from ..files import write_json
 from ..forward.head import completion_logps
 from ..forward.parts import trunk_states
 from ..forward.probe import check_sharing
@@ -55,10 +55,7 @@ class RetainedText:
 
     def save(self, folder: str | Path) -> None:
         """Write ``retained_text.json``."""
-        path = Path(folder) / FILE_NAME
-        text = json.dumps(self.as_dict(), indent=1) + "\n"
-        with writing(path):
-            replace_file(path, lambda name: Path(name).write_text(text, "utf-8"))
+        write_json(Path(folder) / FILE_NAME, self.as_dict(), indent=1)
 
 
 def read_text(path: str | Path) -> str:

@@ -12,7 +12,7 @@ from rich.cells import cell_len, set_cell_size
 from ...cli_ui import rprint
 from ...tuner.callbacks import TrainingCallback
 from ..errors import InputError
-from ..files import replace_file, writing
+from ..files import json_text, write_text, writing
 from ..run.folder import read_lines
 
 FILE_NAME = "samples.jsonl"
@@ -75,9 +75,7 @@ class PromptSamples(TrainingCallback):
         self.max_tokens = max_tokens
         self.prompts = [(prompt, self._encode(prompt)) for prompt in prompts]
         kept = [x for x in read_lines(self.path) if x["iteration"] <= keep]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        with writing(self.path):
-            replace_file(self.path, lambda name: Path(name).write_text(text, "utf-8"))
+        write_text(self.path, "".join(json_text(line) + "\n" for line in kept))
 
     def _encode(self, prompt):
         if self.tokenizer.has_chat_template:
@@ -100,7 +98,7 @@ class PromptSamples(TrainingCallback):
             lines.append({"iteration": it, "prompt": prompt, "answer": answer})
             rprint(sample_line(it, prompt, answer))
         with writing(self.path), open(self.path, "a", encoding="utf-8") as fid:
-            fid.writelines(json.dumps(line) + "\n" for line in lines)
+            fid.writelines(json_text(line) + "\n" for line in lines)
 
     def answers(self) -> list[str]:
         """Answer all prompts."""
