@@ -2,17 +2,21 @@
 
 """Layers that keep less for the gradient: the same numbers, less memory."""
 
+import inspect
+import re
+import sys
 import unittest
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
+import model_zoo as zoo
 from mlx.utils import tree_flatten, tree_map
-from tiny import tiny_model
+from tiny import random_pairs, tiny_model, train
 
-from mlx_lm.models import llama
-from mlx_lm.models.activations import swiglu
-from mlx_lm.preference.forward.recompute import lean_layers, lean_swiglu, low_rank
+from mlx_lm.preference.forward.recompute import lean_layers, low_rank
 from mlx_lm.preference.memory.predict import predict_peak
+from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 
@@ -80,15 +84,61 @@ class TestLeanLayers(unittest.TestCase):
                 lean = predict_peak(step, (tokens,), [model]).activations
             self.assertLess(lean / plain, share)
 
+    def test_every_gated_layer_is_lean(self):
+        tokens = mx.zeros((1, 3), mx.int32)
+        for name in ("llama", "mamba", "jamba", "qwen2_moe"):
+            model = zoo.build(name)
+            gated = sum(
+                bool(re.search(r"\bswiglu\(", inspect.getsource(type(m))))
+                for m in model.modules()
+            )
+            with (
+                mock.patch("mlx.core.checkpoint", wraps=mx.checkpoint) as lean,
+                lean_layers(model),
+            ):
+                model(tokens)
+            self.assertGreater(gated, 1)
+            self.assertEqual(lean.call_count, gated, name)
+
     def test_everything_is_put_back(self):
         model = adapted_model(mx.bfloat16)
         classes = [type(m) for m in model.modules()]
         with self.assertRaises(KeyError), lean_layers(model):
-            self.assertIs(llama.swiglu, lean_swiglu)
             self.assertNotEqual([type(m) for m in model.modules()], classes)
             raise KeyError
-        self.assertIs(llama.swiglu, swiglu)
         self.assertEqual([type(m) for m in model.modules()], classes)
+
+
+def everything_of_others():
+    """What upstream's and MLX's modules hold, and what the classes in them hold."""
+    found = {}
+    for name, module in [*sys.modules.items()]:
+        if name.split(".")[0] in ("mlx", "mlx_lm") and "preference" not in name:
+            for key, value in [*vars(module).items()]:
+                found[name, key] = value
+                if isinstance(value, type):
+                    found |= {(name, key, k): v for k, v in vars(value).items()}
+    return found
+
+
+class TestOtherModels(unittest.TestCase):
+    def test_a_callback_of_a_run_sees_upstream_as_it_is(self):
+        other = tiny_model("lora", dropout=0.1)
+        classes = [type(m) for m in other.modules()]
+        before, seen = everything_of_others(), []
+
+        class Look(TrainingCallback):
+            def on_train_loss_report(self, train_info):
+                now = everything_of_others()
+                seen.append([k for k in before if now.get(k) is not before[k]])
+                seen.append([type(m) for m in other.modules()] != classes)
+
+            def on_val_loss_report(self, val_info):
+                self.on_train_loss_report(val_info)
+
+        model, pairs = tiny_model("lora", dropout=0.1), random_pairs(4)
+        train(model, pairs, pairs, callback=Look(), iters=1, grad_checkpoint=True)
+        self.assertEqual(seen, [[], False] * 3)
 
 
 if __name__ == "__main__":

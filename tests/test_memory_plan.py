@@ -111,7 +111,8 @@ class TestPrediction(unittest.TestCase):
 
     def test_state_is_put_back_after_an_error(self):
         layer = nn.Linear(2, 2)
-        weight, value_and_grad = layer.weight, mx.value_and_grad
+        weight = layer.weight
+        before = {**vars(mx), **vars(mx.distributed)}
 
         def fail(x):
             layer.weight = layer.weight + x
@@ -120,7 +121,8 @@ class TestPrediction(unittest.TestCase):
         with self.assertRaises(KeyError):
             predict_peak(fail, (mx.array(1.0),), [layer])
         self.assertIs(layer.weight, weight)
-        self.assertIs(mx.value_and_grad, value_and_grad)
+        after = {**vars(mx), **vars(mx.distributed)}
+        self.assertEqual([k for k in before if after[k] is not before[k]], [])
 
     def test_state_that_is_exchanged(self):
         state = {"w": {"a": mx.zeros((4,))}}

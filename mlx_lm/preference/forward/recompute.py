@@ -2,10 +2,10 @@
 
 """Gradient checkpointing and dropout that agree with each other."""
 
-import sys
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import FunctionType
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -39,21 +39,40 @@ def _lean_call(module):
     return call
 
 
+@functools.cache
+def _lean_class(cls):
+    """The class with ``lean_swiglu`` where its methods call ``swiglu``, or None."""
+    lean = {}
+    for name in dir(cls):
+        method = getattr(cls, name)
+        scope = getattr(method, "__globals__", {})
+        if scope.get("swiglu") is not _swiglu:
+            continue
+        if "swiglu" in method.__code__.co_names:
+            # Other globals: the module's own serve other models.
+            lean[name] = FunctionType(
+                method.__code__,
+                {**scope, "swiglu": lean_swiglu},
+                name,
+                method.__defaults__,
+                method.__closure__,
+            )
+    return type(cls.__name__, (cls,), lean) if lean else None
+
+
 @contextmanager
 def lean_layers(model: nn.Module) -> Iterator[None]:
     """Let a model's layers keep less for the gradient, until the end of the block."""
     adapters = [m for m in model.modules() if type(m) is LoRALinear]
-    # Models call it by a name of their own module.
-    files: Any = {sys.modules[type(m).__module__] for m in model.modules()}
-    gated = [f for f in files if getattr(f, "swiglu", None) is _swiglu]
+    gated = [(m, type(m)) for m in model.modules() if _lean_class(type(m))]
     try:
-        for file in gated:
-            file.swiglu = lean_swiglu
+        for module, cls in gated:
+            module.__class__ = _lean_class(cls)
         with calls_replaced((m, _lean_call(m)) for m in adapters):
             yield
     finally:
-        for file in gated:
-            file.swiglu = _swiglu
+        for module, cls in gated:
+            module.__class__ = cls
 
 
 # Their layers read what another layer leaves behind: recomputing one layer

@@ -59,31 +59,33 @@ def _stand_in(x):
 class _Segments:
     """Lets functions with a gradient of their own be traced: MLX can't export them."""
 
-    PATCHED = ("checkpoint", "custom_function", "value_and_grad")
-
     def __init__(self):
         self.calls: list[tuple[list, list]] = []
         self.ties: list[tuple[mx.array, mx.array]] = []
         # Calls outside of any gradient that was seen, and such gradients.
         self.strays = self.gradients = 0
         self._handle: Callable | None = None
-        self._real = {name: getattr(mx, name) for name in self.PATCHED}
+        self._value_and_grad = mx.value_and_grad
 
     @contextmanager
-    def patched(self) -> Iterator[None]:
-        for name in self.PATCHED:
-            setattr(mx, name, getattr(self, name))
-        # Messages to other ranks can't be exported, and take no memory here.
-        messages = {name: getattr(mx.distributed, name) for name in _MESSAGES}
-        for name, alone in _MESSAGES.items():
-            setattr(mx.distributed, name, alone)
+    def replacing(self) -> Iterator[None]:
+        """All that tracing replaces for the whole process, while a step is traced."""
+        stand_ins = {
+            (mx, "checkpoint"): self.checkpoint,
+            (mx, "custom_function"): self.custom_function,
+            (mx, "value_and_grad"): self.value_and_grad,
+            # Messages to other ranks can't be exported, and take no memory here.
+            (mx.distributed, "all_sum"): lambda x, **_: x,
+            (mx.distributed, "all_gather"): _own_copies,
+        }
+        real = {place: getattr(*place) for place in stand_ins}
         try:
+            for place, stand_in in stand_ins.items():
+                setattr(*place, stand_in)
             yield
         finally:
-            for name, real in messages.items():
-                setattr(mx.distributed, name, real)
-            for name, real in self._real.items():
-                setattr(mx, name, real)
+            for place, function in real.items():
+                setattr(*place, function)
 
     @contextmanager
     def _handled_by(self, handle):
@@ -110,7 +112,7 @@ class _Segments:
 
     def value_and_grad(self, fun, argnums=None, argnames=()):
         if argnums not in (None, 0) or argnames:
-            return self._real["value_and_grad"](fun, argnums, argnames)
+            return self._value_and_grad(fun, argnums, argnames)
 
         def run(tree, *args, **kwargs):
             call = lambda arrays: fun(_refill(tree, arrays), *args, **kwargs)
@@ -195,13 +197,6 @@ def _own_copies(x, group=None, **_):
     return mx.concatenate([x] * (group or mx.distributed.init()).size())
 
 
-# What stands for them: of the same shapes.
-_MESSAGES: dict[str, Callable] = {
-    "all_sum": lambda x, **_: x,
-    "all_gather": _own_copies,
-}
-
-
 def _recompute(fun, args, out, cotangents):
     """What ``mx.checkpoint`` does backward: run again, and differentiate."""
     results = _arrays(out)
@@ -260,7 +255,7 @@ def _trace(fn, args, state):
 
     inputs = [tree[key] for tree, key, _ in places]
     try:
-        with segments.patched():
+        with segments.replacing():
             mx.export_function(tape.record, step, *inputs, *_arrays(args))
     finally:
         _put_back(before)
