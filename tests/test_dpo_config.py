@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import re
 import tempfile
 import unittest
 from dataclasses import FrozenInstanceError, fields, replace
@@ -146,34 +145,6 @@ class TestResolveArgs(unittest.TestCase):
     def test_not_a_mapping(self):
         with self.assertRaisesRegex(ValueError, "keys and values"):
             self.resolve("- beta\n")
-
-
-class TestDocuments(unittest.TestCase):
-    """The manual and the example have every setting."""
-
-    def test_example(self):
-        file = Path(dpo.__file__).parent / "examples" / "dpo_config.yaml"
-        args = vars(quiet_resolve("-c", str(file)))
-        given = yaml.safe_load(file.read_text())
-        self.assertEqual(set(given), set(dpo.CONFIG_DEFAULTS) - {"config"})
-        for key, default in dpo.CONFIG_DEFAULTS.items():
-            if key not in ("config", "train", "data"):
-                self.assertEqual(args[key], default, key)
-
-    def test_manual(self):
-        text = (Path(dpo.__file__).parent / "DPO.md").read_text()
-        table = text.partition("\n## Settings\n")[2].partition("\n## ")[0]
-        rows = re.findall(r"^\| `(\w+)` \|(.*?)\| `(.*?)` \|", table, re.M)
-        flags = {}
-        for action in dpo.build_parser()._actions:
-            options = {f"`{option}`" for option in action.option_strings}
-            flags.setdefault(action.dest, set()).update(options)
-        self.assertEqual({row[0] for row in rows}, set(dpo.CONFIG_DEFAULTS))
-        for key, flag, default in rows:
-            with self.subTest(key=key):
-                given = {word.strip() for word in flag.split(",")} - {""}
-                self.assertEqual(given, flags.get(key, set()))
-                self.assertEqual(yaml.safe_load(default), dpo.CONFIG_DEFAULTS[key])
 
 
 class TestChecks(unittest.TestCase):

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import shlex
+import sys
 import tempfile
 import unittest
 from pathlib import Path
@@ -30,25 +31,41 @@ from mlx_lm.preference.objective.objective import DIVERGENCES
 from mlx_lm.preference.policy.optimizer import OPTIMIZERS
 from mlx_lm.preference.settings.checks import check_args, check_keys
 from mlx_lm.preference.settings.parser import build_parser
-from mlx_lm.preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
+from mlx_lm.preference.settings.table import (
+    CONFIG_DEFAULTS,
+    DATASET_KEYS,
+    UNUSED_KEYS,
+    names,
+)
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.tuner.datasets import PreferenceDataset
 from mlx_lm.tuner.trainer import DPOTrainingArgs, evaluate_dpo, train_dpo
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import write_reference  # noqa: E402
+from write_reference import outside_code  # noqa: E402
+
 PACKAGE = Path(mlx_lm.__file__).parent
-DOC = (PACKAGE / "DPO.md").read_text("utf-8")
+GUIDE, REFERENCE = (
+    (PACKAGE / name).read_text("utf-8") for name in ("DPO.md", "DPO_REFERENCE.md")
+)
+DOCS = {"DPO.md": GUIDE, "DPO_REFERENCE.md": REFERENCE}
 
 
-def blocks(language, text=DOC):
+def blocks(language, text=GUIDE + REFERENCE):
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
 def section(title):
-    """The text below a heading, up to the next one of its level or above."""
-    head = re.search(rf"^(#+) {re.escape(title)}\n", DOC, re.M)
-    rest = DOC[head.end() :]
+    """The reference below a heading, up to the next one of its level or above."""
+    head = re.search(rf"^(#+) {re.escape(title)}\n", REFERENCE, re.M)
+    rest = REFERENCE[head.end() :]
     end = re.search(rf"^#{{1,{len(head[1])}}} ", rest, re.M)
     return rest[: end.start()] if end else rest
+
+
+def anchor(title):
+    return re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
 
 
 def table(text):
@@ -74,28 +91,54 @@ class Names(TrainingCallback):
         self.val |= set(val_info)
 
 
-class TestSettings(unittest.TestCase):
-    def setUp(self):
-        self.rows = {row[0].strip("`"): row for row in table(section("Settings"))}
+class TestWritten(unittest.TestCase):
+    """What benchmarks/write_reference.py writes is up to date."""
 
-    def test_every_key_with_its_default(self):
-        self.assertEqual(set(self.rows), set(CONFIG_DEFAULTS))
-        for key, row in self.rows.items():
+    HOW = "run: python benchmarks/write_reference.py"
+
+    def test_reference(self):
+        self.assertTrue(write_reference.reference(REFERENCE) == REFERENCE, self.HOW)
+        for row in table(section("Metrics")):
+            self.assertTrue(row[2], f"{row[0]} needs a formula")
+
+    def test_example(self):
+        text = (PACKAGE / "examples" / "dpo_config.yaml").read_text("utf-8")
+        self.assertTrue(write_reference.example(text) == text, self.HOW)
+
+    def test_changes_are_noticed(self):
+        text = REFERENCE.replace("Pairs a batch, two", "Pairs a batch, three")
+        text = text.replace("| `loss` | nats |", "| `loss` | bits |")
+        renewed = write_reference.reference(text)
+        self.assertIn("| `loss` | bits |", renewed)
+        self.assertEqual(
+            renewed.replace("bits", "nats"), REFERENCE.replace("bits", "nats")
+        )
+        row = "| `logps/rejected` | nats | mean of `p(l)` |\n"
+        self.assertIn(
+            "| `logps/rejected` |  |  |\n",
+            write_reference.reference(REFERENCE.replace(row, "")),
+        )
+        with self.assertRaisesRegex(ValueError, "no marks of losses"):
+            write_reference.reference(REFERENCE.replace("<!-- end of losses", ""))
+
+
+class TestSettings(unittest.TestCase):
+    def test_every_setting_has_a_row_with_flag_and_default(self):
+        rows = {
+            re.search(r"`(\w+)`", row[0])[1]: row for row in table(section("Settings"))
+        }
+        self.assertEqual(set(rows), set(CONFIG_DEFAULTS))
+        flags = {}
+        for action in build_parser()._actions:
+            flags.setdefault(action.dest, []).extend(action.option_strings)
+        for key, (_, flag, default, *_) in rows.items():
             with self.subTest(key=key):
-                default = load_yaml(re.fullmatch("`(.*)`", row[2])[1])
+                default = load_yaml(re.fullmatch("`(.*)`", default)[1])
                 self.assertEqual(default, CONFIG_DEFAULTS[key])
                 self.assertEqual(type(default), type(CONFIG_DEFAULTS[key]))
-                self.assertTrue(row[3])
+                self.assertEqual(re.findall("`(-.*?)`", flag), flags.get(key, []))
         for key in UNUSED_KEYS:
             self.assertIn(f"`{key}`", section("Settings"))
-
-    def test_every_flag_beside_its_key(self):
-        flags = {key: re.findall("`(-.*?)`", row[1]) for key, row in self.rows.items()}
-        expected = {}
-        for action in build_parser()._actions:
-            if action.dest != "help":
-                expected.setdefault(action.dest, []).extend(action.option_strings)
-        self.assertEqual({k: f for k, f in flags.items() if f}, expected)
 
     def test_example_file_has_every_key_and_the_defaults(self):
         text = (PACKAGE / "examples" / "dpo_config.yaml").read_text("utf-8")
@@ -103,11 +146,16 @@ class TestSettings(unittest.TestCase):
         self.assertEqual(set(config), set(CONFIG_DEFAULTS) - {"config"})
         changed = {k for k, v in config.items() if v != CONFIG_DEFAULTS[k]}
         self.assertEqual(changed, {"train", "data"})
-        # The commented examples are right as well.
-        for example in re.findall(r"^# (lr_schedule: \{.*?\})", text, re.M):
-            args = resolve_args(["--train", "--data", "d"])
-            args.lr_schedule = load_yaml(example)["lr_schedule"]
-            check_args(args)
+        # The examples in comments are right as well.
+        for shown in write_reference.SHOWN.values():
+            for part in re.split(r"^(?=\w)", shown, flags=re.M)[1:]:
+                args = resolve_args(["--train", "--data", "d"])
+                given = load_yaml(part)
+                if "adamw" in given:
+                    given = {"optimizer_config": given}
+                vars(args).update(given)
+                check_keys(given, CONFIG_DEFAULTS)
+                check_args(args)
 
     def test_yaml_blocks_are_accepted(self):
         found = blocks("yaml")
@@ -138,7 +186,8 @@ class TestSettings(unittest.TestCase):
                         self.assertIn(f'"{flag}"', source)
 
     def _shell(self):
-        text = "".join(blocks("shell")) + "\n".join(re.findall("`(mlx_lm.*?)`", DOC))
+        text = "".join(blocks("shell"))
+        text += "\n".join(re.findall("`(mlx_lm.*?)`", GUIDE + REFERENCE))
         return text.replace("\\\n", " ")
 
 
@@ -198,10 +247,9 @@ class TestShapes(unittest.TestCase):
     def test_features_can_be_set_for_one_dataset(self):
         (text,) = [b for b in blocks("yaml") if "hf_dataset" in b]
         datasets = load_yaml(text)["hf_dataset"]
-        known = set(re.findall(r"`(\w+)`", section("Hugging Face data")))
-        known |= {"path", "config", "valid_split"}
         for dataset in datasets:
-            self.assertLessEqual(set(dataset), known)
+            own = set(dataset) - set(names(per_dataset=True))
+            self.assertLessEqual(own, set(DATASET_KEYS))
 
 
 class TestMetrics(unittest.TestCase):
@@ -213,8 +261,12 @@ class TestMetrics(unittest.TestCase):
         )
         names = Names()
         with tempfile.TemporaryDirectory() as folder:
-            args = DPOTrainingArgs(batch_size=2, iters=2, steps_per_report=1)
-            args.adapter_file = f"{folder}/adapters.safetensors"
+            args = DPOTrainingArgs(
+                batch_size=2,
+                iters=2,
+                steps_per_report=1,
+                adapter_file=f"{folder}/adapters.safetensors",
+            )
             with contextlib.redirect_stdout(io.StringIO()):
                 train_dpo(
                     tiny_model("lora"),
@@ -247,7 +299,7 @@ class TestText(unittest.TestCase):
                     with self.subTest(code=code[:60]):
                         out = io.StringIO()
                         with contextlib.redirect_stdout(out), mock.patch("sys.stderr"):
-                            exec(compile(code, "DPO.md", "exec"), {})
+                            exec(compile(code, "a block", "exec"), {})
                         if "adapters" in code:
                             mlx_lm.load("path/to/model", adapter_path="adapters")
                 self.assertAlmostEqual(float(out.getvalue()), math.log(2), places=6)
@@ -255,33 +307,50 @@ class TestText(unittest.TestCase):
                 os.chdir(here)
 
     def test_links_lead_somewhere(self):
-        def anchor(title):
-            return re.sub(r"[^\w -]", "", title).lower().replace(" ", "-")
-
-        anchors = {anchor(t) for t in re.findall(r"^#+ (.*)$", DOC, re.M)}
-        links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", DOC)
-        self.assertGreater(len(links), 20)
+        anchors = {
+            name: {
+                anchor(t) for t in re.findall(r"^#+ (.*)$", outside_code(text), re.M)
+            }
+            for name, text in DOCS.items()
+        }
         # An installed package has no neighbours, the tree of these tests has.
         places = (PACKAGE, Path(__file__).resolve().parents[1] / PACKAGE.name)
-        for file, target in links:
-            with self.subTest(file=file, target=target):
-                if file:
-                    self.assertTrue(any((p / file).exists() for p in places))
-                else:
-                    self.assertIn(target, anchors)
+        for name, text in DOCS.items():
+            links = re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", text)
+            self.assertGreater(len(links), 20)
+            for file, target in links:
+                with self.subTest(document=name, file=file, target=target):
+                    if file:
+                        self.assertTrue(any((p / file).exists() for p in places))
+                    if target and file in ("", *DOCS):
+                        self.assertIn(target, anchors[file or name])
 
-    def test_headings_are_in_the_contents(self):
-        wanted = re.findall(r"^###? (.*)$", DOC, re.M)
-        listed = re.findall(r"^ *- \[(.*)\]", section("Contents"), re.M)
-        self.assertEqual(listed, [title for title in wanted if title != "Contents"])
+    def test_headings_have_their_own_names_and_are_listed(self):
+        for name, text in DOCS.items():
+            titles = re.findall(r"^##+ (.*)$", outside_code(text), re.M)
+            self.assertEqual(len(set(map(anchor, titles))), len(titles), name)
+        listed = re.findall(r"\[([^\]]*)\]\(#", GUIDE[: GUIDE.index("\n## ")])
+        titles = re.findall(r"^## (.*)$", outside_code(GUIDE), re.M)
+        self.assertEqual([" ".join(title.split()) for title in listed], titles)
+
+    def test_the_guide_is_short_and_nothing_is_said_twice(self):
+        self.assertLessEqual(len(GUIDE.splitlines()), 500)
+        said = {}
+        for name, text in DOCS.items():
+            text = re.sub(r"^(\||#|<!).*$", "", outside_code(text), flags=re.M)
+            for sentence in re.split(r"(?<=[.:?])\s+|\n\n|^- ", text, flags=re.M):
+                words = re.findall(r"\w+", sentence.lower())
+                if len(words) > 5:
+                    said.setdefault(" ".join(words), []).append(name)
+        self.assertEqual({s: n for s, n in said.items() if len(n) > 1}, {})
 
     def test_messages_are_those_of_the_code(self):
         texts = []
-        for path in [PACKAGE / "dpo.py", *(PACKAGE / "tuner").glob("*.py")]:
+        for path in PACKAGE.rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     texts.append(node.value)
-        rows = table(section("Troubleshooting"))
+        rows = table(section("Error messages"))
         self.assertGreater(len(rows), 15)
         for message, remedy in rows:
             with self.subTest(message=message):
@@ -296,15 +365,9 @@ class TestText(unittest.TestCase):
 
 
 class TestObjectives(unittest.TestCase):
-    """The manual's table of losses is the registry."""
-
-    def test_losses(self):
-        rows = {
-            row[0].strip("`"): row
-            for row in table(section("Objectives"))
-            if row[0].strip("`") in LOSSES
-        }
-        self.assertEqual(list(rows), list(LOSSES))
+    def test_what_a_loss_needs_is_told(self):
+        rows = {row[0].strip("`"): row for row in table(section("Objectives"))}
+        self.assertLessEqual(set(LOSSES), set(rows))
         for name, spec in LOSSES.items():
             _, formula, paper, needs = rows[name]
             with self.subTest(loss=name):

@@ -83,7 +83,7 @@ class Objective:
         0.5, "Above 0: the alpha of f_divergence alpha; 1 is reverse_kl.", **_OWN
     )
     ld_alpha: float = setting(
-        1.0, "0 to 1: what tokens beyond the shorter answer's length count.", **_OWN
+        1.0, "What tokens beyond the shorter answer's length count, 0 to 1.", **_OWN
     )
     use_weighting: bool = setting(
         False, "Weigh pairs by how likely the policy would write them (WPO).", **_OWN

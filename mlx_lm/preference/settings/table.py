@@ -150,7 +150,7 @@ def _rows() -> Iterable[Setting]:
     yield Setting(
         "transcripts",
         "turns",
-        "turns makes turns of Human/Assistant transcripts, raw keeps them as text.",
+        "What becomes of Human/Assistant transcripts: turns, or text as it is (raw).",
         flag=False,
         **tokens,
     )
@@ -326,10 +326,15 @@ def _loop() -> Iterable[Setting]:
         yield one
 
 
+GROUPS = {
+    "What to do": [*_run()],
+    "Model and optimizer": [*_policy()],
+    "Rows and pairs": [*_data()],
+    "Loss and steps": [*_loop()],
+    "What looks on": [*_watchers()],
+}
 SETTINGS: dict[str, Setting] = {
-    one.name: one
-    for room in (_policy(), _data(), _loop(), _run(), _watchers())
-    for one in room
+    one.name: one for group in GROUPS.values() for one in group
 }
 CONFIG_DEFAULTS = {name: one.default for name, one in SETTINGS.items()}
 
