@@ -44,10 +44,10 @@ from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.probe import check_sharing
 from mlx_lm.preference.forward.recompute import keyed_layers
 from mlx_lm.preference.memory.predict import predict_peak
-from mlx_lm.preference.policy.model import prepare_policy
 from mlx_lm.preference.policy.optimizer import with_master_weights
 from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.run.plan import training_plan
+from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.step import reference_pass
 from mlx_lm.tuner.datasets import load_preference_dataset
 from mlx_lm.tuner.trainer import DPOTrainingArgs, training_step
@@ -73,8 +73,9 @@ class Pairs(list):
 def our_batches(model, pairs, size, args, known):
     """The trainer's batches, each with its tokens; the reference's log-probs if known."""
     grade = args.sharing or check_sharing(model).grade
-    settings = DPOTrainingArgs(batch_size=size, max_seq_length=args.max_length)
-    settings.sharing = grade
+    settings = DPOTrainingArgs(
+        batch_size=size, max_seq_length=args.max_length, sharing=grade
+    )
     # As many batches a bucket as in a long run, which has more buckets.
     buckets = training_plan(pairs, settings, in_order=True)
     batches = []
@@ -248,7 +249,7 @@ def add_trained_part(model, args):
         resume_adapter_file=None,
         train_head=False,
     )
-    prepare_policy(settings, model)
+    make_policy(settings, model)
     mx.eval(model.parameters())
 
 

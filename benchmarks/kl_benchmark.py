@@ -28,11 +28,11 @@ from mlx_lm.preference.measure.pair_metrics import pair_metrics
 from mlx_lm.preference.policy.model import (
     load_model,
     load_weights,
-    prepare_policy,
     read_weights,
 )
 from mlx_lm.preference.report.compare import finished_runs
 from mlx_lm.preference.report.evaluate import score_pairs
+from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.settings.checks import fit_to_model
 from mlx_lm.preference.settings.table import CONFIG_DEFAULTS
 from mlx_lm.sample_utils import make_sampler
@@ -89,10 +89,10 @@ def row(name: str, strength: float, found: dict[str, Any], own: list[float]) -> 
 def measure(run: Any, strengths: list[float], count: int, batch_size: int) -> list[str]:
     """Test one adapter at every strength; return the lines."""
     run.batch_size = batch_size
-    model, tokenizer = load_model(run.model, run)
+    model, tokenizer = load_model(run.model, run.trust_remote_code)
     fit_to_model(run, model)
     _, _, test_set = load_preference_dataset(run, tokenizer)
-    prepare_policy(run, model)
+    make_policy(run, model)
     start = FrozenStart(model)
     load_weights(model, Path(run.adapter_path) / "adapters.safetensors")
     read_weights(model, run.model)

@@ -28,10 +28,9 @@ from memory_validation import peaks
 from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.forward import head as completion_head
 from mlx_lm.preference.forward.frozen import FrozenStart
-from mlx_lm.preference.policy.model import prepare_policy
 from mlx_lm.preference.policy.optimizer import with_master_weights
 from mlx_lm.preference.run.forecast import describe_memory, predict_run
-from mlx_lm.preference.run.setup import training_args
+from mlx_lm.preference.run.setup import make_policy, training_args
 from mlx_lm.tuner.trainer import training_step
 from mlx_lm.utils import _get_classes
 
@@ -70,7 +69,7 @@ def setup(shape: str, weights: str, options: tuple[int, int, bool]) -> tuple:
     args = resolve_args(["--train", "--batch-size", str(size)])
     args.max_seq_length, args.grad_checkpoint = length, checkpoint
     args.sharing = "equal"
-    prepare_policy(args, model)
+    make_policy(args, model)
     optimizer = with_master_weights(optim.Adam(1e-5), model)
     pairs = synthetic_pairs(length // 2, length // 2, size, 1000, 0)
     return model, FrozenStart(model), optimizer, pairs, training_args(args)

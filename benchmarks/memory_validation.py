@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -27,11 +28,11 @@ from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.batch.collate import iterate_preference_batches
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.recompute import keyed_layers
-from mlx_lm.preference.policy.model import load_model, prepare_policy
+from mlx_lm.preference.policy.model import load_model
 from mlx_lm.preference.policy.optimizer import with_master_weights
 from mlx_lm.preference.run.forecast import predict_run
 from mlx_lm.preference.run.plan import training_plan
-from mlx_lm.preference.run.setup import training_args
+from mlx_lm.preference.run.setup import make_policy, training_args
 from mlx_lm.tuner.trainer import training_step
 
 
@@ -69,15 +70,14 @@ def measure(args: argparse.Namespace) -> None:
     given = ["--train", "--model", args.model, "--fine-tune-type", kind]
     options = resolve_args([*given, "--batch-size", str(size)])
     options.grad_checkpoint = args.checkpoint == ["yes"]
-    model, _ = load_model(args.model, options)
+    model, _ = load_model(args.model)
     options.num_layers = min(options.num_layers, len(model.layers))
-    prepare_policy(options, model)
+    make_policy(options, model)
     reference = FrozenStart(model)
     optimizer = with_master_weights(optim.Adam(1e-5), model)
     half = length // 2
     pairs = synthetic_pairs(half, length - half, size, 1000, 0)
-    settings = training_args(options)
-    settings.sharing = args.sharing
+    settings = replace(training_args(options), sharing=args.sharing)
     estimate = predict_run(model, reference, optimizer, pairs, settings, training_step)
     run = model, reference, optimizer, pairs, settings
     measured = max(peak for peak, _ in peaks(*run, steps=2))

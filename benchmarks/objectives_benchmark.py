@@ -29,8 +29,9 @@ from mlx_lm.preference.files import replace_file
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.objective import objective_of
-from mlx_lm.preference.policy.model import load_model, prepare_policy
+from mlx_lm.preference.policy.model import load_model
 from mlx_lm.preference.report.evaluate import score_pairs
+from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.settings.checks import check_args, fit_to_model
 from mlx_lm.tuner.datasets import load_preference_dataset
 from mlx_lm.tuner.utils import remove_lora_layers
@@ -99,7 +100,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace):
         self.options = options
         args = run_settings(options, {})
-        self.model, self.tokenizer = load_model(args.model, args)
+        self.model, self.tokenizer = load_model(args.model, args.trust_remote_code)
         fit_to_model(args, self.model)
         args.batch_size = options.test_batch_size
         _, _, self.test_set = load_preference_dataset(args, self.tokenizer)
@@ -122,7 +123,7 @@ class Bench:
                 train_set, _, _ = load_preference_dataset(args, self.tokenizer)
                 start = train_model(args, model, train_set, []).model
             else:
-                prepare_policy(args, model)
+                make_policy(args, model)
                 start = FrozenStart(model)
         seconds = time.perf_counter() - tic
         result = describe(score_pairs(self.pairs, model, self.test_set, start)[1])

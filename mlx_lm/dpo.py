@@ -21,7 +21,6 @@ from .preference.policy.model import (
     load_model,
     load_reference_model,
     load_weights,
-    prepare_policy,
     read_weights,
 )
 from .preference.policy.optimizer import with_master_weights
@@ -40,6 +39,7 @@ from .preference.run.setup import (
     find_sharing,
     likely_sharing,
     make_optimizer,
+    make_policy,
     remember_reference,
     run_identity,
     training_args,
@@ -113,7 +113,7 @@ def train_model(
             f"The training set has {len(train_set)} usable pairs, fewer than "
             f"batch_size={args.batch_size}. Lower batch_size or add pairs."
         )
-    prepare_policy(args, model)
+    make_policy(args, model)
     optimizer, notices = make_optimizer(args, len(train_set))
     settings = training_args(args)
     settings = replace(settings, sharing=likely_sharing(args))
@@ -199,9 +199,12 @@ def _settle(args):
         adopt_adapter_config(args)
     elif (args.test or args.inspect) and args.adapter_path:
         adopt_finished_run(args)
-    given = {k: v for k, v in args.lora_parameters.items() if v is not None}
+    # A full run saves null.
+    given = {k: v for k, v in (args.lora_parameters or {}).items() if v is not None}
     args.lora_parameters = {**CONFIG_DEFAULTS["lora_parameters"], **given}
     check_args(args)
+    if args.fine_tune_type == "full":
+        args.lora_parameters = None
 
 
 def run(
@@ -241,11 +244,13 @@ def run(
         rprint(f"[WARNING] {notice}")
 
     rprint("Loading pretrained model")
-    model, tokenizer = load_model(args.model, args)
+    model, tokenizer = load_model(args.model, args.trust_remote_code)
     fit_to_model(args, model)
     if (notice := slow_dtype_notice(model)) is not None:
         rprint(f"[WARNING] {notice}")
-    reference_model = load_reference_model(args, tokenizer)
+    reference_model = load_reference_model(
+        args.reference_model, tokenizer, args.trust_remote_code
+    )
     if reference_model is not None:
         check_token_ids(reference_model, max(tokenizer.get_vocab().values()))
 
@@ -294,7 +299,7 @@ def _load_trained(args, model, tokenizer, reference_model):
     """Load what a run trained, if there is any, and return the reference."""
     reference = reference_model or model
     if args.adapter_path:
-        prepare_policy(args, model)
+        make_policy(args, model)
         reference = reference_model or FrozenStart(model)
     with scored_text(
         model,

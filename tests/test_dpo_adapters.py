@@ -25,8 +25,9 @@ from tiny import save_rows, save_tiny_model, tiny_model
 from mlx_lm import dpo, fuse, load, lora
 from mlx_lm.generate import generate
 from mlx_lm.generate import main as generate_main
-from mlx_lm.preference.policy.model import load_model, load_weights, prepare_policy
+from mlx_lm.preference.policy.model import load_model, load_weights
 from mlx_lm.preference.run.folder import adapter_config
+from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.settings.adopt import adopt_adapter_config, adopt_finished_run
 
 TOKENS = mx.array([[0, 40, 7, 99, 150, 3, 61, 12]])
@@ -424,7 +425,7 @@ class TestPolicy(CommandCase):
         args = dpo.resolve_args([])
         vars(args).update(settings)
         model = tiny_model()
-        prepare_policy(args, model)
+        make_policy(args, model)
         return model
 
     def trained_layers(self, model):
@@ -459,7 +460,7 @@ class TestPolicy(CommandCase):
             self.assertTrue(mx.array_equal(value, weights[name]))
 
     def test_load_model(self):
-        model, tokenizer = load_model(str(self.model), dpo.resolve_args([]))
+        model, tokenizer = load_model(str(self.model))
         self.assertEqual(len(model.layers), 3)
         self.assertEqual(tokenizer.eos_token, "</s>")
 

@@ -146,6 +146,33 @@ class CommandCase(unittest.TestCase):
         return err
 
 
+class TestEveryKindGoesOn(CommandCase):
+    """``--resume DIR`` alone goes on with a run of any kind."""
+
+    KINDS = {
+        "lora": (),
+        "dora": ("--fine-tune-type", "dora"),
+        "full": ("--fine-tune-type", "full"),
+        "head": ("--fine-tune-type", "full", "--train-head"),
+        "moving": ("--sync-reference", "--sync-steps", 1, "--steps-per-eval", 2),
+        "packed": ("--pack",),
+        "accumulated": ("--grad-accumulation-steps", 2),
+    }
+
+    def test_each_kind(self):
+        for kind, flags in self.KINDS.items():
+            with self.subTest(kind=kind):
+                whole, parts = self.folder / f"{kind} whole", self.folder / kind
+                given = [*self.flags("--no-reference-cache", *flags), "--save-every", 1]
+                self.succeed(*given, "--iters", 4, "--adapter-path", whole)
+                self.succeed(*given, "--iters", 2, "--adapter-path", parts)
+                self.succeed("--resume", parts, "--iters", 4)
+                one, two = (
+                    folder / "adapters.safetensors" for folder in (whole, parts)
+                )
+                self.assertEqual(one.read_bytes(), two.read_bytes())
+
+
 class TestIssueConfigurations(CommandCase):
     """The two configurations that must run, with tiny local models."""
 
@@ -283,7 +310,7 @@ class TestReports(CommandCase):
         check_args(args)
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
-            model, tokenizer = load_model(args.model, args)
+            model, tokenizer = load_model(args.model, args.trust_remote_code)
             train, valid, test = load_preference_dataset(args, tokenizer)
             remembered = dpo.train_model(args, model, train, valid)
             metrics = dpo.evaluate_model(args, model, test, remembered.model)
@@ -307,7 +334,7 @@ class TestReports(CommandCase):
     def test_loading_the_reference_model(self):
         args = dpo.resolve_args(["--reference-model", str(self.model)])
         with contextlib.redirect_stdout(io.StringIO()):
-            model = dpo.load_reference_model(args)
+            model = dpo.load_reference_model(args.reference_model)
         self.assertFalse(model.training)
         self.assertEqual(tree_flatten(model.trainable_parameters()), [])
 

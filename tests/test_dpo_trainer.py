@@ -5,7 +5,6 @@ import math
 import tempfile
 import unittest
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
 
 import mlx.core as mx
@@ -462,12 +461,8 @@ class TestTrainer(unittest.TestCase):
     def test_full_training_of_quantized_layers_is_refused(self):
         model = tiny_model(None)
         nn.quantize(model, group_size=32, bits=4)
-        args = SimpleNamespace(
-            **{"fine_tune_type": "full", "num_layers": 1, "train_head": False},
-            **{"seed": 0, "resume_adapter_file": None},
-        )
-        with self.assertRaisesRegex(ValueError, "can't train quantized layers"):
-            prepare_policy(args, model)
+        with self.assertRaisesRegex(InputError, "can't train quantized layers"):
+            prepare_policy(model, "full", 1)
 
     def test_16_bit_models_on_the_cpu_are_noticed(self):
         model = tiny_model()

@@ -4,7 +4,6 @@ import json
 import tempfile
 import unittest
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
@@ -116,8 +115,7 @@ class TestGPT2(unittest.TestCase):
         for prefix in (True, False):
             with self.subTest(prefix=prefix), tempfile.TemporaryDirectory() as folder:
                 path = str(save_gpt2(folder, prefix=prefix))
-                options = SimpleNamespace(trust_remote_code=False)
-                model, tokenizer = load_model(path, options)
+                model, tokenizer = load_model(path)
                 logits[prefix] = np.array(model(mx.array([tokens]))[0])
                 weights = transformers_weights(2, 16, 64, len(tokenizer.get_vocab()))
                 expected = gpt2_logits(weights, tokens, 2, 2)

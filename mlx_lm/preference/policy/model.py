@@ -4,7 +4,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -42,7 +41,7 @@ def explain_failure(path: str, error: Exception) -> str:
     return f"{kind}{error}"
 
 
-def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
+def load_model(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
     """Load a model and its tokenizer, with one clear line if that fails."""
     if not Path(path).exists() and (path.startswith(("/", ".", "~"))):
         raise InputError(f"The model folder {path} does not exist.")
@@ -53,11 +52,11 @@ def load_model(path: str, args: SimpleNamespace) -> tuple[nn.Module, Any]:
             # Memory is checked before the weights are read.
             lazy=True,
             get_model_classes=_model_classes,
-            trust_remote_code=args.trust_remote_code,
+            trust_remote_code=trust_remote_code,
         )
         tokenizer = load_tokenizer(
             folder,
-            {"trust_remote_code": args.trust_remote_code},
+            {"trust_remote_code": trust_remote_code},
             eos_token_ids=config.get("eos_token_id"),
         )
         return model, tokenizer
@@ -144,12 +143,21 @@ def unfreeze_head(model: nn.Module) -> None:
     raise InputError(f"train_head finds no module named {', '.join(names)}.")
 
 
-def prepare_policy(args: SimpleNamespace, model: nn.Module) -> None:
-    """Make the trained part of the model: adapters, or unfrozen layers."""
-    mx.random.seed(args.seed)
+def prepare_policy(
+    model: nn.Module,
+    fine_tune_type: str,
+    num_layers: int,
+    lora_parameters: dict[str, Any] | None = None,
+    *,
+    train_head: bool = False,
+    start: str | None = None,
+    seed: int = 0,
+) -> None:
+    """Make the trained part: adapters or unfrozen layers, with the start's weights."""
+    mx.random.seed(seed)
     model.freeze()
-    if args.fine_tune_type == "full":
-        layers = model.layers[-max(args.num_layers, 0) :]
+    if fine_tune_type == "full":
+        layers = model.layers[-max(num_layers, 0) :]
         if any("scales" in m for layer in layers for m in layer.modules()):
             raise InputError(
                 "fine_tune_type full can't train quantized layers. Use lora or dora, "
@@ -157,22 +165,17 @@ def prepare_policy(args: SimpleNamespace, model: nn.Module) -> None:
             )
         for layer in layers:
             layer.unfreeze()
-        args.lora_parameters = None
     else:
-        linear_to_lora_layers(
-            model,
-            args.num_layers,
-            args.lora_parameters,
-            use_dora=(args.fine_tune_type == "dora"),
-        )
-    if args.train_head:
+        use_dora = fine_tune_type == "dora"
+        linear_to_lora_layers(model, num_layers, lora_parameters, use_dora=use_dora)
+    if train_head:
         unfreeze_head(model)
     if not tree_flatten(model.trainable_parameters()):
-        keys = (args.lora_parameters or {}).get("keys")
+        keys = (lora_parameters or {}).get("keys")
         raise InputError(f"Nothing to train: the model has no layers named {keys}.")
-    if args.resume_adapter_file is not None:
-        rprint(f"Starting from the weights in {args.resume_adapter_file}")
-        load_weights(model, args.resume_adapter_file)
+    if start is not None:
+        rprint(f"Starting from the weights in {start}")
+        load_weights(model, start)
 
 
 def check_same_tokens(policy_tokenizer: Any, reference_tokenizer: Any) -> None:
@@ -202,13 +205,13 @@ def check_token_ids(model: Any, largest: int) -> None:
 
 
 def load_reference_model(
-    args: SimpleNamespace, tokenizer: Any = None
+    path: str | None, tokenizer: Any = None, trust_remote_code: bool = False
 ) -> nn.Module | None:
     """Load the separate reference model, if one is named."""
-    if args.reference_model is None:
+    if path is None:
         return None
-    rprint(f"Loading reference model {args.reference_model}")
-    model, reference_tokenizer = load_model(args.reference_model, args)
+    rprint(f"Loading reference model {path}")
+    model, reference_tokenizer = load_model(path, trust_remote_code)
     if tokenizer is not None:
         check_same_tokens(tokenizer, reference_tokenizer)
     model.freeze()

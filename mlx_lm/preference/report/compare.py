@@ -19,10 +19,10 @@ from ..policy.model import (
     load_model,
     load_reference_model,
     load_weights,
-    prepare_policy,
     read_weights,
 )
 from ..ranks import start_together
+from ..run.setup import make_policy
 from ..settings.adopt import adopt_finished_run
 from ..settings.checks import check_args, check_types, fit_to_model
 from ..settings.table import names
@@ -58,7 +58,7 @@ def finished_runs(
         one.adapter_path = folder
         check_types(vars(one))
         adopt_finished_run(one)
-        given = {k: v for k, v in one.lora_parameters.items() if v is not None}
+        given = {k: v for k, v in (one.lora_parameters or {}).items() if v is not None}
         one.lora_parameters = {**defaults["lora_parameters"], **given}
         check_args(one)
         runs.append(one)
@@ -105,14 +105,16 @@ def compare_runs(
     results: dict[str, dict[str, Any]] = {}
     for run in runs:
         rprint(f"Loading {run.model} with {run.adapter_path}")
-        model, tokenizer = load_model(run.model, run)
+        model, tokenizer = load_model(run.model, run.trust_remote_code)
         fit_to_model(run, model)
-        reference_model = load_reference_model(run, tokenizer)
+        reference_model = load_reference_model(
+            run.reference_model, tokenizer, run.trust_remote_code
+        )
         if not results or columns != _values(run, LOSS_COLUMNS):
             columns = _values(run, LOSS_COLUMNS)
             test_set = _load_pairs(run, tokenizer, test_set)
             check_token_ids(model, test_set.largest_token())
-        prepare_policy(run, model)
+        make_policy(run, model)
         reference = reference_model or FrozenStart(model)
         with scored_text(
             model,

@@ -17,12 +17,26 @@ from ..files import remove_leftovers, user_cache_folder
 from ..forward.frozen import FrozenStart
 from ..forward.probe import Sharing, check_packing, check_sharing
 from ..objective.objective import objective_of
+from ..policy.model import prepare_policy
 from ..policy.optimizer import build_learning_rate, build_optimizer
 from ..reference.cache import ReferenceCache
 from ..reference.fingerprint import model_fingerprint, variant_fingerprint
 from ..reference.remembered import NoReference, RememberedReference
 from .checkpoint import TrainingState, check_identity, data_fingerprint, newest_state
 from .folder import adapter_config
+
+
+def make_policy(args: SimpleNamespace, model: nn.Module) -> None:
+    """Make the trained part of the model as the settings say."""
+    prepare_policy(
+        model,
+        args.fine_tune_type,
+        args.num_layers,
+        args.lora_parameters,
+        train_head=args.train_head,
+        start=args.resume_adapter_file,
+        seed=args.seed,
+    )
 
 
 def remember_reference(
