@@ -22,7 +22,7 @@ from mlx_lm.preference.forward.answers import (
 )
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.head import completion_scores
-from mlx_lm.preference.forward.tokens import token_log_sum_squares
+from mlx_lm.preference.forward.tokens import token_log_sum_squares, token_logps
 from mlx_lm.preference.policy.model import unfreeze_head
 
 # Equal lengths, either one longer, one token, and no prompt.
@@ -179,15 +179,12 @@ class TestConfidence(unittest.TestCase):
         batch = collate_pairs(PAIRS)
         states = completion_states(model, batch)
         plain = completion_head.completion_logps(model, states, batch["targets"])
-        whole = completion_scores(model, states, batch["targets"])
+        given = (model, states, batch["targets"], (token_logps, token_log_sum_squares))
+        whole = completion_scores(*given)
         for chunk in (1, 5):
             for gradient in (False, True):
                 ours = completion_scores(
-                    model,
-                    states,
-                    batch["targets"],
-                    gradient=gradient,
-                    chunk_bytes=4 * 64 * chunk,
+                    *given, gradient=gradient, chunk_bytes=4 * 64 * chunk
                 )
                 np.testing.assert_allclose(ours[0], plain, rtol=1e-5)
                 np.testing.assert_allclose(ours[1], whole[1], rtol=1e-5)

@@ -11,6 +11,7 @@ paired_sequence_logps(policy, reference, ...)   both, and their exact KL
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -20,6 +21,7 @@ from .head import completion_logps, completion_scores, paired_completion_logps
 from .packed import packed_states
 from .parts import head_logits
 from .shared import plain_states, shared_states
+from .tokens import token_log_sum_squares, token_logps
 
 
 def completion_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
@@ -83,11 +85,12 @@ def weighted_sequence_logps(
 ) -> tuple[mx.array, mx.array]:
     """The summed log-prob of every answer, and how likely the model would write it."""
     states = completion_states(model, batch)
+    functions = token_logps, token_log_sum_squares
     logps, squares = completion_scores(
-        model, states, batch["targets"], gradient=gradient
+        model, states, batch["targets"], functions, gradient=gradient
     )
     counts = sum_by_row(mx.ones(logps.shape), batch)
-    aligned = sum_by_row(mx.stop_gradient(logps) - squares, batch)
+    aligned = sum_by_row(mx.stop_gradient(logps - squares), batch)
     confidences = mx.exp(aligned / mx.maximum(counts, 1))
     return sum_by_row(logps, batch, _weights(batch, ld_alpha)), confidences
 
@@ -112,13 +115,16 @@ def paired_sequence_logps(
         with running(reference_model) as reference:
             return head_logits(reference, states)
 
-    scores = paired_completion_logps(
-        lambda states: head_logits(policy_model, states),
+    policy_logps, reference_logps, kl = paired_completion_logps(
+        partial(head_logits, policy_model),
         reference_logits,
         policy_states,
         reference_states,
         batch["targets"],
     )
     weights = _weights(batch, ld_alpha)
-    policy_logps, reference_logps = (sum_by_row(x, batch, weights) for x in scores[:2])
-    return policy_logps, reference_logps, sum_by_row(scores[2], batch)
+    return (
+        sum_by_row(policy_logps, batch, weights),
+        sum_by_row(reference_logps, batch, weights),
+        sum_by_row(kl, batch),
+    )

@@ -3,30 +3,17 @@
 """The reference policy: the frozen start of the policy, or another model."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map, tree_map_with_path
+from mlx.utils import tree_flatten, tree_map
 
 from ..errors import InputError
 from .parts import calls_replaced, find_trunk
 from .shared import leaves
-
-
-@contextmanager
-def _swapped_in(model: nn.Module, parameters: dict) -> Iterator[None]:
-    """Run the model with other trainable parameters, in evaluation mode."""
-    current = model.trainable_parameters()
-    training = model.training
-    model.update(parameters)
-    model.eval()
-    try:
-        yield
-    finally:
-        model.update(current)
-        model.train(training)
 
 
 class FrozenStart:
@@ -100,63 +87,25 @@ class FrozenStart:
         self.state.update(tree_map(mix, self.state, policy))
         mx.eval(self.state)
 
-    def arrays(self) -> dict[str, mx.array]:
-        """
-        The reference's parameters by name, for a checkpoint of a run that syncs.
-
-        Returns:
-            dict: What ``restore`` takes.
-
-        Example:
-            >>> sorted(FrozenStart(nn.Linear(1, 1)).arrays())
-            ['bias', 'weight']
-        """
-        return dict(tree_flatten(self.state))
-
-    def restore(self, arrays: dict[str, mx.array]) -> None:
-        """
-        Go back to the reference of a checkpoint, in place.
-
-        Args:
-            arrays (dict): What ``arrays`` returned; others are left alone.
-
-        Raises:
-            ValueError: If the checkpoint is of another policy.
-
-        Example:
-            >>> reference = FrozenStart(nn.Linear(1, 1))
-            >>> reference.restore(reference.arrays() | {"bias": mx.array([7.0])})
-            >>> reference.state["bias"].item()
-            7.0
-        """
-
-        def saved(name, x):
-            found = arrays.get(name)
-            if found is None or found.shape != x.shape or found.dtype != x.dtype:
-                raise InputError(
-                    f"The checkpoint's reference has no {name} of shape {x.shape} "
-                    f"and {x.dtype}: it is of another run."
-                )
-            return found
-
-        self.state.update(tree_map_with_path(saved, self.state))
-
 
 @contextmanager
 def running(reference_model: Any) -> Iterator[Any]:
-    """The reference, ready for forward passes in evaluation mode."""
+    """A model, or a frozen start's policy as it was then, in evaluation mode."""
+    model, current = reference_model, {}
     if isinstance(reference_model, FrozenStart):
-        with _swapped_in(reference_model.policy, reference_model.state):
-            yield reference_model.policy
-        return
-    training = getattr(reference_model, "training", False)
-    if training:
-        reference_model.eval()
+        model = reference_model.policy
+        current = model.trainable_parameters()
+        model.update(reference_model.state)
+    training = getattr(model, "training", None)
+    if training is not None:
+        model.eval()
     try:
-        yield reference_model
+        yield model
     finally:
-        if training:
-            reference_model.train()
+        if current:
+            model.update(current)
+        if training is not None:
+            model.train(training)
 
 
 def frozen_layers(model: Any) -> list[nn.Module]:
@@ -164,17 +113,30 @@ def frozen_layers(model: Any) -> list[nn.Module]:
     trunk = find_trunk(model)
     if trunk is None:
         return []
-    layers = model.layers
-    result: list[nn.Module] = []
-    trained = {id(x) for _, x in tree_flatten(model.trainable_parameters())}
-    in_layers = {id(x) for l in layers for _, x in tree_flatten(l.parameters())}
-    in_trunk = {id(x) for _, x in tree_flatten(trunk.parameters())}
-    if trained & (in_trunk - in_layers):
+    trained = _ids(model.trainable_parameters())
+    in_layers = [_ids(layer.parameters()) for layer in model.layers]
+    if trained & (_ids(trunk.parameters()) - set().union(*in_layers)):
         return []
-    for layer in layers:
-        if any(id(x) in trained for _, x in tree_flatten(layer.parameters())):
-            return result
-        result.append(layer)
+    count = next((i for i, x in enumerate(in_layers) if x & trained), len(in_layers))
+    return model.layers[:count]
+
+
+def _ids(parameters):
+    return {id(x) for _, x in tree_flatten(parameters)}
+
+
+def _record(outputs, layer, *args, **kwargs):
+    result = layer(*args, **kwargs)
+    arrays = [cache.arrays for cache in leaves([args, kwargs])]
+    outputs.append((result, arrays))
+    return result
+
+
+def _replay(outputs, layer, *args, **kwargs):
+    result, arrays = next(outputs)
+    # Layers above may share this one's keys and values.
+    for cache, values in zip(leaves([args, kwargs]), arrays):
+        cache.arrays = values
     return result
 
 
@@ -182,42 +144,16 @@ class FrozenLayers:
     """What the frozen layers of a model returned, to be returned again."""
 
     def __init__(self, model: Any):
-        self._layers = frozen_layers(model)
-        self._outputs: list[list] = [[] for _ in self._layers]
+        self._outputs: list = [(layer, []) for layer in frozen_layers(model)]
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
+    def recording(self) -> AbstractContextManager:
         """Keep what the frozen layers return, call by call."""
+        return calls_replaced(
+            (layer, partial(_record, outputs)) for layer, outputs in self._outputs
+        )
 
-        def record(outputs):
-            def call(original, *args, **kwargs):
-                result = original(*args, **kwargs)
-                arrays = [cache.arrays for cache in leaves([args, kwargs])]
-                outputs.append((result, arrays))
-                return result
-
-            return call
-
-        calls = [(l, record(o)) for l, o in zip(self._layers, self._outputs)]
-        with calls_replaced(calls):
-            yield
-
-    @contextmanager
-    def replaying(self) -> Iterator[None]:
+    def replaying(self) -> AbstractContextManager:
         """Return what was kept, in the same order of calls."""
-
-        def replay(outputs):
-            kept = iter(outputs)
-
-            def call(original, *args, **kwargs):
-                result, arrays = next(kept)
-                # Layers above may share this one's keys and values.
-                for cache, values in zip(leaves([args, kwargs]), arrays):
-                    cache.arrays = values
-                return result
-
-            return call
-
-        calls = [(l, replay(o)) for l, o in zip(self._layers, self._outputs)]
-        with calls_replaced(calls):
-            yield
+        return calls_replaced(
+            (layer, partial(_replay, iter(outputs))) for layer, outputs in self._outputs
+        )

@@ -8,7 +8,7 @@ chunks of tokens: logits, log-prob, gradient, and the logits are gone. The
 backward pass multiplies by what the loss asks of each token.
 
     completion_logps(model, states, targets)   log-probs
-    completion_scores(...)                     and how sure the model is
+    completion_scores(..., functions)          other functions of logits and targets
       _with_gradient(score, sizes, ...)        the gradient in the forward pass
     paired_completion_logps(...)               both models and their exact KL
 """
@@ -21,7 +21,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
 from .parts import find_trunk, head_logits
-from .tokens import score_tokens, token_log_sum_squares, token_logps
+from .tokens import score_tokens, token_logps
 
 # Bounds of a chunk's float32 logits, of which three times as much is alive at
 # once. Small chunks read the head's weights more often.
@@ -37,15 +37,13 @@ def default_chunk_bytes() -> int:
 
 def chunk_sizes(tokens: int, vocabulary: int, chunk_bytes: int | None = None) -> list:
     """Cut a number of tokens into chunks of nearly equal size."""
-    chunk_bytes = chunk_bytes or default_chunk_bytes()
-    count = max(1, -(-tokens * vocabulary * 4 // chunk_bytes))
-    count = min(count, max(tokens, 1))
+    count = -(-tokens * vocabulary * 4 // (chunk_bytes or default_chunk_bytes()))
+    count = max(1, min(count, tokens))
     return [tokens // count + (i < tokens % count) for i in range(count)]
 
 
 def trained_outside_layers(model: Any) -> dict[str, mx.array]:
-    """The trainable parameters that are not in the model's layers: those of the
-    head."""
+    """The head's trainable parameters: those that are not in the layers."""
     if not isinstance(model, nn.Module):
         return {}
     layers = getattr(model, "layers", None) or []
@@ -71,11 +69,8 @@ def _first_weighs(weights, parts):
     return [weights] + [mx.zeros_like(weights)] * (parts - 1)
 
 
-def _with_gradient(
-    score: Callable, parts: int, sizes: list, parameters: dict
-) -> Callable:
+def _with_gradient(score: Callable, parts: int, sizes: list, names: list) -> Callable:
     """``score`` chunk by chunk, its gradient for the states computed with it."""
-    names = list(parameters)
 
     @mx.custom_function
     def scores(states, targets, *values):
@@ -108,13 +103,18 @@ def _with_gradient(
     return lambda *arrays: scores(*arrays)[:-1]
 
 
-def _scores(model, states, targets, functions, gradient, chunk_bytes):
+def completion_scores(
+    model: Any,
+    states: mx.array,
+    targets: mx.array,
+    functions: tuple[Callable, ...],
+    *,
+    gradient: bool = False,
+    chunk_bytes: int | None = None,
+) -> tuple[mx.array, ...]:
     """Functions of logits and targets, the first differentiable, chunk by chunk."""
     width = head_logits(model, states[:1]).shape[-1]
     sizes = chunk_sizes(states.shape[0], width, chunk_bytes)
-    whole = find_trunk(model) is None
-    # Logits that are there already keep their own, plain gradient.
-    parameters = {} if whole or not gradient else trained_outside_layers(model)
 
     def score(x, t, values):
         if values:
@@ -122,11 +122,12 @@ def _scores(model, states, targets, functions, gradient, chunk_bytes):
         logits = head_logits(model, x)[None]
         return [function(logits, t[None])[0] for function in functions]
 
-    if gradient and not whole:
-        run = _with_gradient(score, len(functions), sizes, parameters)
-        scores = run(states, targets, *parameters.values())
-        if parameters:
-            model.update(tree_unflatten(list(parameters.items())))
+    # Logits that are there already keep their own, plain gradient.
+    if gradient and find_trunk(model) is not None:
+        trained = trained_outside_layers(model)
+        run = _with_gradient(score, len(functions), sizes, list(trained))
+        scores = run(states, targets, *trained.values())
+        model.update(tree_unflatten(list(trained.items())))
         return scores
     results: list[list[mx.array]] = []
     for x, t in _chunks(sizes, states, targets):
@@ -135,30 +136,10 @@ def _scores(model, states, targets, functions, gradient, chunk_bytes):
 
 
 def completion_logps(
-    model: Any,
-    states: mx.array,
-    targets: mx.array,
-    *,
-    gradient: bool = False,
-    chunk_bytes: int | None = None,
+    model: Any, states: mx.array, targets: mx.array, **options: Any
 ) -> mx.array:
     """Log-prob of every target, the head applied chunk by chunk."""
-    functions = (token_logps,)
-    return _scores(model, states, targets, functions, gradient, chunk_bytes)[0]
-
-
-def completion_scores(
-    model: Any,
-    states: mx.array,
-    targets: mx.array,
-    *,
-    gradient: bool = False,
-    chunk_bytes: int | None = None,
-) -> tuple[mx.array, mx.array]:
-    """Log-prob of every target, and ``log sum_v p(v)^2`` where it stands."""
-    functions = (token_logps, lambda logits, _: token_log_sum_squares(logits))
-    logps, squares = _scores(model, states, targets, functions, gradient, chunk_bytes)
-    return logps, mx.stop_gradient(squares)
+    return completion_scores(model, states, targets, (token_logps,), **options)[0]
 
 
 def paired_completion_logps(
@@ -175,11 +156,8 @@ def paired_completion_logps(
     sizes = chunk_sizes(targets.shape[0], 2 * width, chunk_bytes)
     results: list[tuple] = []
     for x, y, t in _chunks(sizes, policy_states, reference_states, targets):
-        x = _in_order(x, results[-1] if results else None)
-        y = _in_order(y, results[-1] if results else None)
-        scores = score_tokens(
-            policy_logits(x)[None], reference_logits(y)[None], t[None]
-        )
-        results.append(tuple(s[0] for s in scores))
+        x, y = (_in_order(s, results[-1] if results else None) for s in (x, y))
+        logits = policy_logits(x)[None], reference_logits(y)[None]
+        results.append(tuple(s[0] for s in score_tokens(*logits, t[None])))
     policy, reference, kl = (mx.concatenate(parts) for parts in zip(*results))
     return policy, reference, kl

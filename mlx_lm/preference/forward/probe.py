@@ -18,6 +18,7 @@ from ..batch.collate import collate_pairs
 from ..batch.shape import BatchShape
 from ..errors import InputError
 from .answers import sequence_logps, sum_by_row
+from .frozen import running
 from .parts import RUN_WHOLE, find_trunk
 from .tokens import token_logps
 
@@ -75,19 +76,27 @@ def _agree(ours, plain, noise):
 
 def check_sharing(model: nn.Module) -> Sharing:
     """Find the best way to share prompts that leaves the numbers as they are."""
-    training = model.training
-    model.eval()
-    try:
-        return _check(model)
-    finally:
-        model.train(training)
+    with running(model):
+        pairs, plain, noise = _expected(model)
+        agree = lambda shape: _agree(_logps(model, shape, pairs), plain, noise)
+        if not agree(BatchShape(0, 25)):
+            setattr(model, RUN_WHOLE, True)
+        grades = (g for g in _SHAPES if _may_try(model, g) and agree(_SHAPES[g]))
+        grade = next(grades, "plain")
+    notice = ""
+    if getattr(model, RUN_WHOLE, False):
+        notice = (
+            "[WARNING] This model computes other numbers in parts than as a whole: it "
+            "runs whole, which takes more memory."
+        )
+    elif grade == "plain":
+        notice = "This model can't share prompts: each answer runs with its own."
+    return Sharing(grade, notice)
 
 
 def check_packing(model: nn.Module, longest: int = 2048) -> Sharing:
     """Make sure that rows of several sequences leave the numbers as they are."""
-    training = model.training
-    model.eval()
-    try:
+    with running(model):
         pairs, plain, noise = _expected(model)
         for offset in (0, max(longest - _PACKED.width, 0)):
             ours = _logps(model, _PACKED, pairs, offset=offset)
@@ -96,8 +105,6 @@ def check_packing(model: nn.Module, longest: int = 2048) -> Sharing:
                     "This model can't pack several sequences into a row: "
                     "set pack: false."
                 )
-    finally:
-        model.train(training)
     return Sharing("packed", "")
 
 
@@ -111,31 +118,10 @@ def _expected(model):
     return pairs, plain, min(np.abs(wider - plain).max(), limit)
 
 
-def _check(model):
-    pairs, plain, noise = _expected(model)
-    agree = lambda shape: _agree(_logps(model, shape, pairs), plain, noise)
-    if not agree(BatchShape(0, 25)):
-        setattr(model, RUN_WHOLE, True)
-    shapes = dict(_SHAPES)
-    if _has_position_table(model):
-        # Padding behind a ragged prompt would read beyond the table's end.
-        del shapes["ragged"]
-    grade = next((g for g, shape in shapes.items() if agree(shape)), "plain")
-    return Sharing(grade, _notice(model, grade))
-
-
-def _has_position_table(model):
+def _may_try(model, grade):
+    if grade != "ragged":
+        return True
     trunk = find_trunk(model) or model
     tables = [m for m in trunk.children().values() if isinstance(m, nn.Embedding)]
-    return len(tables) > 1
-
-
-def _notice(model, grade):
-    if getattr(model, RUN_WHOLE, False):
-        return (
-            "[WARNING] This model computes other numbers in parts than as a whole: it "
-            "runs whole, which takes more memory."
-        )
-    if grade == "plain":
-        return "This model can't share prompts: each answer runs with its own."
-    return ""
+    # Padding behind a ragged prompt would read beyond a table of positions.
+    return len(tables) < 2

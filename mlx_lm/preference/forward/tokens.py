@@ -11,6 +11,8 @@
 Everything from the logits on is float32.
 """
 
+from typing import Any
+
 import mlx.core as mx
 
 from ...kernels.preference_logps import (
@@ -120,7 +122,7 @@ def token_logps(
     return logps
 
 
-def token_log_sum_squares(logits: mx.array) -> mx.array:
+def token_log_sum_squares(logits: mx.array, _: Any = None) -> mx.array:
     """The log-probability that two tokens drawn at a position are the same."""
     x = mx.stop_gradient(logits).astype(mx.float32)
     # The difference below would lose what large logits have in common.

@@ -83,7 +83,7 @@ def take_snapshot(
         "grad_norm": run.grad_norm,
     }
     if run.args.sync_reference:
-        arrays |= _with_prefix("moved", run.reference.model.arrays())
+        arrays |= _with_prefix("moved", run.reference.model.state)
     metrics = run.folder / "metrics.jsonl"
     info = {
         "pending": pending,
@@ -121,10 +121,7 @@ def apply_snapshot(run: "PreferenceRun", state: TrainingState) -> tuple[int, boo
         }
         run.window.restore(info["window"], sums)
     if run.args.sync_reference:
-        prefix = "moved."
-        run.reference.model.restore(
-            {k.removeprefix(prefix): v for k, v in arrays.items() if prefix in k[:6]}
-        )
+        _fill(run.reference.model.state, arrays, "moved")
     # Of another reference they would be wrong.
     if info["identity"].get("reference") == run.identity.get("reference"):
         run.reference.cache.absorb(arrays["reference.keys"], arrays["reference.logps"])

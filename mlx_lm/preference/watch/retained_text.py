@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_log
 from ...cli_ui import rprint
 from ..errors import InputError
 from ..files import write_json
+from ..forward.frozen import running
 from ..forward.head import completion_logps
 from ..forward.parts import trunk_states
 from ..forward.probe import check_sharing
@@ -100,17 +101,13 @@ def text_perplexity(
     """The perplexity per token of a whole text, read window by window."""
     if len(tokens) < 2:
         raise InputError("A perplexity needs a text of at least 2 tokens.")
-    training = getattr(model, "training", False)
-    if training:
-        model.eval()
     total = 0.0
-    for start in range(0, len(tokens) - 1, window):
-        part = mx.array(tokens[start : start + window + 1])
-        # A whole window's logits may need more memory than a training step.
-        states = trunk_states(model, part[None, :-1])[0]
-        total += completion_logps(model, states, part[1:]).sum().item()
-    if training:
-        model.train()
+    with running(model):
+        for start in range(0, len(tokens) - 1, window):
+            part = mx.array(tokens[start : start + window + 1])
+            # A whole window's logits may need more memory than a training step.
+            states = trunk_states(model, part[None, :-1])[0]
+            total += completion_logps(model, states, part[1:]).sum().item()
     # Windows have other shapes than batches: what they took is given back.
     mx.clear_cache()
     scored = len(tokens) - 1
