@@ -164,7 +164,7 @@ class TestForgetting(unittest.TestCase):
         cache.save()
 
     def files(self):
-        return {p.name: p.read_bytes() for p in self.folder.glob("*.safetensors")}
+        return {p.name: p.read_bytes() for p in self.folder.glob("*.sqlite")}
 
     def test_a_moving_reference_never_meets_the_disk(self):
         self.fill()

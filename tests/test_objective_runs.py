@@ -267,7 +267,7 @@ _add_tests()
 
 class TestRememberedNumbers(RunCase):
     def files(self, folder):
-        return {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
+        return {p.name: p.read_bytes() for p in folder.glob("*.sqlite")}
 
     def assert_not_mixed_up(self, name, cache, **more):
         """With what others left in the cache the run is what it is without."""
@@ -297,12 +297,13 @@ class TestRememberedNumbers(RunCase):
         # A likelier one, so that a mistaken baseline is above 0.
         rows[2]["completion"] = "x"
         save_rows(other, rows, ("train",))
-        sizes = [len(raw) for raw in self.files(cache).values()]
+        (file,) = cache.iterdir()
+        known = len(ReferenceCache(cache, file.stem))
         self.assert_not_mixed_up("kto", cache, data=str(other))
-        grown = [len(raw) for raw in self.files(cache).values()]
-        self.assertEqual(len(grown), 1)
-        self.assertGreater(grown[0], sizes[0])
-        self.assertLess(grown[0], 2 * sizes[0])
+        self.assertEqual(list(cache.iterdir()), [file])
+        grown = len(ReferenceCache(cache, file.stem))
+        self.assertGreater(grown, known)
+        self.assertLess(grown, 2 * known)
 
     def test_a_moving_reference_stays_off_the_disk(self):
         cache = self.root / "moving"

@@ -235,7 +235,7 @@ class TestThroughTheCommand(CommandCase):
             self.losses(again), self.losses(self.adapters), rtol=1e-6
         )
         # The numbers in the file are those of the model itself.
-        (file,) = self.kept.glob("*.safetensors")
+        (file,) = self.kept.glob("*.sqlite")
         self.assertEqual(len(ReferenceCache(self.kept, file.stem)), 11)
 
     def test_what_the_numbers_depend_on_makes_others(self):
@@ -260,7 +260,7 @@ class TestThroughTheCommand(CommandCase):
     def test_damaged_numbers_are_computed_again_with_one_warning(self):
         self.succeed(*self.flags())
         first = self.losses(self.adapters)
-        (file,) = self.kept.glob("*.safetensors")
+        (file,) = self.kept.glob("*.sqlite")
         raw = bytearray(file.read_bytes())
         raw[-3] ^= 64
         for damaged in (bytes(raw), file.read_bytes()[:-5], b""):

@@ -10,8 +10,8 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,21 @@ def user_cache_folder(name: str) -> Path:
         return Path(root) / "mlx_lm" / name
     caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
     return Path.home() / caches / "mlx_lm" / name
+
+
+def drop_oldest(files: Iterable[Path], keep: Path, limit: int) -> None:
+    """Delete the files unused for longest until all are within a limit in bytes."""
+    found = []
+    for path in files:
+        # Another run may delete it meanwhile.
+        with suppress(OSError):
+            stat = path.stat()
+            found.append((stat.st_mtime, stat.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total > limit and path != keep:
+            path.unlink(missing_ok=True)
+            total -= size
 
 
 def remove_leftovers(folder: str | Path) -> None:

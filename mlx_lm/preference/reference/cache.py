@@ -3,24 +3,28 @@
 """The reference's log-probs of every pair, remembered in memory and on disk."""
 
 import hashlib
-import json
 import os
-import re
-from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+import stat
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
 from ...cli_ui import rprint
-from ..files import replace_file
+from ..files import drop_oldest
 
 # Changes when keys or files are made in another way.
-FORMAT = "mlx_lm.reference_log_probs.1"
+FORMAT = "mlx_lm.reference_log_probs.2"
 MAX_FOLDER_BYTES = 2**30
+LOCK_SECONDS = 10
+TABLE = "saved (rows BLOB, checksum BLOB)"
 KEY_BYTES = 16
-ROW_BYTES = KEY_BYTES + 8
+# A pair's key, and the log-probs of its chosen and rejected answer.
+ROW = struct.Struct("<16sff")
 Entries = dict[bytes, tuple[float, float]]
 
 
@@ -34,67 +38,42 @@ def pair_key(
     return hashlib.blake2b(lengths + b"".join(parts), digest_size=KEY_BYTES).digest()
 
 
-def _encode(fingerprint, entries):
-    """The bytes of a safetensors file, which follow from its content alone."""
-    keys = b"".join(entries)
-    logps = np.array(list(entries.values()), dtype="<f4").tobytes()
-    metadata = {
-        "format": FORMAT,
-        "fingerprint": fingerprint,
-        "checksum": hashlib.blake2b(keys + logps, digest_size=32).hexdigest(),
-    }
-    n, middle, end = len(entries), len(keys), len(keys) + len(logps)
-    header = {
-        "__metadata__": metadata,
-        "keys": {"dtype": "U8", "shape": [n, 16], "data_offsets": [0, middle]},
-        "logps": {"dtype": "F32", "shape": [n, 2], "data_offsets": [middle, end]},
-    }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + keys + logps
+def _pack(entries: Entries) -> bytes:
+    return b"".join([ROW.pack(key, *logps) for key, logps in entries.items()])
 
 
-def _decode(fingerprint, raw):
-    """Read the bytes of a file; ValueError if one of them is not as written."""
-    start = 8 + int.from_bytes(raw[:8], "little")
-    n = (len(raw) - start) // ROW_BYTES
-    if n <= 0:
-        raise ValueError("no entries")
-    middle = start + KEY_BYTES * n
-    keys = (raw[i : i + KEY_BYTES] for i in range(start, middle, KEY_BYTES))
-    logps = np.frombuffer(raw, dtype="<f4", count=2 * n, offset=middle).reshape(n, 2)
-    entries = dict(zip(keys, map(tuple, logps.tolist()), strict=True))
-    if _encode(fingerprint, entries) != raw:
-        raise ValueError("damaged")
-    return entries
+def _unpack(rows: bytes) -> Entries:
+    return {key: (chosen, rejected) for key, chosen, rejected in ROW.iter_unpack(rows)}
 
 
 @contextmanager
-def _locked(folder):
-    """Let one process at a time merge its numbers into a file."""
-    with open(folder / ".lock", "w") as file:
-        # Without locks two savers may lose numbers, which are computed again.
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _drop_oldest(folder, keep, limit):
-    """Delete the files unused for longest until the folder is within its limit."""
-    files = []
-    for path in folder.glob("*.safetensors"):
-        # The folder may hold files of somebody else.
-        if re.fullmatch("[0-9a-f]{64}", path.stem):
-            with suppress(OSError):
-                stat = path.stat()
-                files.append((stat.st_mtime, stat.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total > limit and path != keep:
-            path.unlink(missing_ok=True)
-            total -= size
+def _transaction(path: Path, start: str) -> Iterator[Any]:
+    """Open a database: ValueError if it is damaged, OSError if it can't be used."""
+    # Links would lead elsewhere, and opening a FIFO waits for a writer.
+    for suffix in ("", "-journal", "-wal", "-shm"):
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(f"{path}{suffix}").st_mode):
+                raise OSError(f"{path.name}{suffix} is no regular file")
+    try:
+        import sqlite3
+    except ImportError as e:
+        # Python can be built without it.
+        raise OSError(str(e)) from e
+    try:
+        # SQLite needs POSIX locks from the file system, and fails where there are
+        # none; a page lost where they do not work does not pass for a number. Its
+        # journal is the default one: a write-ahead log needs shared memory.
+        options = {"timeout": LOCK_SECONDS, "isolation_level": None}
+        with closing(sqlite3.connect(path, **options)) as database, database:
+            database.execute(start)
+            yield database
+    except (sqlite3.Error, TypeError, struct.error) as e:
+        code = getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+        # What is neither locked nor full nor closed to us is damaged.
+        is_outside = (
+            isinstance(e, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR
+        )
+        raise (OSError if is_outside else ValueError)(str(e)) from e
 
 
 class ReferenceCache:
@@ -102,18 +81,14 @@ class ReferenceCache:
 
     def __init__(self, folder: Path | None, fingerprint: str):
         self.fingerprint = fingerprint
-        self.path = None if folder is None else Path(folder) / self._file_name
+        self.path = None if folder is None else Path(folder) / f"{fingerprint}.sqlite"
         #: Answers of ``lookup`` that were numbers, and numbers that were stored.
         self.hits, self.computed = 0, 0
         self._warned = False
-        self._entries: Entries = self._read(self._warn)
+        self._entries: Entries = self._read()
         self._unsaved = False
         # Also what was read: another host may not see the folder.
         self._unshared: Entries = dict(self._entries)
-
-    @property
-    def _file_name(self):
-        return f"{self.fingerprint}.safetensors"
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -123,23 +98,38 @@ class ReferenceCache:
             rprint(f"[WARNING] {text}")
         self._warned = True
 
-    def _read(self, warn):
+    def _read(self):
         """What the file holds; nothing if it is damaged or not there."""
-        if self.path is None or not self.path.exists():
+        if self.path is None or not os.path.lexists(self.path):
             return {}
         again = "the reference's log-probs are computed again."
         try:
-            entries = _decode(self.fingerprint, self.path.read_bytes())
+            with _transaction(self.path, "BEGIN") as database:
+                entries = self._entries_of(database)
         except ValueError:
-            warn(f"{self.path} is damaged: {again}")
+            self._warn(f"{self.path} is damaged: {again}")
             return {}
         except OSError as e:
-            warn(f"Can't read {self.path} ({e}): {again}")
+            self._warn(f"Can't read {self.path} ({e}): {again}")
             return {}
         # Its time says when it was last of use.
         with suppress(OSError):
             os.utime(self.path)
         return entries
+
+    def _entries_of(self, database):
+        entries: Entries = {}
+        # Where two runs saved a pair, the first number stays.
+        query = "SELECT rows, checksum FROM saved ORDER BY rowid DESC"
+        for rows, checksum in database.execute(query):
+            if self._checksum(rows) != checksum:
+                raise ValueError("damaged")
+            entries |= _unpack(rows)
+        return entries
+
+    def _checksum(self, rows):
+        name = f"{FORMAT} {self.fingerprint} ".encode()
+        return hashlib.blake2b(name + rows, digest_size=KEY_BYTES).digest()
 
     def unknown(self, keys: Sequence[bytes]) -> int:
         """Count the pairs that the reference has yet to see."""
@@ -195,18 +185,29 @@ class ReferenceCache:
         folder = self.path.parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(folder):
+            try:
+                self._write()
+            except ValueError:
                 # A damaged file was reported when it was opened.
-                entries = self._entries | self._read(lambda text: None)
-                raw = _encode(self.fingerprint, entries)
-                replace_file(self.path, lambda name: Path(name).write_bytes(raw))
-                _drop_oldest(folder, self.path, MAX_FOLDER_BYTES)
+                self.path.unlink(missing_ok=True)
+                self._write()
+            # The folder may hold files of somebody else.
+            files = folder.glob(f"{'[0-9a-f]' * 64}.sqlite")
+            drop_oldest(files, self.path, MAX_FOLDER_BYTES)
             self._unsaved = False
-        except OSError as e:
+        except (OSError, ValueError) as e:
             self._warn(
                 f"Can't save the reference's log-probs in {folder} ({e}): later runs "
                 "compute them again."
             )
+
+    def _write(self):
+        with _transaction(self.path, "BEGIN IMMEDIATE") as database:
+            database.execute(f"CREATE TABLE IF NOT EXISTS {TABLE}")
+            known = self._entries_of(database)
+            rows = _pack({k: v for k, v in self._entries.items() if k not in known})
+            new = (rows, self._checksum(rows))
+            database.execute("INSERT INTO saved VALUES (?, ?)", new)
 
     def exchange(self, group: mx.distributed.Group) -> None:
         """Give every process the numbers that the others read or stored."""
@@ -216,19 +217,14 @@ class ReferenceCache:
         counts = mx.distributed.all_gather(mx.array([len(ours)]), group=group).tolist()
         if not (most := max(counts)):
             return
-        rows = np.zeros((most, ROW_BYTES), dtype=np.uint8)
-        if ours:
-            keys = np.frombuffer(b"".join(ours), dtype=np.uint8)
-            logps = np.array(list(ours.values()), dtype=np.float32).view(np.uint8)
-            rows[: len(ours), :KEY_BYTES] = keys.reshape(-1, KEY_BYTES)
-            rows[: len(ours), KEY_BYTES:] = logps
-        words = mx.distributed.all_gather(mx.array(rows.view(np.uint32)), group=group)
-        gathered = np.array(words).view(np.uint8).reshape(len(counts), most, ROW_BYTES)
+        size = most * ROW.size
+        words = np.frombuffer(_pack(ours).ljust(size, b"\0"), np.uint32)
+        gathered = mx.distributed.all_gather(mx.array(words), group=group)
+        rows = np.array(gathered).tobytes()
         news: Entries = {}
         # The lowest rank comes last.
-        for count, block in reversed(list(zip(counts, gathered, strict=True))):
-            keys = [row.tobytes() for row in block[:count, :KEY_BYTES]]
-            logps = np.ascontiguousarray(block[:count, KEY_BYTES:]).view(np.float32)
-            news |= zip(keys, map(tuple, logps.tolist()), strict=True)
+        for rank, count in reversed(list(enumerate(counts))):
+            start = rank * size
+            news |= _unpack(rows[start : start + count * ROW.size])
         self._unsaved |= not news.keys() <= self._entries.keys()
         self._entries |= news
