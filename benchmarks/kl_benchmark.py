@@ -13,6 +13,7 @@ and the KL is taken on its own answers.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +25,15 @@ from quality_benchmark import COLUMNS
 from mlx_lm.dpo import resolve_args
 from mlx_lm.generate import batch_generate
 from mlx_lm.preference.forward.frozen import FrozenStart
-from mlx_lm.preference.measure.pair_metrics import pair_metrics
 from mlx_lm.preference.policy.model import (
     load_model,
     load_weights,
     read_weights,
 )
-from mlx_lm.preference.report.compare import finished_runs
 from mlx_lm.preference.report.evaluate import score_pairs
-from mlx_lm.preference.run.setup import make_policy
+from mlx_lm.preference.run.setup import find_sharing, make_policy, training_args
 from mlx_lm.preference.settings.checks import fit_to_model
-from mlx_lm.preference.settings.table import CONFIG_DEFAULTS
+from mlx_lm.preference.settings.finished import finished_runs
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.datasets import load_preference_dataset
 
@@ -100,16 +99,17 @@ def measure(run: Any, strengths: list[float], count: int, batch_size: int) -> li
     if not scales:
         raise ValueError(f"{run.adapter_path} has no LoRA layers, which have a scale.")
     prompts = [test_set[i][0].tolist() for i in range(min(count, len(test_set)))]
+    grade = find_sharing(run, model, start).grade
+    settings = replace(training_args(run), sharing=grade)
     for strength in strengths:
         set_strength(model, scales, strength)
-        means, scored = score_pairs(run, model, test_set, start)
+        found, _ = score_pairs(model, start, test_set, settings, run.test_batches)
         own = []
         if prompts:
             answers = own_answers(model, tokenizer, prompts)
-            kl = score_pairs(run, model, answers, start)[1].kl
+            kl = score_pairs(model, start, answers, settings)[1].kl
             tokens = [len(answer) for pair in answers for answer in pair[1:3]]
             own = [float(kl.mean()), float(np.mean(tokens))]
-        found = means | pair_metrics(means, scored)
         lines.append(row(Path(run.adapter_path).name, strength, found, own))
         print(lines[-1], flush=True)
     return lines
@@ -129,7 +129,7 @@ def main(argv: list[str] | None = None) -> list[str]:
     given += ["--model", args.model] if args.model else []
     settings = resolve_args(given)
     settings.adapter_path, lines = args.adapter_path, []
-    for run in finished_runs(settings, CONFIG_DEFAULTS):
+    for run in finished_runs(settings):
         lines += measure(run, args.strengths, args.prompts, args.batch_size)
     print("\n".join([HEADER, *lines]))
     return lines

@@ -15,6 +15,7 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.objective import objective_of
 from mlx_lm.preference.policy.model import load_model
 from mlx_lm.preference.report.evaluate import score_pairs
-from mlx_lm.preference.run.setup import make_policy
+from mlx_lm.preference.run.setup import find_sharing, make_policy, training_args
 from mlx_lm.preference.settings.checks import check_args, fit_to_model
 from mlx_lm.tuner.datasets import load_preference_dataset
 from mlx_lm.tuner.utils import remove_lora_layers
@@ -126,7 +127,10 @@ class Bench:
                 make_policy(args, model)
                 start = FrozenStart(model)
         seconds = time.perf_counter() - tic
-        result = describe(score_pairs(self.pairs, model, self.test_set, start)[1])
+        grade = find_sharing(self.pairs, model, start).grade
+        settings = replace(training_args(self.pairs), sharing=grade)
+        _, scored = score_pairs(model, start, self.test_set, settings)
+        result = describe(scored)
         lengths = answer_lengths(
             model, self.tokenizer, self.prompts, self.options.max_tokens
         )

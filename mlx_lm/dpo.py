@@ -1,8 +1,10 @@
 # Copyright © 2026 MLX Contributors
 
+import copy
 import os
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +18,7 @@ from .cli_ui import make_console, rprint
 from .preference.device import slow_blas_notice, slow_dtype_notice
 from .preference.errors import InputError
 from .preference.forward.frozen import FrozenStart
+from .preference.objective.objective import objective_of
 from .preference.policy.model import (
     check_token_ids,
     load_model,
@@ -26,9 +29,9 @@ from .preference.policy.model import (
 from .preference.policy.optimizer import with_master_weights
 from .preference.ranks import is_lost_rank, start_together
 from .preference.reference.remembered import RememberedReference
-from .preference.report.compare import compare_runs
-from .preference.report.evaluate import evaluate_model, inspect_model
-from .preference.report.watchers import run_watchers, show_report
+from .preference.report.compare import check_same_pairs, compare_runs
+from .preference.report.evaluate import KeptTest, score_pairs, show_metrics, show_pairs
+from .preference.report.watchers import WatchedRun, run_watchers, show_report
 from .preference.run.folder import CallbackList, open_folder
 from .preference.run.forecast import check_memory
 from .preference.run.loop import TrainingStopped
@@ -44,17 +47,8 @@ from .preference.run.setup import (
     run_identity,
     training_args,
 )
-from .preference.settings.adopt import (
-    adopt_adapter_config,
-    adopt_finished_run,
-    adopt_resumed_run,
-)
-from .preference.settings.checks import (
-    check_args,
-    check_keys,
-    check_types,
-    fit_to_model,
-)
+from .preference.settings.checks import check_keys, fit_to_model
+from .preference.settings.finished import finished_runs, settle
 from .preference.settings.parser import build_parser, read_config
 from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
 from .preference.watch.retained_text import scored_text
@@ -63,6 +57,9 @@ from .tuner.callbacks import TrainingCallback
 from .tuner.datasets import load_preference_dataset
 from .tuner.trainer import train_dpo, training_step
 from .tuner.utils import print_trainable_parameters
+
+# More tokens than any row has.
+NO_CUT = 2**30
 
 
 def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
@@ -148,7 +145,7 @@ def train_model(
         _show_run(args, rows, sharing.notice, plan)
         if not args.dry_run:
             metrics = open_folder(args, state, training_callback, reporting_callbacks)
-            watchers = run_watchers(args, model, train_set.tokenizer, valid_set, state)
+            watchers = run_watchers(_watched(args, model, train_set, valid_set), state)
             training_callback = CallbackList([metrics, *watchers])
     if args.dry_run:
         return reference
@@ -190,21 +187,98 @@ def _show_run(args, rows, notice, plan):
             rprint(line)
 
 
-def _settle(args):
-    """Complete the settings by those of an earlier run, and check them."""
-    check_types(vars(args))
-    if args.resume:
-        adopt_resumed_run(args)
-    if args.train:
-        adopt_adapter_config(args)
-    elif (args.test or args.inspect) and args.adapter_path:
-        adopt_finished_run(args)
-    # A full run saves null.
-    given = {k: v for k, v in (args.lora_parameters or {}).items() if v is not None}
-    args.lora_parameters = {**CONFIG_DEFAULTS["lora_parameters"], **given}
-    check_args(args)
-    if args.fine_tune_type == "full":
-        args.lora_parameters = None
+def _watched(args, model, train_set, valid_set):
+    """What the watchers of a run get."""
+    moves = args.reference_model is not None or args.sync_reference
+    return WatchedRun(
+        Path(args.adapter_path),
+        model,
+        train_set.tokenizer,
+        valid_set,
+        objective_of(args).needs_reference and not moves,
+        args.sample_prompts,
+        args.sample_tokens,
+    )
+
+
+def _measure(args, model, dataset, reference_model):
+    """Score held-out pairs, and keep what a test says of them."""
+    grade = find_sharing(args, model, reference_model).grade
+    settings = replace(training_args(args), sharing=grade)
+    metrics, scored = score_pairs(
+        model, reference_model, dataset, settings, args.test_batches
+    )
+    if args.test and args.adapter_path:
+        kept = KeptTest(
+            args.adapter_path,
+            str(args.hf_dataset or args.data),
+            args.max_seq_length,
+            ordinary_text=args.retain_data is not None,
+            pair_texts=args.report,
+        )
+        metrics |= kept.save(metrics, dataset, scored)
+    return metrics, scored
+
+
+def evaluate_model(
+    args: SimpleNamespace,
+    model: nn.Module,
+    dataset: Any,
+    reference_model: Any,
+    is_test: bool = True,
+) -> dict[str, Any]:
+    """Score held-out pairs: print the start beside the result, or single pairs."""
+    metrics, scored = _measure(args, model, dataset, reference_model)
+    if args.test:
+        own = isinstance(reference_model, FrozenStart)
+        before = "start" if own else "reference"
+        show_metrics({"policy": metrics}, before, objective_of(args).noun)
+    if args.inspect:
+        again = copy.copy(args)
+        again.max_seq_length, again.token_cache = NO_CUT, False
+        if is_test:
+            again.train, again.test = False, True
+        read_uncut = partial(load_preference_dataset, again, dataset.tokenizer)
+        show_pairs(dataset, scored, args.inspect, read_uncut)
+    return metrics
+
+
+def _compare(args):
+    """Test finished runs on one test set, and print one table."""
+    runs = {run.adapter_path: run for run in finished_runs(args)}
+    values = lambda run, *keys: tuple(getattr(run, key) for key in keys)
+    sets: dict[tuple, Any] = {}
+
+    def test(folder):
+        run = runs[folder]
+        rprint(f"Loading {run.model} with {folder}")
+        model, tokenizer = load_model(run.model, run.trust_remote_code)
+        fit_to_model(run, model)
+        reference_model = load_reference_model(
+            run.reference_model, tokenizer, run.trust_remote_code
+        )
+        # What only the loss reads; but rows without a usable number are left out.
+        columns = values(run, "weight_feature", "margin_feature")
+        if columns not in sets:
+            _, _, sets[columns] = load_preference_dataset(run, tokenizer)
+            for line in sets[columns].summary():
+                rprint(line)
+            check_same_pairs(folder, sets[columns], next(iter(sets.values())))
+            check_token_ids(model, sets[columns].largest_token())
+        reference = _load_trained(run, model, tokenizer, reference_model)
+        read_weights(model, run.model)
+        start_together()
+        return _measure(run, model, sets[columns], reference)[0]
+
+    first, *others = runs.values()
+    start = values(first, "reference_model", "resume_adapter_file")
+    before = "reference" if first.reference_model else "start"
+    for run in others:
+        if values(run, "reference_model", "resume_adapter_file") != start:
+            before = None
+    compare_runs(list(runs), test, before, objective_of(first).noun)
+    for folder in runs if args.report else []:
+        show_report(folder)
 
 
 def run(
@@ -234,9 +308,9 @@ def run(
     args = SimpleNamespace(**{**CONFIG_DEFAULTS, **given})
     check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
     if isinstance(args.adapter_path, list):
-        compare_runs(args, CONFIG_DEFAULTS)
+        _compare(args)
         return
-    _settle(args)
+    settle(args)
     np.random.seed(args.seed)
     if args.mask_prompt:
         rprint("mask_prompt has no effect: preference losses never score prompts.")
@@ -283,16 +357,13 @@ def run(
         rprint(f"Saved the adapter to {args.adapter_path}")
     else:
         reference = _load_trained(args, model, tokenizer, reference_model)
-    if args.test:
+    if args.test or args.inspect:
         read_weights(model, args.model)
         start_together()
-        evaluate_model(args, model, test_set, reference)
-    elif args.inspect:
-        read_weights(model, args.model)
-        start_together()
-        shown = test_set or valid_set
-        inspect_model(args, model, shown, reference, is_test=bool(test_set))
-    show_report(args)
+        held_out = test_set or valid_set
+        evaluate_model(args, model, held_out, reference, is_test=bool(test_set))
+    if args.report:
+        show_report(args.adapter_path)
 
 
 def _load_trained(args, model, tokenizer, reference_model):

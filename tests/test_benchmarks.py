@@ -238,11 +238,11 @@ class TestObjectivesBenchmark(unittest.TestCase):
         measured = {}
         scores = objectives_benchmark.score_pairs
 
-        def score(args, model, dataset, start):
+        def score(model, start, dataset, settings):
             # The start as a function of tokens shares nothing with the policy.
             whole = lambda tokens: start(tokens)
             measured.update(evaluate_dpo(model, whole, dataset, 3, beta=1.0))
-            return scores(args, model, dataset, start)
+            return scores(model, start, dataset, settings)
 
         with mock.patch.object(objectives_benchmark, "score_pairs", score):
             run = self.run_some("sigmoid")["runs"]["sigmoid"]

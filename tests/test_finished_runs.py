@@ -5,20 +5,11 @@ import json
 import shutil
 import unittest
 from pathlib import Path
-from types import SimpleNamespace
 
 from test_dpo_command import CommandCase, command
 from tiny import ROWS, save_rows, save_tiny_model
 
 from mlx_lm import dpo
-from mlx_lm.preference.report.compare import compare_runs, finished_runs
-from mlx_lm.preference.report.evaluate import (
-    evaluate_model,
-    inspect_model,
-    measure,
-    score_pairs,
-    show_metrics,
-)
 from mlx_lm.preference.report.inspect import read_pairs
 
 
@@ -180,15 +171,6 @@ class TestComparison(CommandCase):
         out = self.succeed(*self.compare(folder))
         self.assertIn("[WARNING] Can't write", out)
         self.assertIn("test · 11 pairs", out)
-
-    def test_parts(self):
-        names = (evaluate_model, inspect_model, measure, score_pairs, show_metrics)
-        self.assertTrue(all(map(callable, (*names, compare_runs))))
-        settings = SimpleNamespace(
-            adapter_path=["a", "b"], train=False, test=False, resume=None, inspect=None
-        )
-        with self.assertRaisesRegex(ValueError, "only --test alone"):
-            finished_runs(settings, {})
 
 
 if __name__ == "__main__":

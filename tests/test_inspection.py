@@ -137,7 +137,7 @@ class TestInspectCommand(CommandCase):
             max_length = 9
 
         pairs = Pairs([([1], [2], [3], (1, 2, 2))])
-        self.assertEqual(uncut_pairs(None, pairs, [0]), {})
+        self.assertEqual(uncut_pairs(pairs, [0], self.fail), {})
 
 
 if __name__ == "__main__":

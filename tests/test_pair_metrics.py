@@ -14,6 +14,7 @@ from mlx_lm.preference.measure.pair_metrics import (
     wilson_interval,
     write_test_metrics,
 )
+from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.report.table import Row, fit_table, metrics_table, short_names
 
 # Three pairs: a right one whose chosen answer is shorter, a wrong one that is about
@@ -81,12 +82,12 @@ class TestPairMetrics(unittest.TestCase):
         self.assertGreater(metrics["rewards/accuracies_high"], 2 / 3)
 
     def test_what_other_data_has(self):
-        metrics = pair_metrics(MEANS, scored(), data="labels")
+        metrics = pair_metrics(MEANS, scored(), Objective(loss_type="kto"))
         self.assertEqual(
             set(metrics) - set(MEANS),
             {"rewards/accuracies_low", "rewards/accuracies_high"},
         )
-        free = pair_metrics(MEANS, scored(), from_reference=False)
+        free = pair_metrics(MEANS, scored(), Objective(loss_type="orpo"))
         self.assertFalse([k for k in free if k.startswith("reference_calibration")])
 
     def test_file_is_json_whatever_the_numbers(self):

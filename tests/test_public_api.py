@@ -72,7 +72,8 @@ CLASSES = (
     "mlx_lm.preference.objective.objective.Objective",
 )
 # Public by their spelling alone: the command, the loop and the tests share them.
-INNER = ("mlx_lm.dpo.train_model", "mlx_lm.tuner.trainer.training_step")
+INNER = ("mlx_lm.dpo.train_model", "mlx_lm.dpo.evaluate_model")
+INNER += ("mlx_lm.tuner.trainer.training_step",)
 INNER += ("mlx_lm.tuner.trainer.gradient_accumulator",)
 
 

@@ -20,6 +20,7 @@ from test_dpo_command import CommandCase, command, metrics_of, write_yaml
 from tiny import random_pairs, tiny_model
 
 from mlx_lm.preference.errors import InputError
+from mlx_lm.preference.measure import evaluation
 from mlx_lm.preference.measure.evaluation import evaluate_pairs
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.run.checkpoint import (
@@ -278,10 +279,12 @@ class TestParts(unittest.TestCase):
 
     def test_an_evaluation_can_be_left(self):
         pairs, model = random_pairs(6), tiny_model()
-        score = mock.Mock(return_value={"pairs": mx.array(2.0)})
+        score = mock.Mock(return_value=({}, {}))
         leave = mock.Mock(side_effect=[None, _Interrupted])
-        with self.assertRaises(_Interrupted):
-            evaluate_pairs(score, model, pairs, 2, -1, None, 0, leave)
+        sums = mock.Mock(return_value={"pairs": mx.array(2.0)})
+        with mock.patch.object(evaluation, "sum_values", sums):
+            with self.assertRaises(_Interrupted):
+                evaluate_pairs(score, model, pairs, 2, -1, None, 0, leave)
         self.assertEqual(score.call_count, 2)
         self.assertFalse(model.training)
 

@@ -20,7 +20,6 @@ from mlx_lm.preference.batch.shape import pair_lengths
 from mlx_lm.preference.device import cache_limit, device_memory, trim_cache
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.measure.evaluation import evaluate_pairs
-from mlx_lm.preference.measure.metrics import preference_sums
 from mlx_lm.preference.memory.predict import MemoryEstimate
 from mlx_lm.preference.reference.remembered import NoReference, RememberedReference
 from mlx_lm.preference.run.checkpoint import numbered, save_state
@@ -199,11 +198,13 @@ class TestParts(unittest.TestCase):
         pairs = Pairs(pair([1], [i + 1], [9]) for i in range(5))
 
         def score(batch):
-            lengths, weights = batch.arrays["lengths"], batch.arrays["weights"]
-            size = weights.size
-            losses = mx.array([float(i) for i in batch.indices])
-            zeros, rows = mx.zeros((size,)), mx.zeros((2 * size,))
-            return preference_sums(losses, zeros, zeros, rows, rows, lengths, weights)
+            size = batch.arrays["weights"].size
+            values = {"losses": mx.array([float(i) for i in batch.indices])}
+            for name in ("chosen_rewards", "rejected_rewards"):
+                values[name] = mx.zeros((size,))
+            for name in ("policy_logps", "reference_logps"):
+                values[name] = mx.zeros((2 * size,))
+            return values, batch.arrays
 
         metrics = evaluate_pairs(score, tiny_model(), pairs, 2, -1, None, 0, None)
         self.assertEqual((metrics["pairs"], metrics["loss"]), (5, 2))

@@ -6,6 +6,7 @@ import io
 import json
 import tempfile
 import unittest
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -13,7 +14,7 @@ from unittest import mock
 from tiny import save_rows, save_tiny_model
 
 from mlx_lm.dpo import resolve_args, run
-from mlx_lm.preference.report.watchers import run_watchers, show_report
+from mlx_lm.preference.report.watchers import WatchedRun, run_watchers
 from mlx_lm.preference.run.folder import read_lines
 from mlx_lm.preference.settings.checks import check_args, check_watchers
 from mlx_lm.preference.watch.falling_chosen import FallingChosen
@@ -103,24 +104,22 @@ class TestRun(unittest.TestCase):
             with mock.patch("mlx_lm.preference.watch.trackers.check_matplotlib"):
                 check_args(args)
         check_watchers(resolve_args(["--train"]))
-        show_report(SimpleNamespace(report=False))
 
     def test_what_a_run_gets(self):
         model, tokenizer = load(str(save_tiny_model(self.folder / "model")))
         self.adapters.mkdir()
-        args = resolve_args(["--adapter-path", str(self.adapters)])
-        args.adapter_path = str(self.adapters)
-        (falling,) = run_watchers(args, model, tokenizer, [1])
+        plain = WatchedRun(self.adapters, model, tokenizer, [1], frozen_start=True)
+        (falling,) = run_watchers(plain)
         self.assertIsInstance(falling, FallingChosen)
         self.assertTrue(falling.frozen_start)
-        args.sample_prompts, args.reference_model = ["Hi"], "other"
+        asked = replace(plain, sample_prompts=["Hi"], frozen_start=False)
         state = SimpleNamespace(iteration=4, info={"pending": True})
-        falling, samples = run_watchers(args, model, tokenizer, [1], state)
+        falling, samples = run_watchers(asked, state)
         self.assertFalse(falling.frozen_start)
         self.assertIsInstance(samples, PromptSamples)
         screen = io.StringIO()
         with contextlib.redirect_stdout(screen):
-            self.assertEqual(len(run_watchers(args, model, tokenizer, [], state)), 1)
+            self.assertEqual(len(run_watchers(replace(asked, valid_set=[]), state)), 1)
         self.assertIn("sample_prompts needs validation pairs", screen.getvalue())
 
 

@@ -10,7 +10,11 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .errors import InputError
-from .forward.answers import sequence_logps, weighted_sequence_logps
+from .forward.answers import (
+    paired_sequence_logps,
+    sequence_logps,
+    weighted_sequence_logps,
+)
 from .forward.frozen import FrozenLayers, FrozenStart, running
 from .objective.losses import kl_baseline
 from .objective.objective import Objective, pair_logps, pair_losses, pair_rewards
@@ -104,5 +108,30 @@ def scoring_step(policy_model: nn.Module, args: Any) -> Callable:
         with frozen.replaying():
             logps, confidences = answer_logps(policy_model, batch, objective)
         return loss_and_values(logps, reference_logps, batch, objective, confidences)[1]
+
+    return score
+
+
+def testing_step(
+    policy_model: nn.Module, reference_model: Callable, objective: Objective
+) -> Callable:
+    """What a test asks of a batch: whole answers' log-probs, and the exact KL."""
+
+    def score(batch):
+        *plain, kl = paired_sequence_logps(policy_model, reference_model, batch)
+        policy_logps, reference_logps = plain
+        if objective.ld_alpha < 1:
+            # Loss and rewards alone are of weighted sums.
+            policy_logps, reference_logps, _ = paired_sequence_logps(
+                policy_model, reference_model, batch, ld_alpha=objective.ld_alpha
+            )
+        confidences = None
+        if objective.use_weighting:
+            _, confidences = answer_logps(policy_model, batch, objective)
+        _, values = loss_and_values(
+            policy_logps, reference_logps, batch, objective, confidences
+        )
+        names = ("policy_logps", "reference_logps")
+        return values | dict(zip(names, plain)) | {"kl": kl}
 
     return score

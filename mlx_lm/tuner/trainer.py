@@ -11,7 +11,6 @@ import mlx.optimizers as optim
 
 from ..preference.device import cache_limit, compiles
 from ..preference.errors import InputError
-from ..preference.forward.answers import paired_sequence_logps
 from ..preference.forward.frozen import FrozenStart
 from ..preference.objective.objective import Objective
 from ..preference.ranks import average_over_ranks, on_all_ranks
@@ -21,6 +20,7 @@ from ..preference.step import (
     loss_and_values,
     reference_pass,
     scoring_step,
+    testing_step,
 )
 from ..utils import maybe_set_recommended_wired_limit
 from ._upstream_trainer import (
@@ -229,41 +229,18 @@ def evaluate_dpo(
         (0.6931, 0.0)
     """
     from ..preference.measure.evaluation import evaluate_pairs
-    from ..preference.measure.metrics import hidden_metrics, sum_values
+    from ..preference.measure.metrics import hidden_metrics
 
     objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
-
-    def score(batch):
-        *plain, kl = paired_sequence_logps(policy_model, reference_model, batch)
-        policy_logps, reference_logps = plain
-        if objective.ld_alpha < 1:
-            # Loss and rewards alone are of weighted sums.
-            policy_logps, reference_logps, _ = paired_sequence_logps(
-                policy_model, reference_model, batch, ld_alpha=objective.ld_alpha
-            )
-        confidences = None
-        if objective.use_weighting:
-            _, confidences = answer_logps(policy_model, batch, objective)
-        _, values = loss_and_values(
-            policy_logps, reference_logps, batch, objective, confidences
-        )
-        names = ("policy_logps", "reference_logps")
-        return values | dict(zip(names, plain)) | {"kl": kl}
-
+    score = testing_step(policy_model, reference_model, objective)
     # The compiler fails on a graph that computes everything twice.
     twice = reference_model is policy_model or objective.ld_alpha < 1
     if not twice and compiles(compile):
         state = [policy_model.state, getattr(reference_model, "state", {})]
         score = mx.compile(score, inputs=state)
 
-    def summed(batch):
-        values = score(batch.arrays)
-        if collector is not None:
-            collector.add(batch, values)
-        return sum_values(values, batch.arrays)
-
     return evaluate_pairs(
-        summed,
+        lambda batch: (score(batch.arrays), batch.arrays),
         policy_model,
         dataset,
         batch_size,
@@ -272,6 +249,7 @@ def evaluate_dpo(
         cache_limit(clear_cache_threshold),
         progress_callback,
         hidden_metrics(objective, tested=True),
+        collector,
     )
 
 

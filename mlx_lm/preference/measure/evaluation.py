@@ -15,7 +15,7 @@ from ..batch.shape import Bucket, pair_lengths
 from ..device import trim_cache
 from ..errors import InputError
 from ..ranks import sum_over_ranks
-from .metrics import add_metrics, all_sum_metrics, mean_metrics
+from .metrics import add_metrics, all_sum_metrics, mean_metrics, sum_values
 
 CHOSEN, REJECTED = 0, 1
 
@@ -81,7 +81,7 @@ class PairCollector:
 
 
 def evaluate_pairs(
-    score: Callable[[PairBatch], dict[str, mx.array]],
+    score: Callable[[PairBatch], tuple[dict[str, mx.array], dict[str, mx.array]]],
     policy_model: nn.Module,
     dataset: Any,
     batch_size: int,
@@ -90,8 +90,10 @@ def evaluate_pairs(
     clear_cache_threshold: int,
     progress_callback: Callable[[], Any] | None,
     hidden: frozenset[str] = frozenset(),
+    collector: PairCollector | None = None,
 ) -> dict[str, float]:
-    """Score a data set, or a sample of its batches, and average over all ranks."""
+    """Average over held-out pairs, or a sample, and all ranks; ``score`` returns a
+    batch's values and the arrays that they are of."""
     if len(dataset) == 0 or num_batches == 0:
         raise InputError("There are no pairs to evaluate.")
     policy_model.eval()
@@ -100,7 +102,10 @@ def evaluate_pairs(
     for batch in iterate_preference_batches(
         dataset, batch_size, buckets, comm_group=group, num_batches=num_batches
     ):
-        totals = add_metrics(totals or None, score(batch))
+        values, arrays = score(batch)
+        if collector is not None:
+            collector.add(batch, values)
+        totals = add_metrics(totals or None, sum_values(values, arrays))
         mx.eval(totals)
         trim_cache(clear_cache_threshold)
         if progress_callback is not None:

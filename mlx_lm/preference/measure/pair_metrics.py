@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..files import write_json
+from ..objective.objective import Objective
 from .evaluation import CHOSEN, REJECTED, ScoredPairs
 
 
@@ -118,22 +119,22 @@ def _by_length(pairs):
 def pair_metrics(
     means: Mapping[str, float],
     pairs: ScoredPairs,
-    data: str = "pairs",
-    from_reference: bool = True,
+    objective: Objective | None = None,
 ) -> dict[str, Any]:
     """Everything that a test reports, by flat names."""
     metrics: dict[str, Any] = dict(means)
     share, count = metrics["rewards/accuracies"], round(metrics["pairs"])
     ends = wilson_interval(share, count)
     metrics |= zip(("rewards/accuracies_low", "rewards/accuracies_high"), ends)
-    if data != "pairs":
+    objective = objective or Objective()
+    if objective.data != "pairs":
         return metrics
     tokens = np.maximum(pairs.tokens.sum(axis=0), 1)
     for column, name in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
         metrics[f"kl/{name}"] = float(pairs.kl[:, column].sum() / tokens[column])
         metrics[f"kl_per_answer/{name}"] = float(pairs.kl[:, column].mean())
     metrics |= _by_length(pairs) | _calibration(pairs.margins)
-    if from_reference:
+    if objective.rewards_are == "log-ratios":
         metrics |= _calibration(0 * pairs.margins, "reference_")
     return metrics
 

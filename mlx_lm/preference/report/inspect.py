@@ -3,21 +3,18 @@
 """Single pairs on a terminal: the text that a model sees and what it says of it."""
 
 import contextlib
-import copy
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from ...tuner.datasets import load_preference_dataset
 from ..files import write_json
 from ..measure.evaluation import CHOSEN, REJECTED, ScoredPairs
 from ..measure.pair_metrics import preference_probabilities
@@ -118,9 +115,6 @@ def inspection_lines(
     return lines
 
 
-NO_CUT = 2**30
-
-
 def pair_texts(
     dataset: Any, indices: Sequence[int], whole: dict[int, tuple] | None = None
 ) -> list[PairTexts]:
@@ -146,19 +140,15 @@ def pair_texts(
 
 
 def uncut_pairs(
-    args: SimpleNamespace, dataset: Any, indices: Sequence[int], is_test: bool = True
+    dataset: Any, indices: Sequence[int], read_uncut: Callable[[], Any]
 ) -> dict[int, tuple]:
-    """Find the whole of pairs that may have been cut: their data is read once more."""
+    """Find the whole of pairs that may have been cut, in their data read once more."""
     long = [i for i in indices if max(dataset[i][3]) >= dataset.max_length]
     if not long:
         return {}
-    again = copy.copy(args)
-    again.max_seq_length, again.token_cache = NO_CUT, False
-    if is_test:
-        again.train, again.test = False, True
     # The same lines were printed when the data was read first.
     with contextlib.redirect_stdout(io.StringIO()):
-        sets = load_preference_dataset(again, dataset.tokenizer)
+        sets = read_uncut()
     places: dict[str | int, list[tuple]] = {}
     wanted = {dataset.source_row(i) for i in long}
     for other in sets:

@@ -2,8 +2,8 @@
 
 """What a run keeps an eye on beside its metrics, and what it shows at the end."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +12,6 @@ import mlx.nn as nn
 from ...cli_ui import rprint
 from ...tuner.callbacks import TrainingCallback
 from ..measure import pair_metrics
-from ..objective.objective import objective_of
 from ..run.checkpoint import TrainingState
 from ..run.folder import METRICS
 from ..watch import retained_text
@@ -33,40 +32,50 @@ LEFT_BY_RUNS = (
 )
 
 
+@dataclass(frozen=True, eq=False)
+class WatchedRun:
+    """What watchers are made of: a run's folder, its models, what it is asked."""
+
+    folder: Path
+    model: nn.Module
+    tokenizer: Any
+    valid_set: Any
+    # Whether rewards are measured from the policy as it was.
+    frozen_start: bool
+    sample_prompts: Any = None
+    sample_tokens: int = 64
+
+
 def run_watchers(
-    args: SimpleNamespace,
-    model: nn.Module,
-    tokenizer: Any,
-    valid_set: Any,
-    state: TrainingState | None = None,
+    run: WatchedRun, state: TrainingState | None = None
 ) -> list[TrainingCallback]:
     """The callbacks of a run beside its metrics, on the first rank."""
-    folder, keep = Path(args.adapter_path), -1
+    keep = -1
     if state is None:
         for name in LEFT_BY_RUNS:
-            (folder / name).unlink(missing_ok=True)
+            (run.folder / name).unlink(missing_ok=True)
     else:
         # A validation that was interrupted is done again.
         keep = state.iteration - state.info["pending"]
-    moves = args.reference_model is not None or args.sync_reference
-    frozen_start = objective_of(args).needs_reference and not moves
-    watchers: list[TrainingCallback] = [FallingChosen(folder / METRICS, frozen_start)]
-    if args.sample_prompts is not None and not valid_set:
+    watchers: list[TrainingCallback] = [
+        FallingChosen(run.folder / METRICS, run.frozen_start)
+    ]
+    if run.sample_prompts is not None and not run.valid_set:
         rprint("[WARNING] sample_prompts needs validation pairs: none are answered.")
-    elif args.sample_prompts is not None:
+    elif run.sample_prompts is not None:
         samples = PromptSamples(
-            model,
-            tokenizer,
-            read_prompts(args.sample_prompts),
-            folder / prompt_samples.FILE_NAME,
-            args.sample_tokens,
+            run.model,
+            run.tokenizer,
+            read_prompts(run.sample_prompts),
+            run.folder / prompt_samples.FILE_NAME,
+            run.sample_tokens,
             keep,
         )
         watchers.append(samples)
     return watchers
 
 
-def show_report(args: SimpleNamespace) -> None:
-    """Write a run's report if that is asked for."""
-    if args.report and mx.distributed.init().rank() == 0:
-        rprint(f"Wrote {write_report(args.adapter_path)}")
+def show_report(folder: str | Path) -> None:
+    """Write a run's report, and say where."""
+    if mx.distributed.init().rank() == 0:
+        rprint(f"Wrote {write_report(folder)}")

@@ -333,11 +333,11 @@ class PreferenceRun:
             self.reference.remember(dataset, batch, logps)
 
     def _score_batch(self, batch):
-        """Sum a validation batch's metrics."""
+        """What a validation batch's metrics are made of."""
         arrays = self.reference.recall(self.val_set, batch)
         values = self.score(arrays)
         self._remember(self.val_set, batch, arrays, values["reference_logps"])
-        return sum_values(values, arrays)
+        return values, arrays
 
     def _validate(self, it):
         """Evaluate, show and report, and go back to training mode."""
