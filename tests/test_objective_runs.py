@@ -27,6 +27,7 @@ from test_ranks import APART, HAS_RING, LAUNCHER, free_port
 from tiny import ROWS, random_pairs, save_rows, save_tiny_model, tiny_model, train
 
 from mlx_lm import dpo
+from mlx_lm.preference import update
 from mlx_lm.preference.batch.collate import collate_pairs, count_tokens
 from mlx_lm.preference.forward import frozen as reference
 from mlx_lm.preference.memory.predict import MemoryEstimate
@@ -35,7 +36,6 @@ from mlx_lm.preference.objective.objective import Objective, objective_of
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.step import reference_pass, scoring_step
-from mlx_lm.tuner import trainer
 from mlx_lm.tuner.trainer import DPOTrainingArgs, dpo_step
 
 MODIFIERS: dict[str, dict[str, Any]] = {
@@ -390,7 +390,7 @@ class TestOneStep(unittest.TestCase):
         _, alone = self.gradient(**pair)
         # The other rank has nothing but filling.
         average = lambda tree: tree_map(lambda x: x / 2, tree)
-        with mock.patch.object(trainer, "average_over_ranks", average):
+        with mock.patch.object(update, "average_over_ranks", average):
             _, together = self.gradient(**pair)
         for (name, x), (_, y) in zip(alone, together):
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-8, err_msg=name)

@@ -74,7 +74,6 @@ CLASSES = (
 # Public by their spelling alone: the command, the loop and the tests share them.
 INNER = ("mlx_lm.dpo.train_model", "mlx_lm.dpo.evaluate_model")
 INNER += ("mlx_lm.tuner.trainer.training_step",)
-INNER += ("mlx_lm.tuner.trainer.gradient_accumulator",)
 
 
 def is_public(name):

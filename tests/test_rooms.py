@@ -120,7 +120,7 @@ class TestLight(unittest.TestCase):
         "objective",
         "batch",
     }
-    ROOMS |= {"data", "forward", "step"}
+    ROOMS |= {"data", "forward", "step", "update"}
 
     def loaded(self, code):
         code += "\nimport sys; print(*sorted(sys.modules))"

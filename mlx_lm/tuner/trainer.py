@@ -13,7 +13,7 @@ from ..preference.device import cache_limit, compiles
 from ..preference.errors import InputError
 from ..preference.forward.frozen import FrozenStart
 from ..preference.objective.objective import Objective
-from ..preference.ranks import average_over_ranks, on_all_ranks
+from ..preference.ranks import on_all_ranks
 from ..preference.setting import setting
 from ..preference.step import (
     answer_logps,
@@ -22,6 +22,7 @@ from ..preference.step import (
     scoring_step,
     testing_step,
 )
+from ..preference.update import accumulate, all_finite, gradient_accumulator, update
 from ..utils import maybe_set_recommended_wired_limit
 from ._upstream_trainer import (
     CacheDataset,
@@ -341,41 +342,6 @@ def train_dpo(
     return run.metrics
 
 
-def _all_finite(tree):
-    sums = [mx.isfinite(x).all() for _, x in tree_flatten(tree)]
-    return mx.stack(sums).all()
-
-
-def _put(tree, other):
-    """Put other arrays into a tree, in place: compiled steps hold on to it."""
-    for key in tree if isinstance(tree, dict) else range(len(tree)):
-        if isinstance(tree[key], (dict, list)):
-            _put(tree[key], other[key])
-        else:
-            tree[key] = other[key]
-
-
-def _update(policy_model, optimizer, gradients, pairs, max_grad_norm):
-    """Average the summed float32 gradients over all ranks' pairs, clip, apply."""
-    gradients, pairs = average_over_ranks([gradients, pairs])
-    # On average over ranks, and of uncertain labels, there may be less than one.
-    scale = 1 / mx.where(pairs > 0, pairs, 1)
-    gradients = tree_map(lambda g: g * scale, gradients)
-    gradients, norm = optim.clip_grad_norm(gradients, max_grad_norm or float("inf"))
-    applies = mx.logical_and(mx.isfinite(norm), pairs > 0)
-    parameters = policy_model.trainable_parameters()
-    if not hasattr(optimizer, "masters"):
-        gradients = tree_map(lambda g, p: g.astype(p.dtype), gradients, parameters)
-        optimizer.init(parameters)
-    before = tree_map(lambda x: x, optimizer.state)
-    optimizer.update(policy_model, gradients)
-    choose = lambda new, old: mx.where(applies, new, old)
-    updated = policy_model.trainable_parameters()
-    policy_model.update(tree_map(choose, updated, parameters))
-    _put(optimizer.state, tree_map(choose, optimizer.state, before))
-    return norm, applies, gradients
-
-
 def dpo_step(
     policy_model: nn.Module,
     reference_model: Callable[[mx.array], mx.array] | None,
@@ -470,13 +436,11 @@ def dpo_step(
 
     batch_pairs = pairs = (batch["weights"] > 0).sum().astype(mx.float32)
     # An infinite log-prob may leave the loss finite.
-    applies = _all_finite([loss, values])
+    applies = all_finite([loss, values])
     if accumulator is not None:
         # Of several batches, only what is finite counts: on no rank if on one not.
-        applies = on_all_ranks(mx.logical_and(applies, _all_finite(gradients)))
-        gradients, pairs = _accumulate(
-            accumulator, gradients, pairs, applies, do_update
-        )
+        applies = on_all_ranks(mx.logical_and(applies, all_finite(gradients)))
+        gradients, pairs = accumulate(accumulator, gradients, pairs, applies, do_update)
     else:
         # No number of pairs: the update sees it on every rank.
         pairs = mx.where(applies, pairs, mx.nan)
@@ -492,7 +456,7 @@ def dpo_step(
         sums = preference_sums(**values, **metric_columns(batch))
         metrics = mean_metrics(sums, hidden=hidden_metrics(objective))
     if do_update:
-        metrics["grad_norm"], updated, gradients = _update(
+        metrics["grad_norm"], updated, gradients = update(
             policy_model, optimizer, gradients, pairs, max_grad_norm
         )
         if keep_gradients:
@@ -500,25 +464,6 @@ def dpo_step(
         applies = mx.logical_and(applies, updated)
     metrics["skipped"] = 1 - applies.astype(mx.float32)
     return loss / mx.where(batch_pairs > 0, batch_pairs, 1), metrics
-
-
-def _accumulate(accumulator, gradients, pairs, applies, do_update):
-    """Add a batch to those before it; an update empties what is kept."""
-    add = lambda total, g: total + mx.where(applies, g, 0)
-    gradients = tree_map(add, accumulator["gradients"], gradients)
-    pairs = add(accumulator["pairs"], pairs)
-    keep = mx.zeros_like if do_update else lambda x: x
-    accumulator["gradients"] = tree_map(keep, gradients)
-    accumulator["pairs"] = keep(pairs)
-    return gradients, pairs
-
-
-def gradient_accumulator(model: nn.Module) -> dict:
-    """An empty accumulator for ``dpo_step``, in float32."""
-    zeros = tree_map(
-        lambda p: mx.zeros(p.shape, dtype=mx.float32), model.trainable_parameters()
-    )
-    return {"gradients": zeros, "pairs": mx.array(0.0)}
 
 
 def training_step(
