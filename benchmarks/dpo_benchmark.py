@@ -257,14 +257,9 @@ def data_pairs(args, tokenizer, size):
     """A random choice of the data's pairs, enough for the batches."""
     if tokenizer is None:
         raise ValueError("--data with --shape needs a --tokenizer.")
-    settings = SimpleNamespace(
-        data=args.data,
-        train=True,
-        test=False,
-        valid_fraction=0,
-        max_seq_length=args.max_length,
-    )
-    dataset = load_preference_dataset(settings, tokenizer)[0]
+    dataset = load_preference_dataset(
+        args.data, tokenizer, valid_fraction=0, max_length=args.max_length
+    )[0]
     count = min(args.batches or 8, len(dataset) // size) * size
     if count == 0:
         raise ValueError(f"{args.data} has {len(dataset)} pairs, batches need {size}.")

@@ -31,11 +31,15 @@ from mlx_lm.preference.policy.model import (
     read_weights,
 )
 from mlx_lm.preference.report.evaluate import score_pairs
-from mlx_lm.preference.run.setup import find_sharing, make_policy, training_args
+from mlx_lm.preference.run.setup import (
+    find_sharing,
+    load_data,
+    make_policy,
+    training_args,
+)
 from mlx_lm.preference.settings.checks import fit_to_model
 from mlx_lm.preference.settings.finished import finished_runs
 from mlx_lm.sample_utils import make_sampler
-from mlx_lm.tuner.datasets import load_preference_dataset
 
 SHOWN = (
     "reward accuracy",
@@ -90,7 +94,7 @@ def measure(run: Any, strengths: list[float], count: int, batch_size: int) -> li
     run.batch_size = batch_size
     model, tokenizer = load_model(run.model, run.trust_remote_code)
     fit_to_model(run, model)
-    _, _, test_set = load_preference_dataset(run, tokenizer)
+    _, _, test_set = load_data(run, tokenizer)
     make_policy(run, model)
     start = FrozenStart(model)
     load_weights(model, Path(run.adapter_path) / "adapters.safetensors")

@@ -32,9 +32,13 @@ from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.objective import objective_of
 from mlx_lm.preference.policy.model import load_model
 from mlx_lm.preference.report.evaluate import score_pairs
-from mlx_lm.preference.run.setup import find_sharing, make_policy, training_args
+from mlx_lm.preference.run.setup import (
+    find_sharing,
+    load_data,
+    make_policy,
+    training_args,
+)
 from mlx_lm.preference.settings.checks import check_args, fit_to_model
-from mlx_lm.tuner.datasets import load_preference_dataset
 from mlx_lm.tuner.utils import remove_lora_layers
 
 EXAMPLES = Path(mlx_lm.__file__).parent / "examples"
@@ -104,7 +108,7 @@ class Bench:
         self.model, self.tokenizer = load_model(args.model, args.trust_remote_code)
         fit_to_model(args, self.model)
         args.batch_size = options.test_batch_size
-        _, _, self.test_set = load_preference_dataset(args, self.tokenizer)
+        _, _, self.test_set = load_data(args, self.tokenizer)
         # Whatever was trained on, log-probs are compared as plain pairs.
         self.pairs = args
         rows = (Path(options.data) / "test.jsonl").read_text("utf-8").splitlines()
@@ -121,7 +125,7 @@ class Bench:
             np.random.seed(args.seed)
             fit_to_model(args, model)
             if trained:
-                train_set, _, _ = load_preference_dataset(args, self.tokenizer)
+                train_set, _, _ = load_data(args, self.tokenizer)
                 start = train_model(args, model, train_set, []).model
             else:
                 make_policy(args, model)

@@ -9,7 +9,6 @@ import argparse
 import gc
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -62,10 +61,10 @@ def main() -> None:
     add("--data", default=EXAMPLES, help="pairs")
     add("--pairs", type=int, default=4, help="how many to score")
     args = parser.parse_args()
-    settings = SimpleNamespace(
-        data=args.data, train=True, test=False, max_seq_length=256, token_cache=False
-    )
-    dataset = load_preference_dataset(settings, load(args.model, lazy=True)[1])[0]
+    tokenizer = load(args.model, lazy=True)[1]
+    dataset = load_preference_dataset(
+        args.data, tokenizer, max_length=256, token_cache=False
+    )[0]
     pairs = Pairs(dataset[i] for i in range(args.pairs))
     prompts, chosen, rejected = pair_lengths(pairs).T
     tokens = chosen + rejected - 2 * prompts

@@ -41,6 +41,7 @@ from .preference.run.setup import (
     find_checkpoint,
     find_sharing,
     likely_sharing,
+    load_data,
     make_optimizer,
     make_policy,
     remember_reference,
@@ -54,7 +55,6 @@ from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
 from .preference.watch.retained_text import scored_text
 from .preference.watch.trackers import reporting_callbacks
 from .tuner.callbacks import TrainingCallback
-from .tuner.datasets import load_preference_dataset
 from .tuner.trainer import train_dpo, training_step
 from .tuner.utils import print_trainable_parameters
 
@@ -238,7 +238,7 @@ def evaluate_model(
         again.max_seq_length, again.token_cache = NO_CUT, False
         if is_test:
             again.train, again.test = False, True
-        read_uncut = partial(load_preference_dataset, again, dataset.tokenizer)
+        read_uncut = partial(load_data, again, dataset.tokenizer)
         show_pairs(dataset, scored, args.inspect, read_uncut)
     return metrics
 
@@ -260,7 +260,7 @@ def _compare(args):
         # What only the loss reads; but rows without a usable number are left out.
         columns = values(run, "weight_feature", "margin_feature")
         if columns not in sets:
-            _, _, sets[columns] = load_preference_dataset(run, tokenizer)
+            _, _, sets[columns] = load_data(run, tokenizer)
             for line in sets[columns].summary():
                 rprint(line)
             check_same_pairs(folder, sets[columns], next(iter(sets.values())))
@@ -329,7 +329,7 @@ def run(
         check_token_ids(reference_model, max(tokenizer.get_vocab().values()))
 
     rprint("Loading datasets")
-    train_set, valid_set, test_set = load_preference_dataset(args, tokenizer)
+    train_set, valid_set, test_set = load_data(args, tokenizer)
     if args.inspect and not (test_set or valid_set):
         raise InputError(
             "inspect shows held-out pairs, and there are none: add a test or validation "

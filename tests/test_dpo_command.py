@@ -23,9 +23,9 @@ from tiny import Recorder, save_rows, save_tiny_model
 from mlx_lm import cli, dpo
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.policy.model import load_model
+from mlx_lm.preference.run.setup import load_data
 from mlx_lm.preference.settings.checks import check_args
 from mlx_lm.tuner import callbacks
-from mlx_lm.tuner.datasets import load_preference_dataset
 
 TEXT_ROWS = [
     {"prompt": f"Say {word}: ", "chosen": word, "rejected": f"never {word}"}
@@ -311,7 +311,7 @@ class TestReports(CommandCase):
         quiet = io.StringIO()
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             model, tokenizer = load_model(args.model, args.trust_remote_code)
-            train, valid, test = load_preference_dataset(args, tokenizer)
+            train, valid, test = load_data(args, tokenizer)
             remembered = dpo.train_model(args, model, train, valid)
             metrics = dpo.evaluate_model(args, model, test, remembered.model)
         self.assertIsInstance(remembered.model, FrozenStart)

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import tempfile
-import types
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -132,15 +131,14 @@ class TestWeights(Faults):
         with tempfile.TemporaryDirectory() as folder:
             lines = "".join(json.dumps(row) + "\n" for row in rows)
             Path(folder, "train.jsonl").write_text(lines)
-            args = {"data": folder, "train": True, "test": False, "token_cache": False}
             load = lambda **options: load_preference_dataset(
-                types.SimpleNamespace(**args, **options), make_tokenizer()
+                folder, make_tokenizer(), token_cache=False, **options
             )
             with contextlib.redirect_stdout(io.StringIO()):
                 train, valid, _ = load(weight_feature="w", margin_feature="w")
                 self.assertEqual(valid.values["margins"].tolist(), [2])
                 self.assertEqual(train.values["weights"].tolist(), [2] * 3)
-                train, valid, _ = load(loss_type="kto", valid_fraction=0.25)
+                train, valid, _ = load(kind="labels", valid_fraction=0.25)
                 self.assertEqual(train.values.keys(), {"labels"})
                 self.assertEqual((len(train), len(valid)), (4, 4))
                 with self.assertRaisesRegex(ValueError, "no row has the criterion"):

@@ -64,12 +64,10 @@ class TempFolder(unittest.TestCase):
 
     def load(self, **kwargs):
         """The three sets, and what was printed."""
-        args = {"data": str(self.folder), "train": True, "test": False} | kwargs
         output = io.StringIO()
         with redirect_stdout(output):
-            sets = load_preference_dataset(
-                types.SimpleNamespace(**args), make_tokenizer()
-            )
+            data = kwargs.pop("data", self.folder)
+            sets = load_preference_dataset(data, make_tokenizer(), **kwargs)
         return sets, output.getvalue()
 
 
@@ -234,7 +232,7 @@ class TestLoadPreferenceDataset(TempFolder):
         row = {"q": "w1 w1", "good": " w2 w2 w2", "bad": " w3"}
         self.write("train.jsonl", lines([row]))
         names = {"prompt_feature": "q", "chosen_feature": "good"}
-        (train, _, _), _ = self.load(**names, rejected_feature="bad", max_seq_length=4)
+        (train, _, _), _ = self.load(**names, rejected_feature="bad", max_length=4)
         self.assertEqual(train[0][3], (2, 4, 4))
         with self.assertRaisesRegex(ValueError, "train.jsonl:1"):
             self.load()
@@ -320,12 +318,12 @@ class TestHub(TempFolder):
             "config": {"name": "default"},
         }
         before = dict(dataset)
-        (train, valid, test), _ = self.load(hf_dataset=dataset)
+        (train, valid, test), _ = self.load(data=dataset)
         self.assertEqual((len(train), len(valid), test), (5, 4, []))
         self.assertEqual(dataset, before)
         self.assertEqual(self.calls[-1][2], {"name": "default"})
         with self.assertRaisesRegex(ValueError, "Found no test set"):
-            self.load(hf_dataset=dataset, test=True)
+            self.load(data=dataset, test=True)
 
     def test_hf_dataset_list(self):
         self.hub["own/names"] = {
@@ -339,13 +337,13 @@ class TestHub(TempFolder):
             "rejected_feature": "b",
         }
         prefs = {"path": "Anthropic/hh-rlhf", "data_dir": "harmless-base"}
-        (train, valid, test), _ = self.load(hf_dataset=[own, prefs], test=True)
+        (train, valid, test), _ = self.load(data=[own, prefs], test=True)
         self.assertEqual((len(train), len(valid), len(test)), (4 + 49, 2, 4))
         self.assertEqual(first_ids(train)[:4], [60, 61, 62, 63])
         self.assertEqual(first_ids(valid)[0], 70)
         self.assertEqual(self.calls[-1][2], {"data_dir": "harmless-base"})
         with self.assertRaisesRegex(ValueError, "needs a path"):
-            self.load(hf_dataset=[{"name": "x"}])
+            self.load(data=[{"name": "x"}])
 
     def test_named_splits(self):
         name = "Anthropic/hh-rlhf"

@@ -70,6 +70,7 @@ ROOMS += ("mlx_lm.tuner.trainer",)
 CLASSES = (
     "mlx_lm.preference.forward.frozen.FrozenStart",
     "mlx_lm.preference.objective.objective.Objective",
+    "mlx_lm.preference.data.options.RowOptions",
 )
 # Public by their spelling alone: the command, the loop and the tests share them.
 INNER = ("mlx_lm.dpo.train_model", "mlx_lm.dpo.evaluate_model")

@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import tempfile
-import types
 import unittest
 from pathlib import Path
 
@@ -168,12 +167,9 @@ class TestRankings(unittest.TestCase):
             for name, answers in (("train", "abc"), ("valid", "ab"), ("test", "abcde")):
                 text = json.dumps(ranking("Q:", *answers))
                 Path(folder, f"{name}.jsonl").write_text(text)
-            args = types.SimpleNamespace(
-                data=folder, train=True, test=True, loss_type="plackett_luce"
-            )
-            args.token_cache = False
+            options = {"test": True, "kind": "rankings", "token_cache": False}
             with contextlib.redirect_stdout(io.StringIO()):
-                sets = load_preference_dataset(args, make_tokenizer())
+                sets = load_preference_dataset(folder, make_tokenizer(), **options)
         self.assertEqual([s.group_size for s in sets], [3, 3, 3])
         self.assertEqual([len(s) for s in sets], [3, 3, 3])
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import types
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -412,11 +411,10 @@ class TestFingerprints(CacheFolder):
 
 class TestPipeline(CacheFolder):
     def load(self, **options):
-        args = {"data": str(self.folder), "train": True, "test": False}
-        args |= {"token_cache": str(self.cache), "max_bad_rows": 0.5} | options
-        args = types.SimpleNamespace(**args)
+        options = {"token_cache": str(self.cache), "max_bad_rows": 0.5} | options
+        data = options.pop("data", self.folder)
         return self.run_quietly(
-            lambda: load_preference_dataset(args, make_tokenizer(CHATML))
+            lambda: load_preference_dataset(data, make_tokenizer(CHATML), **options)
         )
 
     def test_local_files(self):

@@ -11,8 +11,8 @@ import numpy as np
 
 from ..cli_ui import rprint
 from ..preference.data.cache import TokenCache
-from ..preference.data.rankings import check_criteria
-from ..preference.data.sources import Splits, open_hub_splits, open_local_splits
+from ..preference.data.options import RowOptions, row_arguments
+from ..preference.data.sources import open_sources
 from ..preference.data.table import (
     CUT,
     EQUAL,
@@ -23,14 +23,12 @@ from ..preference.data.table import (
 )
 from ..preference.data.tokenize import (
     RowNotes,
-    check_row_options,
     counted,
     tokenize_rows,
 )
 from ..preference.data.tokenizer import PairTokenizer, show_pair
 from ..preference.errors import InputError
 from ..preference.files import user_cache_folder
-from ..preference.objective.objective import objective_of
 from ._upstream_datasets import (
     CacheDataset,
     ChatDataset,
@@ -63,27 +61,13 @@ class PreferenceDataset:
             method, if there is one, names the place of a row.
         tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
         max_length (int): The most tokens of prompt and answer. Default: ``2048``.
-        prompt_feature (str): Column of the prompt. Default: ``"prompt"``.
-        chosen_feature (str): Column of the preferred answer.
-            Default: ``"chosen"``.
-        rejected_feature (str): Column of the other answer.
-            Default: ``"rejected"``.
-        wrap_text (bool): Put raw text into the chat template as a user and an
-            assistant turn. Default: ``False``.
-        transcripts (str): ``"turns"`` makes turns of transcripts and of questions
-            with answers where the tokenizer has a chat template; ``"raw"`` keeps
-            them as text. Default: ``"turns"``.
-        max_bad_rows (float): The largest share of bad rows. Default: ``0.1``.
         source (str, optional): A name of the data, for messages.
         token_cache (str or Path, optional): A folder that keeps the token ids of
             more than 2,000 rows, see :mod:`.token_cache`. Default: none.
         kind (str): ``"pairs"``; ``"rankings"``, every row ``group_size`` pairs with
             their places; or ``"labels"``, every pair an answer with a label and, as
             the rejected one, the answer to another prompt. Default: ``"pairs"``.
-        weight_feature (str, optional): Column of a weight, above 0. Rows with a
-            weight of 0 are left out.
-        margin_feature (str, optional): Column of a margin in nats.
-        criteria (dict, optional): Weights of the criteria to compare answers by.
+        options (Any): The fields of :class:`RowOptions`: how rows are read.
 
     Raises:
         mlx_lm.preference.errors.InputError: If an option is wrong, too many rows are bad, or none is usable.
@@ -131,41 +115,24 @@ class PreferenceDataset:
         tokenizer: Any,
         max_length: int = 2048,
         *,
-        prompt_feature: str = "prompt",
-        chosen_feature: str = "chosen",
-        rejected_feature: str = "rejected",
-        wrap_text: bool = False,
-        transcripts: str = "turns",
-        max_bad_rows: float = 0.1,
         source: str | None = None,
         token_cache: str | Path | None = None,
         kind: str = "pairs",
-        weight_feature: str | None = None,
-        margin_feature: str | None = None,
-        criteria: Mapping[str, float] | None = None,
+        **options: Any,
     ):
-        check_criteria(criteria)
+        row_options = RowOptions(**options)
+        if max_length < 2:
+            raise InputError(f"max_length must be at least 2, got {max_length}.")
         encode = PairTokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.kind = kind
         self.source = source or "preference data"
         self._warn_raw = encode.has_chat_template
-        options = {
-            "prompt_feature": prompt_feature,
-            "chosen_feature": chosen_feature,
-            "rejected_feature": rejected_feature,
-            "turns": transcripts == "turns" and encode.has_chat_template,
-            "wrap_text": wrap_text,
-            "kind": kind,
-            "weight_feature": weight_feature,
-            "margin_feature": margin_feature,
-            "criteria": dict(criteria) if criteria else None,
-        }
-        check_row_options(encode, max_length, options, transcripts, max_bad_rows)
-        self._read(data, encode, options, token_cache)
-        self.notes.check_criteria(self.source, criteria or ())
-        self.notes.check(self.source, len(self), max_length, max_bad_rows)
+        self._read(data, encode, row_arguments(row_options, encode, kind), token_cache)
+        self.notes.check_criteria(self.source, row_options.criteria or ())
+        bad = row_options.max_bad_rows
+        self.notes.check(self.source, len(self), max_length, bad)
         self._pair_up()
 
     def _read(
@@ -435,62 +402,84 @@ class PreferenceDataset:
 _SPLIT_FILES = {"train": "train", "valid": "validation", "test": "test"}
 
 
-def load_preference_dataset(args: Any, tokenizer: Any) -> tuple:
+def load_preference_dataset(
+    data: Any,
+    tokenizer: Any,
+    *,
+    train: bool = True,
+    test: bool = False,
+    inspect: bool = False,
+    kind: str = "pairs",
+    max_length: int = 2048,
+    data_dir: str | None = None,
+    valid_fraction: float = 0.02,
+    seed: int = 0,
+    token_cache: str | Path | bool | None = None,
+    **options: Any,
+) -> tuple:
     """
     Load preference data as ``mlx_lm.lora`` loads its data.
 
     Args:
-        args (Any): The run's arguments. Needed: ``train`` and ``test`` (bool), and
-            ``data`` (a folder, a file or a Hugging Face dataset) or ``hf_dataset``
-            (a dict, or a list of dicts, with ``path``). Optional: ``data_dir``,
-            ``seed``, ``max_seq_length``, ``valid_fraction``, ``max_bad_rows``,
-            ``wrap_text``, ``transcripts``, ``token_cache`` (a folder that keeps
-            token ids, the user's cache folder by default, or ``False``),
-            ``*_feature``, ``criteria``, and the settings of an ``Objective``, which
-            decides the ``kind`` of :class:`PreferenceDataset`. All but these and
-            ``seed``, ``max_seq_length``, ``token_cache`` and ``valid_fraction`` also
-            in ``hf_dataset``.
+        data (str, Path, dict or list): A folder, a file or a Hugging Face dataset; or
+            what ``hf_dataset`` holds: a dict, or a list of dicts, with ``path`` and,
+            for this dataset alone, ``config``, ``data_dir``, ``train_split``,
+            ``valid_split``, ``test_split`` and any of ``options``.
         tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
+        train (bool): Load the training and the validation set. Default: ``True``.
+        test (bool): Load the test set. Default: ``False``.
+        inspect (bool): Load a test set or, where there is none, a validation set.
+            Default: ``False``.
+        kind (str): As :class:`PreferenceDataset` takes it. Default: ``"pairs"``.
+        max_length (int): The most tokens of prompt and answer. Default: ``2048``.
+        data_dir (str, optional): Folder inside ``data``.
+        valid_fraction (float): Share of the pairs held out, at most 500, if there is
+            no validation split. Default: ``0.02``.
+        seed (int): Seed of their choice. Default: ``0``.
+        token_cache (str, Path or bool, optional): A folder that keeps token ids, or
+            ``False``. Default: one in the user's cache folder.
+        options (Any): The fields of :class:`RowOptions`.
 
     Returns:
         tuple: Train, valid and test set, each a :class:`PreferenceDataset`, or an
         empty list where it isn't needed or isn't there.
 
     Raises:
-        mlx_lm.preference.errors.InputError: If data that the run needs is missing or can't be used.
+        mlx_lm.preference.errors.InputError: If data that is needed is missing or can't
+            be used.
 
     Example:
-        >>> import types
-        >>> args = types.SimpleNamespace(data="no/such/folder", train=True, test=False)
-        >>> load_preference_dataset(args, None)
+        >>> load_preference_dataset("no/such/folder", None)
         Traceback (most recent call last):
         ...
         mlx_lm.preference.errors.InputError: Found no data at no/such/folder.
     """
-    fraction = _option(args, {}, "valid_fraction", 0.02)
-    if not 0 <= fraction < 1:
-        raise InputError(f"valid_fraction must be at least 0 and below 1: {fraction}.")
-    sources = _open_sources(args)
-    required = [name for name in ("train", "test") if getattr(args, name, False)]
-    for name in required:
-        if not any(name in splits for _, splits in sources):
-            raise InputError(
-                f"Found no {_SPLIT_FILES[name]} set in {_source_names(args)}, but "
-                f"{name}: true needs one."
-            )
-    if getattr(args, "inspect", None) and "test" not in required:
-        required.append(_inspected_split(args, sources))
-    if "train" in required:
-        required.append("valid")
+    if not 0 <= valid_fraction < 1:
+        raise InputError(
+            f"valid_fraction must be at least 0 and below 1: {valid_fraction}."
+        )
+    row_options = RowOptions(**options)
+    if token_cache is None or token_cache is True:
+        token_cache = user_cache_folder("tokens")
+    sources = open_sources(data, data_dir)
+    names = _needed(sources, train, test, inspect)
     results: dict[str, list] = {"train": [], "valid": [], "test": []}
-    for given, splits in sources:
+    for source, own, splits in sources:
         sets = {
-            name: _make_dataset(splits[name](), tokenizer, args, given, name)
-            for name in required
+            name: PreferenceDataset(
+                splits[name](),
+                tokenizer,
+                max_length,
+                kind=kind,
+                source=f"{source} ({_SPLIT_FILES[name]})",
+                token_cache=token_cache or None,
+                **vars(row_options.updated(own)),
+            )
+            for name in names
             if name in splits
         }
         if "train" in sets and "valid" not in sets:
-            _hold_out(sets, fraction, getattr(args, "seed", 0) or 0)
+            _hold_out(sets, valid_fraction, seed)
         for name, dataset in sets.items():
             results[name].append(dataset)
     # A batch size that one of them can take, all can.
@@ -502,88 +491,25 @@ def load_preference_dataset(args: Any, tokenizer: Any) -> tuple:
     )
 
 
-def _open_sources(args: Any) -> list[tuple[Mapping[str, Any], Splits]]:
-    """For each dataset its own options and its splits."""
-    given = getattr(args, "hf_dataset", None)
-    if not given:
-        return [({}, _open_data(args))]
-    sources = []
-    for dataset in [given] if isinstance(given, Mapping) else given:
-        if not isinstance(dataset, Mapping) or not dataset.get("path"):
-            raise InputError(f"hf_dataset needs a path, got {dataset!r}.")
-        rprint(f"Loading Hugging Face dataset {dataset['path']}.")
-        splits = {name: dataset.get(f"{name}_split") for name in _SPLIT_FILES}
-        config = dict(dataset.get("config") or {})
-        data_dir = dataset.get("data_dir")
-        if data_dir:
-            config["data_dir"] = data_dir
-        sources.append((dataset, open_hub_splits(dataset["path"], config, splits)))
-    return sources
-
-
-def _open_data(args: Any) -> Splits:
-    data, data_dir = str(args.data), getattr(args, "data_dir", None)
-    is_path = data.startswith(("/", "./", "../", "~")) or data.count("/") > 1
-    if is_path or Path(data).exists():
-        return open_local_splits(data, data_dir)
-    rprint(f"Loading Hugging Face dataset {data}.")
-    return open_hub_splits(data, {"data_dir": data_dir} if data_dir else {})
-
-
-def _inspected_split(args: Any, sources: list[tuple[Mapping[str, Any], Splits]]) -> str:
-    """The test split if there is one, else that of validation."""
-    for name in ("test", "valid"):
-        if any(name in splits for _, splits in sources):
-            return name
-    if getattr(args, "train", False):
-        return "valid"
-    raise InputError(
-        f"Found no test or validation set in {_source_names(args)}, but inspect needs "
-        "one."
-    )
-
-
-def _source_names(args: Any) -> str:
-    given = getattr(args, "hf_dataset", None)
-    if not given:
-        return str(args.data)
-    return ", ".join(
-        d["path"] for d in ([given] if isinstance(given, Mapping) else given)
-    )
-
-
-def _option(args: Any, given: Mapping[str, Any], name: str, default: Any) -> Any:
-    """A dataset's own option, else the run's, else the default."""
-    for value in (given.get(name), getattr(args, name, None)):
-        if value is not None:
-            return value
-    return default
-
-
-def _make_dataset(
-    rows: Sequence[Any], tokenizer: Any, args: Any, given: Mapping, split: str
-) -> PreferenceDataset:
-    defaults = {
-        "prompt_feature": "prompt",
-        "chosen_feature": "chosen",
-        "rejected_feature": "rejected",
-        "wrap_text": False,
-        "transcripts": "turns",
-        "max_bad_rows": 0.1,
-        "weight_feature": None,
-        "margin_feature": None,
-        "criteria": None,
-    }
-    options = {k: _option(args, given, k, v) for k, v in defaults.items()}
-    options["kind"] = objective_of(args).data
-    name = f"{given.get('path', _option(args, {}, 'data', ''))} ({_SPLIT_FILES[split]})"
-    max_length = _option(args, {}, "max_seq_length", 2048)
-    cache = _option(args, {}, "token_cache", True)
-    if cache is True:
-        cache = user_cache_folder("tokens")
-    return PreferenceDataset(
-        rows, tokenizer, max_length, **options, source=name, token_cache=cache
-    )
+def _needed(sources: list, train: bool, test: bool, inspect: bool) -> list[str]:
+    """The splits to read. Those that must be there are."""
+    there = {name for _, _, splits in sources for name in splits}
+    where = ", ".join(source for source, _, _ in sources)
+    names = [name for name, on in (("train", train), ("test", test)) if on]
+    for name in names:
+        if name not in there:
+            raise InputError(
+                f"Found no {_SPLIT_FILES[name]} set in {where}, but {name}: true needs "
+                "one."
+            )
+    if inspect and not test:
+        # One for validation may be held out.
+        if not train and not there & {"test", "valid"}:
+            raise InputError(
+                f"Found no test or validation set in {where}, but inspect needs one."
+            )
+        names.append("test" if "test" in there else "valid")
+    return [*names, "valid"] if train else names
 
 
 def _hold_out(sets: dict, fraction: float, seed: int) -> None:

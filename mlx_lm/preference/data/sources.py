@@ -234,6 +234,34 @@ def _as_row(row: Any) -> Any:
     return RowFault("not a JSON object", type(row).__name__)
 
 
+def open_sources(
+    data: Any, data_dir: str | None = None
+) -> list[tuple[str, Mapping[str, Any], Splits]]:
+    """For each dataset its name, the options of its own, and its splits."""
+    if isinstance(data, (str, Path)):
+        return [(str(data), {}, _open_data(str(data), data_dir))]
+    sources = []
+    for entry in [data] if isinstance(data, Mapping) else data:
+        if not isinstance(entry, Mapping) or not entry.get("path"):
+            raise InputError(f"hf_dataset needs a path, got {entry!r}.")
+        name = entry["path"]
+        rprint(f"Loading Hugging Face dataset {name}.")
+        config = dict(entry.get("config") or {})
+        if entry.get("data_dir"):
+            config["data_dir"] = entry["data_dir"]
+        splits = {split: entry.get(f"{split}_split") for split in SPLIT_ALIASES}
+        sources.append((name, entry, open_hub_splits(name, config, splits)))
+    return sources
+
+
+def _open_data(data: str, data_dir: str | None) -> Splits:
+    is_path = data.startswith(("/", "./", "../", "~")) or data.count("/") > 1
+    if is_path or Path(data).exists():
+        return open_local_splits(data, data_dir)
+    rprint(f"Loading Hugging Face dataset {data}.")
+    return open_hub_splits(data, {"data_dir": data_dir} if data_dir else {})
+
+
 def open_hub_splits(
     name: str,
     config: Mapping[str, Any] | None = None,

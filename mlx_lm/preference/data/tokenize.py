@@ -10,7 +10,6 @@ from typing import Any
 from ..errors import InputError
 from .messages import RowFault
 from .pairs import KNOWN_SHAPES, TIE, PreferenceRow
-from .rankings import KINDS
 from .rankings import KNOWN_SHAPES as LABELLED_SHAPES
 from .rankings import NO_WEIGHT, criteria_names, read_rows
 from .table import ColumnsBuilder, TokenColumns
@@ -18,32 +17,6 @@ from .tokenizer import PairTokenizer, TokenPair
 
 TOO_LONG = "prompt fills max_length"
 _CHUNK = 512
-
-
-def check_row_options(
-    encode: PairTokenizer,
-    max_length: int,
-    options: dict[str, Any],
-    transcripts: str = "turns",
-    max_bad_rows: float = 0.1,
-) -> None:
-    """Refuse options that don't go with each other or with the tokenizer."""
-    if max_length < 2:
-        raise InputError(f"max_length must be at least 2, got {max_length}.")
-    if transcripts not in ("turns", "raw"):
-        raise InputError(f"transcripts must be 'turns' or 'raw', got {transcripts!r}.")
-    if not 0 <= max_bad_rows <= 1:
-        raise InputError(f"max_bad_rows must be between 0 and 1, got {max_bad_rows}.")
-    if options.get("wrap_text") and not encode.has_chat_template:
-        raise InputError("wrap_text needs a tokenizer with a chat template.")
-    if options.get("wrap_text") and transcripts == "raw":
-        raise InputError("wrap_text: true and transcripts: raw exclude each other.")
-    kind = options.get("kind", "pairs")
-    if kind not in KINDS:
-        raise InputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
-    for name in ("margin_feature", "criteria"):
-        if options.get(name) and kind != "pairs":
-            raise InputError(f"{name} belongs to pairs, not to {kind}.")
 
 
 def tokenize_rows(

@@ -11,8 +11,10 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from ...cli_ui import rprint
+from ...tuner.datasets import load_preference_dataset
 from ...tuner.trainer import DPOTrainingArgs
 from ..batch.buckets import LAYOUTS
+from ..data.options import RowOptions
 from ..files import remove_leftovers, user_cache_folder
 from ..forward.frozen import FrozenStart
 from ..forward.probe import Sharing, check_packing, check_sharing
@@ -36,6 +38,24 @@ def make_policy(args: SimpleNamespace, model: nn.Module) -> None:
         train_head=args.train_head,
         start=args.resume_adapter_file,
         seed=args.seed,
+    )
+
+
+def load_data(args: SimpleNamespace, tokenizer: Any) -> tuple:
+    """Load the sets that the settings ask for: train, valid, test."""
+    return load_preference_dataset(
+        args.hf_dataset or args.data,
+        tokenizer,
+        train=args.train,
+        test=args.test,
+        inspect=bool(args.inspect),
+        kind=objective_of(args).data,
+        max_length=args.max_seq_length,
+        data_dir=args.data_dir,
+        valid_fraction=args.valid_fraction,
+        seed=args.seed,
+        token_cache=args.token_cache,
+        **vars(RowOptions().updated(vars(args))),
     )
 
 

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from ...cli_ui import rprint
-from ..data.rankings import check_criteria
+from ..data.options import RowOptions
 from ..errors import InputError
 from ..files import check_writable
 from ..objective.objective import objective_of
@@ -179,12 +179,12 @@ def _check_nested(args):
     given = args.hf_dataset or []
     if not isinstance(given, (dict, list)):
         raise InputError(f"hf_dataset must be a mapping or a list, got {given!r}.")
+    rows = RowOptions().updated(vars(args))
     for dataset in [given] if isinstance(given, dict) else given:
         if isinstance(dataset, dict):
             known = [*DATASET_KEYS, *names(per_dataset=True)]
             check_keys(dataset, known, "hf_dataset")
-            check_criteria(dataset.get("criteria"))
-    check_criteria(args.criteria)
+            rows.updated(dataset)
     lora = args.lora_parameters
     # Those of an adapter may have more keys.
     if "lora_parameters" in args.explicit:

@@ -12,6 +12,7 @@ from typing import Any
 
 from ... import lora
 from ...tuner.trainer import DPOTrainingArgs
+from ..data.options import RowOptions
 from ..policy.model import LEARNING_RATES
 from ..policy.optimizer import OPTIMIZERS
 from ..setting import Setting, declared
@@ -119,50 +120,6 @@ def _policy() -> Iterable[Setting]:
     )
 
 
-def _rows() -> Iterable[Setting]:
-    tokens = {"tested": True, "compared": True, "per_dataset": True}
-    for name, what in (
-        ("prompt", "prompt"),
-        ("chosen", "chosen answer"),
-        ("rejected", "rejected answer"),
-    ):
-        help = f"Column of the {what}."
-        yield Setting(f"{name}_feature", name, help, flag=False, **tokens)
-    for name, what in (("weight", "weights"), ("margin", "margins in nats")):
-        yield Setting(
-            f"{name}_feature",
-            None,
-            f"Column of the pairs' {what}. Default: there is none.",
-            kind=str,
-            metavar="COLUMN",
-            tested=True,
-            per_dataset=True,
-        )
-    yield Setting(
-        "criteria",
-        None,
-        "Weights of the criteria to compare answers by, such as {helpful: 1.0}.",
-        kind=dict,
-        flag=False,
-        **tokens,
-    )
-    yield Setting("wrap_text", False, "Put text rows into the chat template.", **tokens)
-    yield Setting(
-        "transcripts",
-        "turns",
-        "What becomes of Human/Assistant transcripts: turns, or text as it is (raw).",
-        flag=False,
-        **tokens,
-    )
-    yield Setting(
-        "max_bad_rows",
-        0.1,
-        "Largest share of bad rows, 0 to 1.",
-        flag=False,
-        per_dataset=True,
-    )
-
-
 def _data() -> Iterable[Setting]:
     yield Setting(
         "data",
@@ -185,7 +142,7 @@ def _data() -> Iterable[Setting]:
         "One or several Hugging Face datasets with options of their own.",
         flag=False,
     )
-    yield from _rows()
+    yield from declared(RowOptions)
     yield Setting(
         "valid_fraction",
         0.02,

@@ -1,0 +1,125 @@
+# Copyright © 2026 MLX Contributors
+
+"""How the rows of one dataset are read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..errors import InputError
+from ..setting import setting
+from .rankings import KINDS, check_criteria
+from .tokenizer import PairTokenizer
+
+# What an entry of hf_dataset may have, and what decides the tokens of a test set.
+_OWN = {"per_dataset": True}
+_TOKENS = {**_OWN, "tested": True, "compared": True}
+_HIDDEN = {**_TOKENS, "flag": False}
+_NUMBERS: dict[str, Any] = {**_OWN, "tested": True, "kind": str, "metavar": "COLUMN"}
+_TYPES = {bool: "true or false", float: "a number", str: "text"}
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """
+    How the rows of a preference dataset are read, checked.
+
+    Each field is a setting of ``mlx_lm.dpo`` of the same name, which an entry of
+    ``hf_dataset`` may set as well; its metadata has its help.
+
+    Raises:
+        mlx_lm.preference.errors.InputError: If an option is of the wrong type, out
+            of range, or makes no sense with the others.
+
+    Example:
+        >>> options = RowOptions(prompt_feature="question", max_bad_rows=0)
+        >>> options.prompt_feature, options.chosen_feature, options.transcripts
+        ('question', 'chosen', 'turns')
+        >>> options.updated({"path": "prefs", "wrap_text": True}).wrap_text
+        True
+    """
+
+    prompt_feature: str = setting("prompt", "Column of the prompt.", **_HIDDEN)
+    chosen_feature: str = setting("chosen", "Column of the chosen answer.", **_HIDDEN)
+    rejected_feature: str = setting(
+        "rejected", "Column of the rejected answer.", **_HIDDEN
+    )
+    weight_feature: str | None = setting(
+        None, "Column of the pairs' weights. Default: there is none.", **_NUMBERS
+    )
+    margin_feature: str | None = setting(
+        None,
+        "Column of the pairs' margins in nats. Default: there is none.",
+        **_NUMBERS,
+    )
+    criteria: Mapping[str, float] | None = setting(
+        None,
+        "Weights of the criteria to compare answers by, such as {helpful: 1.0}.",
+        kind=dict,
+        **_HIDDEN,
+    )
+    wrap_text: bool = setting(False, "Put text rows into the chat template.", **_TOKENS)
+    transcripts: str = setting(
+        "turns",
+        "What becomes of Human/Assistant transcripts: turns, or text as it is (raw).",
+        **_HIDDEN,
+    )
+    max_bad_rows: float = setting(
+        0.1, "Largest share of bad rows, 0 to 1.", flag=False, **_OWN
+    )
+
+    def __post_init__(self) -> None:
+        for one in fields(self):
+            value, wanted = getattr(self, one.name), type(one.default)
+            wanted = one.metadata.get("kind", wanted)
+            if wanted not in _TYPES or (value is None and one.default is None):
+                continue
+            types = (int, float) if wanted is float else wanted
+            is_bool = isinstance(value, bool) and wanted is not bool
+            if is_bool or not isinstance(value, types):
+                what = _TYPES[wanted]
+                raise InputError(f"{one.name} must be {what}, got {value!r}.")
+        check_criteria(self.criteria)
+        if self.transcripts not in ("turns", "raw"):
+            raise InputError(
+                f"transcripts must be 'turns' or 'raw', got {self.transcripts!r}."
+            )
+        if not 0 <= self.max_bad_rows <= 1:
+            raise InputError(
+                f"max_bad_rows must be between 0 and 1, got {self.max_bad_rows}."
+            )
+        if self.wrap_text and self.transcripts == "raw":
+            raise InputError("wrap_text: true and transcripts: raw exclude each other.")
+
+    def updated(self, settings: Mapping[str, Any]) -> "RowOptions":
+        """
+        Take those of some settings that are options and are set.
+
+        Args:
+            settings (Mapping): Settings by name, others among them.
+
+        Returns:
+            RowOptions: The options.
+        """
+        known = {one.name for one in fields(self)}
+        found = {k: v for k, v in settings.items() if k in known and v is not None}
+        return replace(self, **found)
+
+
+def row_arguments(
+    options: RowOptions, encode: PairTokenizer, kind: str
+) -> dict[str, Any]:
+    """What ``read_rows`` takes, checked against the tokenizer and the kind of data."""
+    if options.wrap_text and not encode.has_chat_template:
+        raise InputError("wrap_text needs a tokenizer with a chat template.")
+    if kind not in KINDS:
+        raise InputError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}.")
+    for name in ("margin_feature", "criteria"):
+        if getattr(options, name) and kind != "pairs":
+            raise InputError(f"{name} belongs to pairs, not to {kind}.")
+    found = dict(vars(options))
+    # It decides whether rows are used, not how they are read.
+    del found["max_bad_rows"]
+    is_raw = found.pop("transcripts") == "raw" or not encode.has_chat_template
+    criteria = dict(options.criteria) if options.criteria else None
+    return {**found, "turns": not is_raw, "criteria": criteria, "kind": kind}
