@@ -110,7 +110,7 @@ class TestWeights(Faults):
             ):
                 first = make(rows, token_cache=folder, **options)
                 self.assertEqual(files(), number + 1)
-                name = "mlx_lm.preference.data.tokenize.tokenize_rows"
+                name = "mlx_lm.tuner.datasets.tokenize_rows"
                 with mock.patch(name, side_effect=AssertionError):
                     again = make(rows, token_cache=folder, **options)
                 self.assertEqual(texts(again), texts(first))

@@ -4,21 +4,21 @@
 Token ids of large preference sets, kept on disk between runs.
 
 A file is named by what went into it: the rows, the tokenizer with its chat template,
-the options, and the code that makes pairs of rows. Anything that differs makes
-another name, so a file is never out of date. Files are mapped, not read.
+the options, and the version of the code that makes pairs of rows. Anything that
+differs makes another name, so a file is never out of date. Files are mapped, not read.
 """
 
 import inspect
 import json
-import mmap
+import math
 import os
 import pickle
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from hashlib import blake2b
+from hashlib import blake2b, file_digest
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,20 +26,15 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from ... import tokenizer_utils
 from ..._version import __version__
 from ...cli_ui import rprint
 from ...tokenizer_utils import TokenizerWrapper
-from ..files import replace_file
-from . import messages as preference_messages
-from . import pairs as preference_rows
-from . import rankings as labelled_rows
-from . import table as token_columns
-from . import tokenize as row_tokens
-from . import tokenizer as preference_tokens
+from ..files import drop_oldest, replace_file
 from .table import OF_PAIRS, TokenColumns
 
-FORMAT = b"mlxtok02"
+# To be raised when the same rows get other pairs, ids or notes, or files another
+# form; a test tells when.
+VERSION = 3
 # Fewer rows are tokenized in a second or two.
 MIN_ROWS = 2000
 # The folder's size, in bytes. The files used longest ago go first.
@@ -49,15 +44,6 @@ _ALIGNMENT = 64
 _ARRAYS = ("ids", *(name for name in OF_PAIRS if name != "places"))
 # Other packages' tokenizers may change without a sign.
 _KNOWN_PACKAGES = {"transformers", "mlx_lm", "builtins"}
-_CODE = (
-    tokenizer_utils,
-    labelled_rows,
-    preference_messages,
-    preference_rows,
-    preference_tokens,
-    row_tokens,
-    token_columns,
-)
 # What is finer than a day.
 _CLOCK = re.compile("%-?[^-aAbBdDeFhjmuwxyYGUVW%]")
 _STRFTIME = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")")
@@ -81,10 +67,10 @@ class TokenCache:
         if not data or not any(self._folder.glob(f"{data}-*")):
             return None
         path = self._path(data)
-        if path is None or not path.exists():
+        if path is None or not path.is_file():
             return None
         try:
-            result = _read(path, path.stem)
+            result = _read(path)
         except (OSError, ValueError, KeyError, TypeError):
             rprint(f"[WARNING] Ignoring {path}, which is damaged: tokenizing again.")
             return None
@@ -107,9 +93,10 @@ class TokenCache:
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            chunks = _serialize(path.stem, columns, notes)
-            replace_file(path, lambda name: _write(name, chunks))
-            _drop_oldest(path)
+            arrays = _arrays(path.stem, columns, notes)
+            replace_file(path, lambda name: _write(name, arrays))
+            # What a killed run left half written counts, and goes in its turn.
+            drop_oldest(path.parent.glob("*.tokens"), path, MAX_BYTES)
         except OSError as e:
             reason = e.strerror or e
             rprint(f"[WARNING] Can't keep the token ids in {path.parent}: {reason}.")
@@ -124,11 +111,7 @@ class TokenCache:
         tokenizer = tokenizer_fingerprint(self._tokenizer)
         if tokenizer is None:
             return None
-        try:
-            code = [inspect.getsource(module) for module in _CODE]
-        except OSError:
-            return None
-        parts = [FORMAT.decode(), sys.byteorder, tokenizer, self._options, code]
+        parts = [VERSION, tokenizer, self._options]
         return _digest(json.dumps(parts, sort_keys=True).encode())
 
 
@@ -195,82 +178,62 @@ def _dates(templates: str) -> list[str]:
     return [now.strftime(format) for format in found]
 
 
-def _serialize(
+def _arrays(
     name: str, columns: TokenColumns, notes: Mapping[str, Any]
-) -> list[bytes | memoryview]:
-    """The file: format, checksum of the rest, size of the head, head, arrays."""
-    parts = [*(getattr(columns, name) for name in _ARRAYS), *columns.values.values()]
-    arrays = [np.ascontiguousarray(array) for array in parts]
-    head = json.dumps(
-        {
-            "name": name,
-            "notes": notes,
-            "places": columns.places.tolist(),
-            "kind_names": columns.kind_names,
-            "values": list(columns.values),
-            "group": columns.group,
-            "arrays": [(array.dtype.str, array.shape) for array in arrays],
-        }
-    ).encode()
-    head += b" " * (-(len(head) + 48) % _ALIGNMENT)
-    chunks: list[bytes | memoryview] = [len(head).to_bytes(8, "little"), head]
-    for array in arrays:
-        chunks += [memoryview(array).cast("B"), bytes(-array.nbytes % _ALIGNMENT)]
-    checksum = blake2b(digest_size=32)
-    for chunk in chunks:
-        checksum.update(chunk)
-    return [FORMAT, checksum.digest(), *chunks]
+) -> list[np.ndarray]:
+    """What a file holds: its head as JSON, and the columns."""
+    head = {
+        "name": name,
+        "notes": notes,
+        "places": columns.places.tolist(),
+        "kind_names": columns.kind_names,
+        "values": list(columns.values),
+        "group": columns.group,
+    }
+    text = np.frombuffer(json.dumps(head).encode(), np.uint8)
+    fixed = [getattr(columns, name) for name in _ARRAYS]
+    return list(map(np.ascontiguousarray, [text, *fixed, *columns.values.values()]))
 
 
-def _write(name: str, chunks: list[bytes | memoryview]) -> None:
-    with open(name, "wb") as file:
-        file.writelines(chunks)
+def _write(name: str, arrays: list[np.ndarray]) -> None:
+    """Write arrays as one .npy after the other, and a checksum of it all."""
+    with open(name, "w+b") as file:
+        for array in arrays:
+            np.save(file, array)
+            file.write(bytes(-file.tell() % _ALIGNMENT))
+        file.seek(0)
+        file.write(file_digest(file, blake2b).digest())
 
 
-def _read(path: Path, name: str) -> tuple[TokenColumns, dict[str, Any]]:
-    with open(path, "rb") as file:
-        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    if data[:8] != FORMAT or blake2b(data[40:], digest_size=32).digest() != data[8:40]:
+def _map(path: Path) -> Iterator[np.ndarray]:
+    """Map the arrays of a file."""
+    data = np.memmap(path, mode="r").view(np.ndarray)
+    end = len(data) - blake2b().digest_size
+    if blake2b(data[:end]).digest() != data[end:].tobytes():
         raise ValueError("The checksum is wrong.")
-    offset = 48 + int.from_bytes(data[40:48], "little")
-    head = json.loads(bytes(data[48:offset]))
-    if head["name"] != name:
+    with open(path, "rb") as file:
+        while file.tell() < end:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+            stop = start + math.prod(shape) * dtype.itemsize
+            yield data[start:stop].view(dtype).reshape(shape)
+            file.seek(stop + -stop % _ALIGNMENT)
+
+
+def _read(path: Path) -> tuple[TokenColumns, dict[str, Any]]:
+    text, *arrays = _map(path)
+    head = json.loads(text.tobytes())
+    if head["name"] != path.stem:
         raise ValueError("The file has another file's name.")
-    arrays = {}
-    names = [*_ARRAYS, *head["values"]]
-    for column, (dtype, shape) in zip(names, head["arrays"], strict=True):
-        size = int(np.prod(shape))
-        array = np.frombuffer(data, np.dtype(dtype), size, offset)
-        arrays[column] = array.reshape(shape)
-        offset += array.nbytes + -array.nbytes % _ALIGNMENT
     places = np.empty(len(head["places"]), dtype=object)
     places[:] = head["places"]
-    kind_names = tuple((shape, format) for shape, format in head["kind_names"])
-    values = {name: arrays.pop(name) for name in head["values"]}
+    values = dict(zip(head["values"], arrays[len(_ARRAYS) :], strict=True))
     columns = TokenColumns(
-        **arrays,
+        **dict(zip(_ARRAYS, arrays)),
         places=places,
-        kind_names=kind_names,
+        kind_names=tuple(map(tuple, head["kind_names"])),
         values=values,
         group=head["group"],
     )
     return columns, head["notes"]
-
-
-def _drop_oldest(newest: Path) -> None:
-    """Delete the files used longest ago until the folder is small enough."""
-    files = []
-    # What a killed run left half written counts, and goes in its turn.
-    for path in newest.parent.glob("*.tokens"):
-        try:
-            stat = path.stat()
-        except OSError:
-            continue  # Another run deleted it.
-        files.append((stat.st_mtime, stat.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= MAX_BYTES:
-            return
-        if path != newest:
-            path.unlink(missing_ok=True)
-            total -= size
