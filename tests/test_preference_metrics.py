@@ -7,7 +7,7 @@ import mlx.core as mx
 from tiny import Pairs, Recorder, pair, tiny_model, train
 
 from mlx_lm.preference.measure.metrics import (
-    PER_PAIR,
+    METRICS,
     SUMS,
     add_metrics,
     all_sum_metrics,
@@ -41,8 +41,7 @@ class TestPreferenceMetrics(unittest.TestCase):
             self.assertAlmostEqual(metrics[key].item(), value, places=5, msg=key)
 
     def test_two_pairs_by_hand(self):
-        self.check(
-            mean_metrics(sums_by_hand()),
+        expected = dict(
             loss=0.4,
             rewards__chosen=0.0,
             rewards__rejected=0.3,
@@ -61,6 +60,10 @@ class TestPreferenceMetrics(unittest.TestCase):
             perplexity__policy=math.exp(16 / 6),
             perplexity__reference=math.exp(15 / 6),
         )
+        self.check(mean_metrics(sums_by_hand()), **expected)
+        # Whatever is summed is tested here.
+        summed = {m.name for m in METRICS if m.over} - {"kl_estimate"}
+        self.assertLessEqual(summed, {k.replace("__", "/") for k in expected})
 
     def test_estimate_has_its_own_name(self):
         metrics = mean_metrics(sums_by_hand(kl=False))
@@ -150,8 +153,8 @@ class TestPreferenceMetrics(unittest.TestCase):
         for _ in range(3):
             total = add_metrics(total, sums_by_hand())
         single, triple = mean_metrics(sums_by_hand()), mean_metrics(total)
-        for k in PER_PAIR:
-            self.assertAlmostEqual(single[k].item(), triple[k].item(), places=5)
+        for name, value in single.items():
+            self.assertAlmostEqual(value.item(), triple[name].item(), places=5)
         self.assertEqual(all_sum_metrics(total)["pairs"].item(), 6.0)
 
     def test_window_counts_and_starts_anew(self):

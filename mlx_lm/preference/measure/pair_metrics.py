@@ -13,6 +13,7 @@ import numpy as np
 from ..files import write_json
 from ..objective.objective import Objective
 from .evaluation import CHOSEN, REJECTED, ScoredPairs
+from .metrics import LENGTH_GROUPS
 
 
 def preference_probabilities(margins: np.ndarray) -> np.ndarray:
@@ -64,7 +65,6 @@ def brier_score(probabilities: np.ndarray) -> float:
 FILE_NAME = "test_metrics.json"
 # Of the longer answer: what is nearer than this counts as equally long.
 EQUAL_LENGTH = 0.1
-LENGTH_GROUPS = ("chosen_shorter", "equal_length", "chosen_longer")
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replace_file
+from ..measure.metrics import METRICS
 
 # Roles of colours on white paper. SVG gets a stand-in for each, which becomes a
 # CSS variable: the page then decides.
@@ -47,48 +48,28 @@ class Chart:
     title: str
     unit: str = ""
     series: list[Series] = field(default_factory=list)
-    percent: bool = False
-
-
-# Title, unit, metric, and for each line its part of the metric's name and colour.
-_PLAIN = (("", "one"),)
-_BOTH = (("chosen", "one"), ("rejected", "two"))
-CURVES = (
-    ("Loss", "nats", "loss", _PLAIN),
-    ("Reward accuracy", "%", "rewards/accuracies", _PLAIN),
-    ("Reward margin", "nats", "rewards/margins", _PLAIN),
-    ("Rewards", "nats", "rewards/{}", _BOTH),
-    ("Log-probs of the answers", "nats", "logps/{}", _BOTH),
-    ("KL from the reference, estimated", "nats", "kl_estimate", _PLAIN),
-    ("Gradient norm", "", "grad_norm", _PLAIN),
-    ("Learning rate", "", "learning_rate", _PLAIN),
-    ("Speed", "tokens/s", "tokens_per_second", _PLAIN),
-    ("Peak memory", "GB", "peak_memory", _PLAIN),
-)
 
 
 def curves(reports: list[dict[str, Any]]) -> list[Chart]:
     """Sort a run's reports into charts."""
-    charts = []
-    for title, unit, metric, lines in CURVES:
-        chart = Chart(title, unit, percent=unit == "%")
-        for name, color in lines:
-            for part in ("training", "validation"):
-                held_out = part == "validation"
-                key = ("val_" if held_out else "") + metric.format(name)
-                points = [(r["iteration"], r[key]) for r in reports if key in r]
-                if not points:
-                    continue
-                scale = 100 if chart.percent else 1
-                # One metric: colours tell the parts; two: dashes do.
-                shade = color if name or not held_out else "two"
-                label = (name + " (val.)" * held_out) if name else part
-                x = [it for it, _ in points]
-                y = [math.nan if v is None else v * scale for _, v in points]
-                chart.series.append(Series(label, x, y, shade, held_out))
-        if chart.series:
-            charts.append(chart)
-    return charts
+    charts: dict[str, Chart] = {}
+    for metric in METRICS:
+        title, unit = metric.chart
+        for part, prefix in (("training", ""), ("validation", "val_")):
+            key, held_out = prefix + metric.name, bool(prefix)
+            points = [(r["iteration"], r[key]) for r in reports if key in r]
+            if not points or not title:
+                continue
+            x, scale = [it for it, _ in points], 100 if unit == "%" else 1
+            y = [math.nan if v is None else v * scale for _, v in points]
+            # One metric: colours tell the parts; two: dashes do.
+            label, second = part, held_out
+            if metric.over in ("chosen", "rejected"):
+                label = metric.over + " (val.)" * held_out
+                second = metric.over == "rejected"
+            line = Series(label, x, y, "two" if second else "one", held_out)
+            charts.setdefault(title, Chart(title, unit)).series.append(line)
+    return list(charts.values())
 
 
 def svg(draw: Any, prefix: str) -> str:
@@ -97,7 +78,8 @@ def svg(draw: Any, prefix: str) -> str:
     from matplotlib.figure import Figure
 
     # Texts stay texts, and the same run gives the same file.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
+    settings = {"svg.fonttype": "none", "svg.hashsalt": prefix}
+    with rc_context(_style(_STAND_INS) | settings):
         figure = Figure(_ON_PAGE, layout="constrained")
         draw(figure.subplots(), _STAND_INS)
         buffer = io.StringIO()
@@ -122,15 +104,14 @@ def draw_curves(axes: Any, colors: dict[str, str], chart: Chart) -> None:
             series.y,
             color=colors[series.color],
             label=series.name,
-            linewidth=1.5,
             linestyle=(0, (4, 2)) if series.held_out else "-",
             marker="o" if series.held_out or few else None,
             markersize=3.5 if series.held_out else 2.5,
         )
-    _style(axes, colors, "iteration", chart.unit)
+    axes.set(xlabel="iteration", ylabel=chart.unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(chart.series) > 1 or chart.series[0].held_out:
-        _legend(axes, colors, len(chart.series))
+        _legend(axes, min(len(chart.series), 2))
 
 
 def draw_histogram(
@@ -149,8 +130,8 @@ def draw_histogram(
         shared.pop("label")
         axes.hist(kept, histtype="step", color=colors[color], linewidth=1.2, **shared)
     axes.axvline(0, color=colors["ink"], linewidth=0.8, linestyle=":")
-    _style(axes, colors, "log p(chosen) - log p(rejected), nats", "pairs")
-    _legend(axes, colors, 2)
+    axes.set(xlabel="log p(chosen) - log p(rejected), nats", ylabel="pairs")
+    _legend(axes)
 
 
 def _range(values):
@@ -172,61 +153,64 @@ def draw_reliability(
     x, y = ([bin[i] for bin in bins] for i in (0, 1))
     ideal = {"color": colors["muted"], "linewidth": 1, "linestyle": ":"}
     axes.plot([50, 100], [50, 100], label="calibrated", **ideal)
-    style = {"color": colors["one"], "linewidth": 1.5, "marker": "o", "markersize": 3.5}
-    axes.plot(x, y, label="policy", **style)
+    axes.plot(x, y, label="policy", color=colors["one"], marker="o", markersize=3.5)
     axes.set_ylim(min([*y, 45]) - 5, 105)
-    _style(axes, colors, "confidence, %", "right pairs, %")
-    _legend(axes, colors, 2)
+    axes.set(xlabel="confidence, %", ylabel="right pairs, %")
+    _legend(axes)
 
 
-def _style(axes, colors, x_label, y_label):
-    axes.set_xlabel(x_label, color=colors["muted"], fontsize=8)
-    axes.set_ylabel(y_label, color=colors["muted"], fontsize=8)
-    axes.tick_params(colors=colors["muted"], labelsize=8, length=0)
-    axes.grid(axis="y", color=colors["grid"], linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(colors["grid"])
-    for offset in (axes.xaxis, axes.yaxis):
-        offset.get_offset_text().set_color(colors["muted"])
-        offset.get_offset_text().set_fontsize(8)
+def _style(colors):
+    """What all charts look like, as matplotlib's settings."""
+    axes = {
+        "labelsize": 8,
+        "labelcolor": colors["muted"],
+        "grid": True,
+        "grid.axis": "y",
+        "axisbelow": True,
+        "edgecolor": colors["grid"],
+        **{f"spines.{side}": False for side in ("left", "top", "right")},
+        "titlesize": 9,
+        "titleweight": "bold",
+        "titlelocation": "left",
+        "titlecolor": colors["ink"],
+    }
+    tick = {"labelsize": 8, "color": colors["muted"], "major.size": 0}
+    legend = {
+        "loc": "lower left",
+        "frameon": False,
+        "fontsize": 8,
+        "labelcolor": colors["ink"],
+        "borderaxespad": 0.2,
+        "handlelength": 1.8,
+        "columnspacing": 1.2,
+    }
+    groups = {"axes": axes, "xtick": tick, "ytick": tick, "legend": legend}
+    groups["grid"] = {"color": colors["grid"], "linewidth": 0.8}
+    groups["lines"] = {"linewidth": 1.5}
+    return {
+        f"{k}.{name}": v for k, group in groups.items() for name, v in group.items()
+    }
 
 
-def _legend(axes, colors, columns):
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=2 if columns > 2 else columns,
-        frameon=False,
-        fontsize=8,
-        labelcolor=colors["ink"],
-        borderaxespad=0.2,
-        handlelength=1.8,
-        columnspacing=1.2,
-    )
+def _legend(axes, columns=2):
+    axes.legend(bbox_to_anchor=(0, 1), ncols=columns)
 
 
 def write_png(charts: list[Chart], path: str | Path, title: str) -> None:
     """Draw all charts into one picture."""
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rows = -(-len(charts) // 2)
     size = (2 * _IN_PNG[0], rows * _IN_PNG[1] + 0.4)
-    figure = Figure(size, layout="constrained", facecolor="white", dpi=110)
-    # A $ in a name is no formula.
-    figure.suptitle(title, color=PAPER["ink"], fontsize=11, parse_math=False)
-    cells = figure.subplots(rows, 2, squeeze=False).flat
-    for chart, cell in zip(charts, cells):
-        draw_curves(cell, PAPER, chart)
-        cell.set_title(
-            chart.title,
-            loc="left",
-            color=PAPER["ink"],
-            fontsize=9,
-            fontweight="bold",
-            pad=34 if len(chart.series) > 2 else 20,
-        )
-    for cell in list(cells):
-        cell.set_visible(False)
-    replace_file(path, lambda name: figure.savefig(name, format="png"))
+    with rc_context(_style(PAPER)):
+        figure = Figure(size, layout="constrained", facecolor="white", dpi=110)
+        # A $ in a name is no formula.
+        figure.suptitle(title, color=PAPER["ink"], fontsize=11, parse_math=False)
+        cells = figure.subplots(rows, 2, squeeze=False).flat
+        for chart, cell in zip(charts, cells):
+            draw_curves(cell, PAPER, chart)
+            cell.set_title(chart.title, pad=34 if len(chart.series) > 2 else 20)
+        for cell in list(cells):
+            cell.set_visible(False)
+        replace_file(path, lambda name: figure.savefig(name, format="png"))

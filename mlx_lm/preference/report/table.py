@@ -4,84 +4,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
 from ...cli_ui import Text
+from ..measure.metrics import METRICS
 
 LONGEST_NAME = 16
-
-
-class Row(NamedTuple):
-    """A line of the table."""
-
-    label: str
-    after: str
-    form: str
-    before: str = ""
-    total: str = ""
-
-
-def _by_length(name, before=""):
-    return [
-        Row(
-            f"  {label} (n = {{}})",
-            f"{name}/{group}",
-            "{:.1%}",
-            f"{before}/{group}" if before else "",
-            f"pairs/{group}",
-        )
-        for group, label in (
-            ("chosen_shorter", "chosen is shorter"),
-            ("equal_length", "about as long"),
-            ("chosen_longer", "chosen is longer"),
-        )
-    ]
-
-
-ROWS = (
-    Row("reward accuracy", "rewards/accuracies", "{:.1%}"),
-    Row(
-        "  95 % interval",
-        "rewards/accuracies_low rewards/accuracies_high",
-        "{:.1%}-{:.1%}",
-    ),
-    *_by_length("rewards/accuracies"),
-    Row("reward margin (nats)", "rewards/margins", "{:.3f}"),
-    Row("reward of chosen (nats)", "rewards/chosen", "{:.3f}"),
-    Row("reward of rejected (nats)", "rewards/rejected", "{:.3f}"),
-    Row(
-        "chosen likelier than rejected",
-        "logps/accuracies",
-        "{:.1%}",
-        "reference_logps/accuracies",
-    ),
-    *_by_length("logps/accuracies", "reference_logps/accuracies"),
-    Row(
-        "chosen likelier, per token",
-        "logps/accuracies_per_token",
-        "{:.1%}",
-        "reference_logps/accuracies_per_token",
-    ),
-    Row("perplexity of chosen", "perplexity/policy", "{:.2f}", "perplexity/reference"),
-    Row(
-        "perplexity of ordinary text",
-        "retained_text/after",
-        "{:.2f}",
-        "retained_text/before",
-    ),
-    Row("KL from it, per token (nats)", "kl", "{:.4f}"),
-    Row("  per chosen answer (nats)", "kl_per_answer/chosen", "{:.3f}"),
-    Row("  per rejected answer (nats)", "kl_per_answer/rejected", "{:.3f}"),
-    Row(
-        "calibration error (ECE)",
-        "calibration/ece",
-        "{:.3f}",
-        "reference_calibration/ece",
-    ),
-    Row("Brier score", "calibration/brier", "{:.3f}", "reference_calibration/brier"),
-)
 
 
 def metrics_table(
@@ -93,14 +23,16 @@ def metrics_table(
     first = next(iter(runs.values()))
     start = [before] if before else []
     table = [[f"test · {first['pairs']:,.0f} {noun}", *start, *runs]]
-    for row in ROWS:
-        if not any(name in run for run in runs.values() for name in row.after.split()):
+    for metric in METRICS:
+        names = metric.name.split()
+        if not metric.row or not any(n in run for run in runs.values() for n in names):
             continue
-        cells = [_cell(row.form, run, row.after.split()) for run in runs.values()]
-        own = before != "reference" or not row.before.startswith("retained_text")
-        start = [_cell(row.form, first, [row.before] if own else [""])]
-        count = f"{first.get(row.total, 0):,}" if row.total else ""
-        table.append([row.label.format(count), *(start if before else []), *cells])
+        cells = [_cell(metric.form, run, names) for run in runs.values()]
+        # Another model is no earlier state of the one that read the text.
+        own = before != "reference" or not metric.start.startswith("retained_text")
+        start = [_cell(metric.form, first, [metric.start if own else ""])]
+        count = f"{first.get(metric.total, 0):,}" if metric.total else ""
+        table.append([metric.row.format(count), *(start if before else []), *cells])
     return table
 
 
