@@ -1,6 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 import ast
+import pkgutil
 import re
 import runpy
 import subprocess
@@ -105,6 +106,53 @@ class TestRooms(unittest.TestCase):
             if room_of(module) not in (None, "tuner/losses", "tuner/datasets"):
                 if room_of(module) != "tuner/trainer":
                     self.assertNotIn("_upstream_", path.read_text("utf-8"), module)
+
+
+class TestMarkdown(unittest.TestCase):
+    """Files and modules that are named in Markdown exist."""
+
+    FILES = (
+        "README.md",
+        "benchmarks/README.md",
+        "mlx_lm/DPO.md",
+        "mlx_lm/DPO_REFERENCE.md",
+    )
+    # Folders of the user's cache, and what a row is folded into on another release.
+    ELSEWHERE = {"mlx_lm/references", "mlx_lm/tokens"}
+
+    def missing(self, pattern, exists):
+        texts = [(file, (ROOT / file).read_text("utf-8")) for file in self.FILES]
+        named = {
+            (file, name) for file, text in texts for name in re.findall(pattern, text)
+        }
+        self.assertGreater(len(named), 10)
+        return sorted(pair for pair in named if not exists(pair[1]))
+
+    def test_paths(self):
+        def exists(name):
+            places = (ROOT / name, ROOT / "mlx_lm" / name)
+            return name in self.ELSEWHERE or any(p.exists() for p in places)
+
+        pattern = r"(?<![\w/.-])(?:mlx_lm|tests|benchmarks|examples|\.ci)/[\w./-]*\w"
+        self.assertEqual(self.missing(pattern, exists), [])
+
+    def test_scripts(self):
+        folders = (".", "tests", "benchmarks")
+        known = {path.name for f in folders for path in (ROOT / f).glob("*.py")}
+        known |= {path.name for _, path in own_modules()}
+        self.assertEqual(
+            self.missing(r"(?<![\w/.*])(\w+\.py)\b", known.__contains__), []
+        )
+
+    def test_dotted_names(self):
+        def exists(name):
+            try:
+                return pkgutil.resolve_name(name)
+            except (ImportError, AttributeError):
+                return None
+
+        pattern = r"\bmlx_lm(?:\.[A-Za-z_]\w*)+"
+        self.assertEqual(self.missing(pattern, exists), [])
 
 
 class TestLight(unittest.TestCase):
