@@ -1,6 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 import ast
+import importlib
 import pkgutil
 import re
 import runpy
@@ -143,6 +144,16 @@ class TestMarkdown(unittest.TestCase):
         self.assertEqual(
             self.missing(r"(?<![\w/.*])(\w+\.py)\b", known.__contains__), []
         )
+
+    def test_functions_of_rooms(self):
+        def exists(name):
+            path, _, function = name.partition(".")
+            place = "" if path == "dpo" or path.startswith("tuner/") else "preference."
+            module = f"mlx_lm.{place}{path.replace('/', '.')}"
+            return hasattr(importlib.import_module(module), function)
+
+        pattern = r"`((?:dpo|step|files|ranks|[a-z]+/[a-z_]+)\.(?!py\b)[A-Za-z_]\w+)`"
+        self.assertEqual(self.missing(pattern, exists), [])
 
     def test_dotted_names(self):
         def exists(name):
