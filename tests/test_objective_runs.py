@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import unittest
-from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,16 +26,16 @@ from test_ranks import APART, HAS_RING, LAUNCHER, free_port
 from tiny import ROWS, random_pairs, save_rows, save_tiny_model, tiny_model, train
 
 from mlx_lm import dpo
-from mlx_lm.preference import update
+from mlx_lm.preference import step, update
 from mlx_lm.preference.batch.collate import collate_pairs, count_tokens
-from mlx_lm.preference.forward import frozen as reference
+from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.memory.predict import MemoryEstimate
 from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.objective import Objective, objective_of
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.step import reference_pass, scoring_step
-from mlx_lm.tuner.trainer import DPOTrainingArgs, dpo_step
+from mlx_lm.tuner.trainer import dpo_step
 
 MODIFIERS: dict[str, dict[str, Any]] = {
     "cdpo": {"label_smoothing": 0.1},
@@ -135,16 +134,15 @@ class Runs:
         }
 
     def run(self, name, folder, **more):
-        """Returns how often the policy's own start was called."""
+        """Returns how often the reference was run."""
         out = io.StringIO()
-        swapped = mock.Mock(side_effect=reference._swapped_in)
         with (
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(out),
-            mock.patch.object(reference, "_swapped_in", swapped),
+            mock.patch.object(step, "running", wraps=step.running) as running,
         ):
             dpo.run(SimpleNamespace(**self.settings(name, folder, **more)))
-        return swapped.call_count
+        return running.call_count
 
 
 def lines_of(folder):
@@ -335,11 +333,11 @@ class TestOneStep(unittest.TestCase):
 
     def gradient(self, reference_model=None, objective=None, **batch):
         model = tiny_model()
-        reference_model = reference_model or reference.FrozenStart(model)
-        step = {"objective": objective or Objective(), "keep_gradients": True}
+        reference_model = reference_model or FrozenStart(model)
+        options = {"objective": objective or Objective(), "keep_gradients": True}
         optimizer = optim.SGD(0.1)
         arrays = self.batch | batch
-        loss, metrics = dpo_step(model, reference_model, arrays, optimizer, **step)
+        loss, metrics = dpo_step(model, reference_model, arrays, optimizer, **options)
         return loss.item(), tree_flatten(metrics["gradients"])
 
     def test_no_reference_is_asked_for_or_run(self):
@@ -353,7 +351,7 @@ class TestOneStep(unittest.TestCase):
                 for r in (None, never)
             ]
             self.assertEqual(losses[0].item(), losses[1].item())
-            score = scoring_step(model, DPOTrainingArgs(**asdict(objective)))
+            score = scoring_step(model, objective)
             self.assertEqual(score(never, self.batch)["losses"].shape, (3,))
         with self.assertRaisesRegex(ValueError, "needs 'reference_logps'"):
             dpo_step(model, None, self.batch, optim.SGD(0))

@@ -131,7 +131,7 @@ class TestPlan(unittest.TestCase):
         reference, args = FrozenStart(model), DPOTrainingArgs(batch_size=3)
         (batch,) = iterate_preference_batches(random_pairs(3), 3)
         model.eval()
-        scored = scoring_step(model, args)(reference, batch.arrays)
+        scored = scoring_step(model, args.objective)(reference, batch.arrays)
         step, _ = training_step(model, optim.SGD(0.0), args)
         stepped = step(reference, batch.arrays, True)
         for key, value in scored.items():

@@ -7,8 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from tiny import Recorder
-
 from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.settings.checks import check_args
 from mlx_lm.preference.settings.parser import build_parser
@@ -31,10 +29,10 @@ class TestTracking(unittest.TestCase):
         self.assertEqual(numbers(TRAIN), {"loss": 0.5, "skipped_steps": 0.0})
 
     def test_tensorboard(self):
-        writer, inner = mock.Mock(), Recorder()
+        writer = mock.Mock()
         module = SimpleNamespace(SummaryWriter=mock.Mock(return_value=writer))
         with mock.patch.dict(sys.modules, tensorboardX=module):
-            tracker = TensorBoardCallback("p", "run", {"beta": 0.1}, inner)
+            tracker = TensorBoardCallback("p", "run", {"beta": 0.1})
         tracker.on_train_loss_report(TRAIN)
         tracker.on_val_loss_report(VAL)
         module.SummaryWriter.assert_called_once_with(str(Path("run/tensorboard")))
@@ -43,7 +41,6 @@ class TestTracking(unittest.TestCase):
         wanted = [("loss", 0.5, 4), ("skipped_steps", 0.0, 4), ("val_loss", 0.25, 4)]
         self.assertEqual(got, wanted)
         self.assertEqual(writer.flush.call_count, 2)
-        self.assertEqual((inner.train, inner.val), ([TRAIN], [VAL]))
 
     def test_trackio_beside_another(self):
         trackio, board = mock.Mock(), mock.Mock()
@@ -53,7 +50,7 @@ class TestTracking(unittest.TestCase):
                 tracker = reporting_callbacks(
                     "tensorboard, trackio", None, f"{folder}/run", {"beta": 0.1}
                 )
-            self.assertIsInstance(tracker, TrackioCallback)
+            self.assertIsInstance(tracker.callbacks[1], TrackioCallback)
             tracker.on_train_loss_report(TRAIN)
             tracker.on_val_loss_report(VAL)
         trackio.init.assert_called_once_with(

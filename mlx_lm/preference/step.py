@@ -96,10 +96,8 @@ def _coupled_loss(pairs, objective, values):
     return mine + others - mx.stop_gradient(others), losses[own]
 
 
-def scoring_step(policy_model: nn.Module, args: Any) -> Callable:
+def scoring_step(policy_model: nn.Module, objective: Objective) -> Callable:
     """What validation asks of a batch: the same numbers without a gradient."""
-
-    objective = args.objective
 
     def score(reference_model, batch):
         reference_logps, frozen = reference_pass(

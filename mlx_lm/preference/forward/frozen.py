@@ -91,21 +91,21 @@ class FrozenStart:
 @contextmanager
 def running(reference_model: Any) -> Iterator[Any]:
     """A model, or a frozen start's policy as it was then, in evaluation mode."""
-    model, current = reference_model, {}
+    model, current, modes = reference_model, {}, []
     if isinstance(reference_model, FrozenStart):
         model = reference_model.policy
         current = model.trainable_parameters()
         model.update(reference_model.state)
-    training = getattr(model, "training", None)
-    if training is not None:
+    if isinstance(model, nn.Module):
+        modes = [(module, module.training) for module in model.modules()]
         model.eval()
     try:
         yield model
     finally:
         if current:
             model.update(current)
-        if training is not None:
-            model.train(training)
+        for module, mode in modes:
+            module._set_training_mode(mode)
 
 
 def frozen_layers(model: Any) -> list[nn.Module]:

@@ -47,10 +47,6 @@ def _plain_logsumexp_and_logps(x, targets, mask):
     return total, logps if mask is None else mx.where(mask, logps, 0.0)
 
 
-def _plain_token_logps(logits, targets, mask=None):
-    return _plain_logsumexp_and_logps(logits.astype(mx.float32), targets, mask)[1]
-
-
 def _plain_score_tokens(policy_logits, reference_logits, targets, mask):
     x = policy_logits.astype(mx.float32)
     y = mx.stop_gradient(reference_logits).astype(mx.float32)
@@ -117,9 +113,8 @@ def token_logps(
 ) -> mx.array:
     """The log-probability of every target token."""
     if not _kernel_applies(logits):
-        return _plain_token_logps(logits, targets, mask)
-    (logps,) = _kernel_scores(logits, None, targets, mask)
-    return logps
+        return _plain_logsumexp_and_logps(logits.astype(mx.float32), targets, mask)[1]
+    return _kernel_scores(logits, None, targets, mask)[0]
 
 
 def token_log_sum_squares(logits: mx.array, _: Any = None) -> mx.array:

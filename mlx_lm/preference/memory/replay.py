@@ -268,7 +268,8 @@ class Replay:
                 layout = self.layouts[other]
                 self._place(name, layout.buffer, layout.strides)
             return temporaries
-        if strides := self._view_strides(op, source):
+        strides = self._view_strides(op, source)
+        if strides is not None:
             for name in op.outputs:
                 self._place(name, source.buffer, strides)
             return temporaries
@@ -301,22 +302,19 @@ class Replay:
         """The strides of an output that shares its input's buffer, or None."""
         shape = self.tape.shapes[op.outputs[0]]
         if op.name in RESHAPES:
-            if source.rows:
-                return _row_strides(shape) or (1,)
-            strides = _reshaped(source, shape)
-            return strides if strides is None else strides or (1,)
+            return _row_strides(shape) if source.rows else _reshaped(source, shape)
         if op.name == "Contiguous":
-            return source.strides or (1,) if source.rows else None
+            return source.strides if source.rows else None
         if op.name == "Transpose":
-            return tuple(source.strides[axis] for axis in op.arguments[0]) or (1,)
+            return tuple(source.strides[axis] for axis in op.arguments[0])
         if op.name in ("Broadcast", "BroadcastAxes"):
-            return _broadcasted(source, shape) or (1,)
+            return _broadcasted(source, shape)
         if op.name == "Split":
             return source.strides
         if op.name == "Slice":
             return tuple(s * n for s, n in zip(source.strides, op.arguments[2]))
         if op.name == "AsStrided":
-            return tuple(op.arguments[1]) or (1,)
+            return tuple(op.arguments[1])
         return None
 
     def _elementwise(self, op):

@@ -200,7 +200,7 @@ class PreferenceRun:
             # A killed process may not have come to it.
             drop_old(self.folder, args.keep_checkpoints)
         self.step = compile_it(step, self.state, self.state)
-        score = scoring_step(self.policy_model, args)
+        score = scoring_step(self.policy_model, args.objective)
         self.score = compile_it(score, [self.policy_model.state])
         batches = iterate_preference_batches(
             self.train_set,

@@ -13,6 +13,7 @@ from ...cli_ui import rprint
 from ...tuner.callbacks import TrainingCallback
 from ..errors import InputError
 from ..files import json_text, write_text, writing
+from ..forward.frozen import running
 from ..run.folder import read_lines
 
 FILE_NAME = "samples.jsonl"
@@ -105,16 +106,11 @@ class PromptSamples(TrainingCallback):
         # Only here: it is large, and few runs need it.
         from ...generate import generate
 
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
+        with running(self.model) as model:
             return [
-                generate(self.model, self.tokenizer, ids, max_tokens=self.max_tokens)
+                generate(model, self.tokenizer, ids, max_tokens=self.max_tokens)
                 for _, ids in self.prompts
             ]
-        finally:
-            for module, mode in modes:
-                module._set_training_mode(mode)
 
 
 def prompt_text(prompt: Prompt) -> str:

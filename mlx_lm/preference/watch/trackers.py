@@ -9,6 +9,7 @@ from typing import Any
 
 from ...tuner import callbacks
 from ..errors import InputError
+from ..run.folder import CallbackList
 
 
 def numbers(info: dict[str, Any]) -> dict[str, float]:
@@ -20,22 +21,14 @@ def numbers(info: dict[str, Any]) -> dict[str, float]:
     }
 
 
-# Not a TrainingCallback by name: the callbacks import this file.
-class _Tracker:
+class _Tracker(callbacks.TrainingCallback):
     """Hands the numbers of every report to ``self._log``."""
 
     package = ""
     _start: Callable[..., None]
     _log: Callable[..., None]
 
-    def __init__(
-        self,
-        project_name: str | None,
-        log_dir: str,
-        config: dict,
-        wrapped_callback: Any = None,
-    ):
-        self.wrapped_callback = wrapped_callback
+    def __init__(self, project_name: str | None, log_dir: str, config: dict):
         if missing := missing_package(self.package):
             raise InputError(f"report_to needs {missing}: pip install {missing}")
         module = importlib.import_module(self.package)
@@ -43,13 +36,8 @@ class _Tracker:
 
     def on_train_loss_report(self, train_info):
         self._log(numbers(train_info), train_info.get("iteration"))
-        if self.wrapped_callback:
-            self.wrapped_callback.on_train_loss_report(train_info)
 
-    def on_val_loss_report(self, val_info):
-        self._log(numbers(val_info), val_info.get("iteration"))
-        if self.wrapped_callback:
-            self.wrapped_callback.on_val_loss_report(val_info)
+    on_val_loss_report = on_train_loss_report
 
 
 class TensorBoardCallback(_Tracker):
@@ -91,18 +79,12 @@ SERVICES = {**callbacks.SUPPORT_CALLBACK, **TRACKERS}
 
 def reporting_callbacks(
     names: str | None, project_name: str | None, log_dir: str, config: dict
-) -> Any:
-    """Chain the callbacks of the services that ``report_to`` names, None for none."""
-    callback = None
-    for name in (names or "").split(","):
-        if name := name.strip().lower():
-            callback = SERVICES[name](
-                project_name=project_name,
-                log_dir=log_dir,
-                config=config,
-                wrapped_callback=callback,
-            )
-    return callback
+) -> CallbackList:
+    """The callbacks of the services that ``report_to`` names."""
+    wanted = [name.strip().lower() for name in (names or "").split(",")]
+    return CallbackList(
+        [SERVICES[name](project_name, log_dir, config) for name in wanted if name]
+    )
 
 
 def missing_package(name: str) -> str | None:
