@@ -8,7 +8,7 @@ from unittest import mock
 from mlx_lm.cli_ui import make_console
 from mlx_lm.preference import device as openblas
 from mlx_lm.preference.device import find_openblas, slow_blas_notice
-from mlx_lm.preference.report.table import fit_table, metrics_table, print_test_table
+from mlx_lm.preference.report.table import metrics_table, print_test_table
 from mlx_lm.preference.run.screen import (
     PreferenceTrainUI,
     format_duration,
@@ -102,8 +102,8 @@ class TestPreferenceUI(unittest.TestCase):
         ):
             self.assertIn(part, text)
         metrics = {"rewards/accuracies": 0.25, "pairs": 60.0}
-        parts = fit_table(metrics_table({"policy": metrics}), 78)
-        text = self.show(lambda: print_test_table(make_console(), parts))
+        table = metrics_table({"policy": metrics})
+        text = self.show(lambda: print_test_table(make_console(), table))
         self.assertIn("test · 60 pairs", text)
         # A policy that is its own reference has no reward accuracy.
         self.assertRegex(text, r"reward accuracy\s+-\s+25.0%")

@@ -1,12 +1,16 @@
 # Copyright © 2026 MLX Contributors
 
+import io
 import json
+import re
 import tempfile
 import unittest
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
+from mlx_lm.cli_ui import _make_theme
 from mlx_lm.preference.measure.evaluation import ScoredPairs
 from mlx_lm.preference.measure.pair_metrics import (
     length_groups,
@@ -15,7 +19,7 @@ from mlx_lm.preference.measure.pair_metrics import (
     write_test_metrics,
 )
 from mlx_lm.preference.objective.objective import Objective
-from mlx_lm.preference.report.table import fit_table, metrics_table, short_names
+from mlx_lm.preference.report.table import metrics_table, print_test_table, short_names
 
 # Three pairs: a right one whose chosen answer is shorter, a wrong one that is about
 # as long, and a right one whose chosen answer is longer.
@@ -29,6 +33,13 @@ MEANS = {"pairs": 3.0, "rewards/accuracies": 2 / 3, "kl": 3.0 / 39}
 def scored():
     rewards = 0.5 * (POLICY - REFERENCE)
     return ScoredPairs(np.arange(3), POLICY, REFERENCE, KL, rewards, TOKENS)
+
+
+def printed(runs, width):
+    """The printed table of some runs."""
+    console = Console(width=width, file=io.StringIO(), theme=_make_theme())
+    print_test_table(console, metrics_table(runs))
+    return console.file.getvalue()
 
 
 class TestPairMetrics(unittest.TestCase):
@@ -131,14 +142,18 @@ class TestTable(unittest.TestCase):
 
     def test_several_runs_fit_80_columns(self):
         metrics = pair_metrics(MEANS, scored())
-        runs = {f"run number {i}": metrics for i in range(5)}
-        parts = fit_table(metrics_table(runs), 80)
-        self.assertGreater(len(parts), 1)
-        for part in parts:
-            self.assertEqual({len("".join(row)) for row in part}.pop() <= 80, True)
-            self.assertIn("start", part[0][1])
-        shown = [cell.strip() for part in parts for cell in part[0][2:]]
-        self.assertEqual(shown, list(runs))
+        # Not as markup.
+        names = [f"[b]run {i}" for i in range(8)]
+        text = printed(dict.fromkeys(names, metrics), 80)
+        self.assertLessEqual(max(map(len, text.splitlines())), 80)
+        heads = [x for x in text.splitlines() if "test ·" in x]
+        self.assertGreater(len(heads), 1)
+        self.assertTrue(all("start" in head for head in heads))
+        self.assertEqual(re.findall(r"\[b\]run \d", "".join(heads)), names)
+
+    def test_a_narrow_terminal_cuts_nothing_off(self):
+        text = printed({"policy": pair_metrics(MEANS, scored())}, 20)
+        self.assertIn("  reward accuracy                    -        66.7%\n", text)
 
     def test_short_names(self):
         long = "an_adapter_folder_with_a_long_name"

@@ -28,7 +28,7 @@ from .inspect import (
     save_pairs,
     uncut_pairs,
 )
-from .table import fit_table, metrics_table, print_test_table
+from .table import metrics_table, print_test_table
 
 WIDEST = 100
 
@@ -117,11 +117,8 @@ def show_metrics(
 ) -> None:
     """Print the table of one or several runs' tests."""
     if mx.distributed.init().rank() == 0:
-        console = make_console()
         table = metrics_table(runs, before, noun)
-        print_test_table(
-            console, fit_table(table, console.width - 2, 2 if before else 1)
-        )
+        print_test_table(make_console(), table, 2 if before else 1)
 
 
 def show_pairs(

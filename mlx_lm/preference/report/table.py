@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
-from ...cli_ui import Text
 from ..measure.metrics import METRICS
 
 LONGEST_NAME = 16
@@ -41,31 +42,6 @@ def _cell(form, metrics, names):
     return "-" if None in values else form.format(*values)
 
 
-def fit_table(
-    table: Sequence[Sequence[str]], width: int, fixed: int = 2
-) -> list[list[list[str]]]:
-    """Part a table that is wider than the terminal into several."""
-    columns = list(zip(*table))
-    widths = [max(map(len, column)) + 2 for column in columns]
-    widths[0] -= 2
-    room = width - sum(widths[:fixed])
-    parts: list[list[int]] = [[]]
-    for i in range(fixed, len(columns)):
-        if parts[-1] and sum(widths[j] for j in [*parts[-1], i]) > room:
-            parts.append([])
-        parts[-1].append(i)
-    return [
-        [
-            [
-                row[i].rjust(widths[i]) if i else row[i].ljust(widths[i])
-                for i in [*range(fixed), *part]
-            ]
-            for row in table
-        ]
-        for part in parts
-    ]
-
-
 def short_names(folders: Sequence[str]) -> list[str]:
     """Short names for the columns of some runs."""
     names = [Path(folder).name for folder in folders]
@@ -78,14 +54,32 @@ def short_names(folders: Sequence[str]) -> list[str]:
     return [f"{i} {n[-cut + 2 :]}" for i, n in enumerate(names, 1)]
 
 
-def print_test_table(console: Console, parts: list[list[list[str]]]) -> None:
-    """Print a table of test metrics."""
-    for part in parts:
-        for i, (label, before, *cells) in enumerate(part):
-            style = "ui.heading" if i == 0 else ""
-            line = Text.assemble(
-                (f"  {label}{before}", style), ("".join(cells), "ui.strong")
-            )
-            console.print(line, no_wrap=True, crop=False)
-        if part is not parts[-1]:
+def print_test_table(
+    console: Console, table: Sequence[Sequence[str]], fixed: int = 2
+) -> None:
+    """Print a table of test metrics, in parts if it is wider than the terminal."""
+    columns = list(zip(*table))
+    first, runs = columns[:fixed], columns[fixed:]
+    while runs:
+        for size in range(len(runs), 0, -1):
+            grid = _grid(console, first, runs[:size])
+            if grid.width <= console.width:
+                break
+        runs = runs[size:]
+        # Rather too wide than cut off.
+        console.print(grid, crop=False)
+        if runs:
             console.print()
+
+
+def _grid(console, first, runs):
+    grid = Table(box=None, padding=(0, 0, 0, 2), header_style="ui.heading")
+    for i, (head, *_) in enumerate([*first, *runs]):
+        style, side = "ui.strong" if i >= len(first) else "", "right" if i else "left"
+        grid.add_column(Text(head), justify=side, style=style, no_wrap=True)
+    for row in list(zip(*first, *runs))[1:]:
+        # Not as markup: a folder's name may hold brackets.
+        grid.add_row(*map(Text, row))
+    endless = console.options.update(max_width=10**4)
+    grid.width = console.measure(grid, options=endless).maximum
+    return grid
