@@ -53,7 +53,7 @@ def result(folder):
     """All that must be the same: weights, optimizer, metrics, names of files."""
     folder = Path(folder)
     states = sorted(folder.glob("*_state.safetensors"))
-    prefixes = ("optimizer.", "accumulator.", "window.", "grad_norm")
+    prefixes = ("optimizer.", "accumulator.", "window.", "gradient.")
     best = folder / "best" / "adapters.safetensors"
     return {
         "adapter": bits(folder / "adapters.safetensors"),
@@ -110,7 +110,7 @@ class Setup:
                 random_pairs(7),
                 random_pairs(5, seed=3),
                 args,
-                RememberedReference(reference, ReferenceCache(disk, "0" * 64)),
+                RememberedReference(reference, ReferenceCache(disk, "0" * 64), False),
                 callback,
                 resume,
             )

@@ -17,7 +17,7 @@ from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.fingerprint import variant_fingerprint
 from mlx_lm.preference.reference.remembered import NoReference, RememberedReference
-from mlx_lm.preference.run.loop import _fill, _with_prefix
+from mlx_lm.preference.run.state import TreeState
 from mlx_lm.tuner.trainer import dpo_step
 
 PAIRS = Pairs(random_pairs(4))
@@ -123,7 +123,7 @@ class TestSync(unittest.TestCase):
         reference.sync(0.5)
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/state.safetensors"
-            mx.save_safetensors(path, _with_prefix("moved", reference.state))
+            mx.save_safetensors(path, TreeState(reference.state).state_dict()[0])
             saved = mx.load(path)
         other = tiny_model("lora")
         again = RememberedReference(FrozenStart(other), moving=True)
@@ -131,12 +131,13 @@ class TestSync(unittest.TestCase):
             lambda model, batch: sequence_logps(model, batch), [other.state]
         )
         before = scores(BATCH.arrays)
-        _fill(again.model.state, saved | {"more": mx.zeros((1,))}, "moved")
+        state = TreeState(again.model.state)
+        state.load_state_dict(saved | {"more": mx.zeros((1,))}, {})
         after, expected = scores(BATCH.arrays), sequence_logps(reference, BATCH.arrays)
         np.testing.assert_allclose(after, expected, rtol=1e-6)
         self.assertGreater(mx.abs(after - before).max().item(), 1e-4)
-        with self.assertRaisesRegex(ValueError, "has no moved.*of another run"):
-            _fill(again.model.state, {}, "moved")
+        with self.assertRaisesRegex(ValueError, "has no .*of another run"):
+            state.load_state_dict({"more": mx.zeros((1,))}, {})
         np.testing.assert_array_equal(scores(BATCH.arrays), after)
 
     def test_mixing_out_of_range(self):

@@ -159,13 +159,13 @@ class TestPreferenceMetrics(unittest.TestCase):
 
     def test_window_counts_and_starts_anew(self):
         window = MetricsWindow()
-        window.add(sums_by_hand(), 18, 30)
+        window.add(sums_by_hand(kl=False), 18, 30)
         window.seconds = 2.0
         report = window.report()
         self.assertAlmostEqual(report["padding"], 1 - 18 / 30)
         self.assertAlmostEqual(report["pairs_per_second"], 1.0)
         self.assertAlmostEqual(report["tokens_per_second"], 10.0)
-        window.add(sums_by_hand(), 20, 20)
+        window.add(sums_by_hand(kl=False), 20, 20)
         report = MetricsWindow.report(window)
         self.assertEqual((report["trained_pairs"], report["padding"]), (4.0, 0.0))
 

@@ -324,9 +324,11 @@ class TestParts(unittest.TestCase):
             self.assertEqual((args.loss_type, args.loss_weights), (loss_type, weights))
 
     def test_screen_goes_on(self):
-        ui = PreferenceTrainUI(10, rank=1)
-        ui.start_at(4)
-        self.assertEqual(ui._progress.tasks[0].completed, 4)
+        uis = [PreferenceTrainUI(10, rank=1) for _ in range(2)]
+        for _ in range(4):
+            uis[0].advance()
+        uis[1].load_state_dict(*uis[0].state_dict())
+        self.assertEqual(uis[1]._progress.tasks[0].completed, 4)
 
     def test_absorbing_a_checkpoint_of_the_cache(self):
         theirs, ours = ReferenceCache(None, ""), ReferenceCache(None, "")

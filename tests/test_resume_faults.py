@@ -12,19 +12,22 @@ from pathlib import Path
 from unittest import mock
 
 import mlx.core as mx
+import numpy as np
 from resuming import STEPS, FolderCase, Setup, bits, lines_of, result, signals
 from test_dpo_command import CommandCase, command
+from tiny import random_pairs
 
+from mlx_lm.preference.errors import InputError
+from mlx_lm.preference.reference.cache import ReferenceCache, pair_key
 from mlx_lm.preference.run.checkpoint import (
+    BestAdapter,
     TrainingState,
     drop_newer,
-    drop_old,
     load_state,
     newest_state,
     numbered,
     save_state,
 )
-from mlx_lm.preference.run.loop import PreferenceRun
 from mlx_lm.preference.run.signals import StopSignals
 from mlx_lm.tuner.callbacks import TrainingCallback
 
@@ -219,19 +222,35 @@ class TestFiles(FolderCase):
             ]
             self.assertEqual(self.names(folder), expected)
 
-    def test_only_an_own_adapter_is_dropped(self):
-        for step in (2, 4, 8):
-            numbered(self.folder, step, "adapters").write_bytes(b"")
-        for step in (2, 4):
-            save_state(self.folder, step, {}, {})
-        drop_old(self.folder, 1)
+    def test_only_own_checkpoints_are_dropped(self):
+        others = self.folder / "0000001_adapters.safetensors"
+        theirs = numbered(self.folder, 700, "state")
+        for path in (others, theirs):
+            path.write_bytes(b"of somebody else")
+        with contextlib.redirect_stdout(io.StringIO()):
+            with self.assertRaises(SystemExit), signals("_take_step", 4):
+                Setup().start(self.folder, keep_checkpoints=1, steps_per_save=2)
         self.assertEqual(
-            self.names(self.folder), ["4_adapters", "4_state", "8_adapters"]
+            self.names(self.folder),
+            ["1_adapters", "4_adapters", "4_state", "700_state"],
         )
-        drop_newer(self.folder, 4)
-        self.assertEqual(len(self.names(self.folder)), 3)
-        drop_newer(self.folder, 3)
-        self.assertEqual(self.names(self.folder), ["4_adapters", "8_adapters"])
+        out = Setup().start(self.folder, keep_checkpoints=1, steps_per_save=5)
+        self.assertIn("has checkpoints of an earlier run, such as 0000700_state", out)
+        self.assertEqual(
+            self.names(self.folder),
+            ["1_adapters", "4_adapters", "4_state", "9_adapters", "9_state"]
+            + ["700_state"],
+        )
+        drop_newer(self.folder, 9)
+        self.assertNotIn("700_state", self.names(self.folder))
+
+    def test_a_state_of_another_version_is_no_damaged_one(self):
+        folder = self.start()
+        path = numbered(folder, STEPS, "state")
+        arrays, metadata = mx.load(str(path), return_metadata=True)
+        mx.save_safetensors(str(path), arrays, {**metadata, "version": "1"})
+        with self.assertRaisesRegex(InputError, "of another version of mlx_lm.dpo"):
+            newest_state(folder)
 
     def test_state_as_written(self):
         arrays = {
@@ -322,13 +341,49 @@ class TestFiles(FolderCase):
             )
 
     def test_a_best_is_a_number(self):
-        run = mock.Mock(best=None, rank=1, args=mock.Mock(save_best="loss"))
-        for it, loss, best in ((0, 0.1, None), (1, math.nan, None), (2, 0.5, -0.5)):
-            PreferenceRun._keep_best(run, it, {"loss": loss})
-            self.assertEqual(run.best, best)
-        for loss, best in ((math.nan, -0.5), (0.6, -0.5), (0.4, -0.4)):
-            PreferenceRun._keep_best(run, 3, {"loss": loss})
-            self.assertEqual(run.best, best)
+        best = BestAdapter(self.folder, "loss")
+        for loss, improves in (
+            *((math.nan, False), (0.5, True), (math.nan, False)),
+            *((0.6, False), (0.4, True), (0.4, False)),
+        ):
+            self.assertEqual(best.improves({"loss": loss}), improves)
+
+    def test_the_best_by_another_measure(self):
+        setup = Setup(save_best="accuracy", val_batches=-1, steps_per_eval=1)
+        setup.start(self.folder, iters=4)
+        setup.go_on(self.folder, save_best=None, iters=6)
+        # What the folder holds is remembered meanwhile.
+        held = newest_state(self.folder).info["parts"]["best"]
+        self.assertEqual(held["measure"], "accuracy")
+        setup.go_on(self.folder, save_best="loss", iters=9)
+        lines = [x for x in lines_of(self.folder) if "val_loss" in x][-3:]
+        best = min(lines, key=lambda line: line["val_loss"])
+        step = numbered(self.folder, best["iteration"], "adapters")
+        self.assertTrue(
+            bits(self.folder / "best" / "adapters.safetensors") == bits(step)
+        )
+
+
+class TestReference(FolderCase):
+    """It stays as long as a validation may ask it."""
+
+    def test_more_validation_after_going_on(self):
+        setup = Setup(other_reference=True, val_batches=1)
+        setup.start(self.folder, iters=5)
+        setup.go_on(self.folder, val_batches=-1)
+        found = [x["val_pairs"] for x in lines_of(self.folder) if "val_pairs" in x]
+        self.assertEqual((found[0], found[-1]), (2, 5))
+
+    def test_a_number_that_is_not_finite(self):
+        store, bad = ReferenceCache.store, pair_key(*random_pairs(5, seed=3)[0][:3])
+
+        def spoil(cache, keys, logps):
+            rows = [[math.nan] * 2 if k == bad else x for k, x in zip(keys, logps)]
+            store(cache, keys, np.array(rows))
+
+        with mock.patch.object(ReferenceCache, "store", spoil):
+            Setup(other_reference=True, val_batches=-1).start(self.folder)
+        self.assertEqual(lines_of(self.folder)[-1]["iteration"], STEPS)
 
 
 if __name__ == "__main__":

@@ -182,7 +182,9 @@ class TestRun(unittest.TestCase):
         ):
             setup.go_on(self.folder)
         state = newest_state(self.folder)
-        self.assertEqual((state.iteration, state.info["skipped"]), (4, 1))
+        self.assertEqual(
+            (state.iteration, state.info["parts"]["skipped"]["total"]), (4, 1)
+        )
 
     def test_too_many_in_a_row(self):
         setup = Setup(max_skipped_steps=3, steps_per_save=2)

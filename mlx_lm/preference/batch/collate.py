@@ -128,8 +128,9 @@ def epoch_batches(
     seed: int | None = None,
     epoch: int = 0,
     group: int = 1,
+    num_batches: int = -1,
 ) -> list[tuple[BatchShape, list[int]]]:
-    """The batches of one pass over the data, without replacement."""
+    """The batches of one pass over the data, or a fixed sample, without replacement."""
     rng = None if seed is None else np.random.default_rng([seed, epoch])
     batches = []
     for shape, indices in buckets:
@@ -140,6 +141,9 @@ def epoch_batches(
             batches.append((shape, order[i : i + batch_size].tolist()))
     if rng is not None:
         batches = [batches[i] for i in rng.permutation(len(batches))]
+    if 0 < num_batches < len(batches):
+        sample = np.linspace(0, len(batches) - 1, num_batches).round()
+        batches = [batches[int(i)] for i in sample]
     return batches
 
 
@@ -168,10 +172,7 @@ def iterate_preference_batches(
     per_epoch = sum(-(-len(b.indices) // batch_size) for b in buckets)
     epoch, first = divmod(first_batch, per_epoch)
     while True:
-        batches = epoch_batches(buckets, batch_size, seed, epoch, group)
-        if 0 < num_batches < len(batches):
-            sample = np.linspace(0, len(batches) - 1, num_batches).round()
-            batches = [batches[int(i)] for i in sample]
+        batches = epoch_batches(buckets, batch_size, seed, epoch, group, num_batches)
         for shape, indices in batches[first:]:
             yield _share_of_batch(dataset, indices, batch_size, shape, rank, size)
         if not loop:

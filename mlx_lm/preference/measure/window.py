@@ -8,9 +8,10 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .metrics import SUMS, add_metrics, all_sum_metrics, mean_metrics
+from .metrics import SUMS, all_sum_metrics, mean_metrics
 
-_UNTIMED = ("untimed/pairs", "untimed/tokens")
+# Steps that compiled a new shape tell nothing about the speed.
+UNTIMED = {"untimed/pairs": "pairs", "untimed/tokens": "tokens/all"}
 
 
 class MetricsWindow:
@@ -22,53 +23,46 @@ class MetricsWindow:
         self._clear()
 
     def _clear(self) -> None:
-        self.sums: dict[str, mx.array] | None = None
-        self.real, self.padded, self.seconds = 0, 0, 0.0
-        # Steps that compiled a new shape tell nothing about the speed.
-        self.compile_seconds, self.untimed = 0.0, [0.0, 0.0]
+        # A window whose every step was skipped has nothing but names.
+        names = (*SUMS, "real", "padded", *UNTIMED)
+        self.sums = dict.fromkeys(names, mx.array(0.0))
+        self.seconds = self.compile_seconds = 0.0
 
-    def counts(self) -> dict[str, float]:
-        """The numbers that ``restore`` takes, beside the sums."""
-        return {
-            "real": self.real,
-            "padded": self.padded,
-            "trained_pairs": self.trained_pairs,
-            "trained_tokens": self.trained_tokens,
-        }
+    def state_dict(self) -> tuple[dict[str, mx.array], dict[str, float]]:
+        """What a checkpoint holds of it."""
+        names = ("trained_pairs", "trained_tokens", "seconds", "compile_seconds")
+        return self.sums, {name: getattr(self, name) for name in names}
 
-    def restore(self, counts: dict[str, float], sums: dict[str, mx.array]) -> None:
+    def load_state_dict(
+        self, arrays: dict[str, mx.array], info: dict[str, float]
+    ) -> None:
         """Go on where another window was."""
-        vars(self).update(counts)
-        self.sums = dict(sums) or None
+        self.sums = arrays
+        vars(self).update(info)
 
     def add(self, sums: dict[str, mx.array], real: int, padded: int) -> None:
         """Add a batch, without waiting for the device."""
-        self.sums = add_metrics(self.sums, sums)
-        self.real += real
-        self.padded += padded
+        self._add({**sums, "real": real, "padded": padded})
+
+    def _add(self, more):
+        self.sums |= {name: self.sums[name] + x for name, x in more.items()}
 
     def time(self, seconds: float, sums: dict | None = None) -> None:
-        """Add the time of a step."""
+        """Add the time of a step; its sums if it compiled a new shape."""
         if sums is None:
             self.seconds += seconds
             return
         self.compile_seconds += seconds
-        for i, name in enumerate(("pairs", "tokens/all")):
-            self.untimed[i] += sums[name].item()
+        self._add({name: sums[which] for name, which in UNTIMED.items()})
 
     def report(self, group: mx.distributed.Group | None = None) -> dict[str, float]:
         """Average over all ranks and start a new window."""
-        counts: dict[str, float] = {"real": self.real, "padded": self.padded}
-        counts |= dict(zip(_UNTIMED, self.untimed))
-        computed = {k: mx.array(float(v)) for k, v in counts.items()}
-        # A window whose every step was skipped has nothing but names.
-        sums = self.sums or dict.fromkeys(SUMS, mx.array(0.0))
-        sums = all_sum_metrics({**sums, **computed}, group)
+        sums = all_sum_metrics(self.sums, group)
         means = mean_metrics(sums, hidden=self.hidden)
         pairs, tokens = sums["pairs"].item(), sums["tokens/all"].item()
         timed = [pairs, tokens]
-        if self.seconds and any(self.untimed):
-            timed = [n - sums[k].item() for n, k in zip(timed, _UNTIMED)]
+        if self.seconds:
+            timed = [n - sums[name].item() for n, name in zip(timed, UNTIMED)]
         self.trained_pairs += pairs
         self.trained_tokens += tokens
         compile_seconds = self.compile_seconds
@@ -113,3 +107,32 @@ def gradient_report(
             "update_ratio": change / weights if weights else 0.0,
         }
     return report
+
+
+class LastGradient:
+    """The norm of the last update, and each module's gradient if asked for."""
+
+    def __init__(self) -> None:
+        self.norm = mx.array(0.0)
+        self._trees: tuple | None = None
+        self._report: dict | None = None
+
+    def keep(self, norm: mx.array, trees: tuple | None = None) -> None:
+        """Keep a norm, and gradients with the parameters before and after."""
+        self.norm, self._trees, self._report = norm, trees, None
+
+    def report(self) -> dict | None:
+        """Describe the gradients; None if they were not kept."""
+        if self._trees is not None:
+            self._report, self._trees = gradient_report(*self._trees), None
+        return self._report
+
+    def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        """What a checkpoint holds of it."""
+        return {"norm": self.norm}, {"report": self.report()}
+
+    def load_state_dict(
+        self, arrays: dict[str, mx.array], info: dict[str, Any]
+    ) -> None:
+        """Go on where another run was."""
+        self.norm, self._report = arrays["norm"], info["report"]

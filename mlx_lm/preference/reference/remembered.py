@@ -28,7 +28,7 @@ class RememberedReference:
         self.model = model
         # An empty one counts as False.
         self.cache = ReferenceCache(None, "") if cache is None else cache
-        self.keep = keep or moving
+        self.keep, self.moving = keep or moving, moving
         self._forms: list[dict[bool, Callable]] = []
         if moving:
             self.forget()
@@ -64,6 +64,22 @@ class RememberedReference:
             )
         self.model.sync(mixing)
         self.forget()
+
+    def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        """What a checkpoint holds: the numbers that any rank knows."""
+        self.cache.exchange(mx.distributed.init())
+        return self.cache.arrays(), self._name()
+
+    def load_state_dict(
+        self, arrays: dict[str, mx.array], info: dict[str, Any]
+    ) -> None:
+        """Take the numbers of another run."""
+        # Of another reference they would be wrong.
+        if info == self._name():
+            self.cache.absorb(**arrays)
+
+    def _name(self):
+        return {"fingerprint": self.cache.fingerprint, "moving": self.moving}
 
     def unknown(self, *datasets: Any) -> int:
         """Count the pairs that the reference has yet to see."""

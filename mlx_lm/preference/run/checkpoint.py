@@ -9,6 +9,9 @@ need no state. Written last and in one step, a state is whole or not there.
 
 import hashlib
 import json
+import math
+import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -20,12 +23,18 @@ from mlx.utils import tree_flatten
 
 from ...cli_ui import rprint
 from ..errors import InputError
-from ..files import replace_file, writing
+from ..files import json_text, replace_file, writing
+from ..measure.metrics import BEST
 from ..reference.cache import pair_key
 
-VERSION = 1
+VERSION = 2
+STATES = "[0-9]*_state.safetensors"
 # Older ones are only needed where the newest is damaged.
 KEPT_STATES = 2
+
+
+class _OtherVersion(InputError):
+    """A checkpoint that is whole, but not of this version's making."""
 
 
 class TrainingState(NamedTuple):
@@ -43,7 +52,7 @@ def numbered(folder: str | Path, iteration: int, name: str) -> Path:
 
 
 def _checksum(arrays, info):
-    digest = hashlib.blake2b(json.dumps(info, sort_keys=True).encode(), digest_size=16)
+    digest = hashlib.blake2b(info.encode(), digest_size=16)
     for name in sorted(arrays):
         x = arrays[name]
         digest.update(f"{name}{x.shape}{x.dtype}".encode())
@@ -59,12 +68,13 @@ def save_state(
     """Write a state, completely or not at all; its weights are already there."""
     path = numbered(folder, iteration, "state")
     arrays = {name: mx.array(arrays[name]) for name in sorted(arrays)}
+    text = json_text(info)
     metadata = {
         "version": str(VERSION),
         "iteration": str(iteration),
         "adapter_bytes": str(numbered(folder, iteration, "adapters").stat().st_size),
-        "info": json.dumps(info, sort_keys=True),
-        "checksum": _checksum(arrays, info),
+        "info": text,
+        "checksum": _checksum(arrays, text),
     }
     # An empty file can't be written.
     arrays["_"] = mx.zeros((1,))
@@ -80,11 +90,17 @@ def load_state(path: str | Path) -> TrainingState:
         arrays, metadata = mx.load(str(path), return_metadata=True)
         info, iteration = json.loads(metadata["info"]), int(metadata["iteration"])
         arrays.pop("_")
-        whole = _checksum(arrays, info) == metadata["checksum"]
+        is_other = metadata["version"] != str(VERSION)
+        whole = _checksum(arrays, metadata["info"]) == metadata["checksum"]
     except (RuntimeError, KeyError, ValueError, OSError) as e:
         raise InputError(f"{path} can't be read ({e}).") from e
-    if not whole or metadata["version"] != str(VERSION):
-        raise InputError(f"{path} is damaged, or of another version.")
+    if is_other:
+        raise _OtherVersion(
+            f"{path} is a checkpoint of another version of mlx_lm.dpo, which alone can "
+            "go on with it. Start a new run."
+        )
+    if not whole:
+        raise InputError(f"{path} is damaged.")
     adapter = numbered(path.parent, iteration, "adapters")
     size = adapter.stat().st_size if adapter.exists() else None
     if str(size) != metadata.get("adapter_bytes"):
@@ -95,10 +111,12 @@ def load_state(path: str | Path) -> TrainingState:
 
 def newest_state(folder: str | Path) -> TrainingState | None:
     """Read the newest state of a run that can be read."""
-    for path in sorted(Path(folder).glob("*_state.safetensors"), reverse=True):
+    for path in sorted(Path(folder).glob(STATES), reverse=True):
         try:
             return load_state(path)
-        except ValueError as e:
+        except _OtherVersion:
+            raise
+        except InputError as e:
             rprint(f"[WARNING] {e} Going back to the checkpoint before it.")
     return None
 
@@ -107,24 +125,9 @@ def _iteration(path):
     return int(path.name.partition("_")[0])
 
 
-def drop_old(folder: str | Path, keep: int | None) -> None:
-    """Delete the checkpoints that are no longer wanted."""
-    states = sorted(Path(folder).glob("[0-9]*_state.safetensors"))
-    kept = states[-(keep or KEPT_STATES) :]
-    for path in states[: -len(kept)]:
-        path.unlink(missing_ok=True)
-    if not keep or not kept:
-        return
-    wanted = {_iteration(path) for path in kept}
-    for path in Path(folder).glob("[0-9]*_adapters.safetensors"):
-        # Higher numbers are an earlier run's.
-        if _iteration(path) < max(wanted) and _iteration(path) not in wanted:
-            path.unlink(missing_ok=True)
-
-
 def drop_newer(folder: str | Path, iteration: int) -> None:
     """Delete states that a run never comes back to: an earlier run's, or damaged."""
-    for path in Path(folder).glob("[0-9]*_state.safetensors"):
+    for path in Path(folder).glob(STATES):
         if _iteration(path) > iteration:
             path.unlink(missing_ok=True)
 
@@ -134,6 +137,79 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
     weights = dict(sorted(tree_flatten(model.trainable_parameters())))
     with writing(path):
         replace_file(path, lambda name: mx.save_safetensors(name, weights))
+
+
+class Checkpoints:
+    """The numbered files of one run; those of others in its folder stay."""
+
+    def __init__(self, folder: str | Path, keep: int | None = None):
+        self.folder, self.keep = Path(folder), keep
+        self.steps: list[int] = []
+
+    def name_last(self) -> str:
+        """Name the last one, for the user."""
+        if not self.steps:
+            return "There is no checkpoint yet."
+        last = numbered(self.folder, self.steps[-1], "adapters")
+        return f"The last checkpoint is {last}."
+
+    def add(self, iteration: int) -> None:
+        """Count a checkpoint that is about to be written."""
+        if iteration not in self.steps[-1:]:
+            self.steps.append(iteration)
+
+    def drop_old(self) -> None:
+        """Delete those that are no longer wanted."""
+        for iteration in self.steps[: -(self.keep or KEPT_STATES)]:
+            numbered(self.folder, iteration, "state").unlink(missing_ok=True)
+        if self.keep:
+            for iteration in self.steps[: -self.keep]:
+                numbered(self.folder, iteration, "adapters").unlink(missing_ok=True)
+            del self.steps[: -self.keep]
+
+    def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        return {}, {"steps": self.steps}
+
+    def load_state_dict(self, arrays: dict[str, mx.array], info: dict) -> None:
+        self.steps = info["steps"]
+
+
+class BestAdapter:
+    """The best validation so far, and its adapter in ``best/``."""
+
+    def __init__(self, folder: str | Path, measure: str | None = None):
+        self.folder, self.measure = Path(folder), measure
+        #: What ``best/`` holds, which another run may have measured otherwise.
+        self.held: dict[str, Any] = {"measure": None, "value": None}
+
+    def improves(self, metrics: dict[str, float]) -> bool:
+        """Tell whether a validation is the best so far, and remember it then."""
+        if self.measure is None:
+            return False
+        name, sign = BEST[self.measure]
+        best = sign * self.held["value"] if self._is_same() else -math.inf
+        if not sign * metrics[name] > best:
+            return False
+        self.held = {"measure": self.measure, "value": metrics[name]}
+        return True
+
+    def _is_same(self):
+        return self.held["measure"] == self.measure
+
+    def save(self, model: nn.Module) -> None:
+        """Write the adapter and its settings."""
+        folder = self.folder / "best"
+        folder.mkdir(exist_ok=True)
+        config = self.folder / "adapter_config.json"
+        if config.exists():
+            replace_file(folder / config.name, partial(shutil.copyfile, config))
+        save_adapter(model, folder / "adapters.safetensors")
+
+    def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        return {}, self.held
+
+    def load_state_dict(self, arrays: dict[str, mx.array], info: dict) -> None:
+        self.held = info
 
 
 def data_fingerprint(dataset: Any) -> str:

@@ -3,7 +3,6 @@
 """A run in progress: its steps, what happens between them, and going on later."""
 
 import math
-import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -11,30 +10,26 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ...cli_ui import rprint
-from ..batch.collate import count_tokens, iterate_preference_batches
-from ..batch.shape import batches_per_epoch
-from ..device import cache_limit, compiles, trim_cache
-from ..errors import InputError
-from ..files import replace_file
-from ..measure.evaluation import evaluate_pairs
-from ..measure.metrics import (
-    BEST,
-    SUMS,
-    hidden_metrics,
-    sum_values,
+from ..batch.collate import (
+    count_tokens,
+    epoch_batches,
+    iterate_preference_batches,
 )
-from ..measure.window import MetricsWindow, gradient_report
+from ..device import cache_limit, compiles, trim_cache
+from ..measure.evaluation import evaluate_pairs
+from ..measure.metrics import hidden_metrics, sum_values
+from ..measure.window import LastGradient, MetricsWindow
 from ..policy.model import load_weights
-from ..policy.optimizer import MasterWeights
-from ..ranks import sum_over_ranks, wait_for_all
+from ..ranks import wait_for_all
 from ..step import scoring_step
 from .checkpoint import (
+    STATES,
+    BestAdapter,
+    Checkpoints,
     TrainingState,
     drop_newer,
-    drop_old,
     numbered,
     save_adapter,
     save_state,
@@ -42,97 +37,14 @@ from .checkpoint import (
 from .plan import training_plan
 from .screen import PreferenceTrainUI
 from .signals import StopSignals
-
-
-def _with_prefix(prefix, tree):
-    return {f"{prefix}.{k}": v for k, v in tree_flatten(tree)}
-
-
-def _fill(tree, arrays, path):
-    """Put saved arrays into a tree, in place: compiled steps hold on to it."""
-    for key in tree if isinstance(tree, dict) else range(len(tree)):
-        name = f"{path}.{key}"
-        if isinstance(tree[key], (dict, list)):
-            _fill(tree[key], arrays, name)
-        elif name not in arrays:
-            raise InputError(f"The checkpoint has no {name}: it is of another run.")
-        else:
-            tree[key] = arrays[name]
-
-
-def take_snapshot(
-    run: "PreferenceRun", pending: bool
-) -> tuple[dict[str, mx.array], dict[str, Any]]:
-    """Collect all of a run that a later process can't compute again."""
-    run.reference.cache.exchange(run.world)
-    # What ranks hold apart is summed: any number of them can go on with it.
-    window = run.window.sums or {}
-    if run.world.size() > 1:
-        # A rank whose every step was skipped has nothing but names.
-        window = window or dict.fromkeys(SUMS, mx.array(0.0))
-    apart = _with_prefix("accumulator", run.state[3]) | _with_prefix("window", window)
-    counts = run.window.counts()
-    if run.world.size() > 1:
-        tokens = {k: mx.array(float(counts[k])) for k in ("real", "padded")}
-        apart = sum_over_ranks(apart | tokens, run.world)
-        counts |= {k: int(apart.pop(k).item()) for k in tokens}
-    arrays = {
-        **_with_prefix("optimizer", run.optimizer.state),
-        **apart,
-        **_with_prefix("reference", run.reference.cache.arrays()),
-        "grad_norm": run.grad_norm,
-    }
-    if run.args.sync_reference:
-        arrays |= _with_prefix("moved", run.reference.model.state)
-    metrics = run.folder / "metrics.jsonl"
-    info = {
-        "pending": pending,
-        "window": counts,
-        "skipped": run.skipped,
-        "skipped_in_a_row": run.skipped_in_a_row,
-        "best": run.best,
-        "gradients": run.describe_gradients(),
-        "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
-        "identity": run.identity,
-    }
-    return arrays, info
-
-
-def apply_snapshot(run: "PreferenceRun", state: TrainingState) -> tuple[int, bool]:
-    """Make a new run what the one was that wrote a checkpoint."""
-    arrays, info = state.arrays, state.info
-    load_weights(run.policy_model, state.adapter)
-    inner: Any = getattr(run.optimizer, "_optimizer", run.optimizer)
-    rate = inner.state.get("learning_rate")
-    _fill(run.optimizer.state, arrays, "optimizer")
-    # A constant rate may have been changed by the user.
-    if rate is not None and "learning_rate" not in inner._schedulers:
-        inner.state["learning_rate"] = rate
-    if isinstance(run.optimizer, MasterWeights):
-        mx.eval(run.optimizer.state)
-    # The sums of all ranks go on in the first one.
-    if run.rank == 0:
-        if any(name.startswith("accumulator.") for name in arrays):
-            _fill(run.state[3], arrays, "accumulator")
-        sums = {
-            name.removeprefix("window."): x
-            for name, x in arrays.items()
-            if name.startswith("window.")
-        }
-        run.window.restore(info["window"], sums)
-    if run.args.sync_reference:
-        _fill(run.reference.model.state, arrays, "moved")
-    # Of another reference they would be wrong.
-    if info["identity"].get("reference") == run.identity.get("reference"):
-        run.reference.cache.absorb(arrays["reference.keys"], arrays["reference.logps"])
-    run.grad_norm = arrays["grad_norm"]
-    run.skipped, run.best = info["skipped"], info["best"]
-    run.gradients = info["gradients"]
-    run.skipped_in_a_row = info["skipped_in_a_row"]
-    run.saved = state.iteration
-    run.ui.start_at(state.iteration)
-    return state.iteration, info["pending"]
-
+from .state import (
+    OptimizerState,
+    Part,
+    SkippedSteps,
+    TreeState,
+    apply_snapshot,
+    take_snapshot,
+)
 
 INPUTS = ("prompts", "inputs")
 
@@ -166,40 +78,53 @@ class PreferenceRun:
     ):
         self.policy_model, self.reference, self.args = policy_model, reference, args
         self.optimizer = optimizer
-        self._step = step
+        self._step, self.state = step
         self.train_set, self.val_set = train_set, val_set
         self.world = mx.distributed.init()
         self.rank = self.world.rank()
         self.folder = Path(args.adapter_file).parent
-        self.ui = PreferenceTrainUI(
-            args.iters, rank=self.rank, noun=args.objective.noun
-        )
         self.callback: Any = None
         self.identity: dict[str, Any] = {}
         self.hidden = hidden_metrics(args.objective)
-        self.window = MetricsWindow(self.hidden)
         self.metrics: dict[str, float] = {}
-        self.grad_norm = mx.array(0.0)
-        self.skipped = self.skipped_in_a_row = 0
         self.shapes: set[tuple] = set()
-        self.gradients: tuple | dict | None = None
-        self.best: float | None = None
-        self.saved = -1
+        self.window = MetricsWindow(self.hidden)
+        self.gradient = LastGradient()
+        self.skipped = SkippedSteps()
+        self.checkpoints = Checkpoints(self.folder, args.keep_checkpoints)
+        self.best = BestAdapter(self.folder, args.save_best)
+        self.ui = PreferenceTrainUI(
+            args.iters, rank=self.rank, noun=args.objective.noun
+        )
+        self.parts: dict[str, Part] = {
+            "optimizer": OptimizerState(optimizer),
+            "accumulator": TreeState(self.state[3]),
+            "window": self.window,
+            "reference": reference,
+            "gradient": self.gradient,
+            "skipped": self.skipped,
+            "checkpoints": self.checkpoints,
+            "best": self.best,
+            "screen": self.ui,
+        }
+        if args.sync_reference:
+            self.parts["moved"] = TreeState(getattr(reference.model, "state", {}))
         self.cache_limit = cache_limit(args.clear_cache_threshold)
         self.train_buckets = training_plan(train_set, args)
         self.val_buckets = training_plan(val_set, args, True) if val_set else []
+        batches = epoch_batches(
+            self.val_buckets, args.batch_size, num_batches=args.val_batches
+        )
+        self.val_batches = len(batches)
+        # The same in each validation: what the reference is still asked about.
+        self.validated = [val_set[i] for _, indices in batches for i in indices]
 
     def train(self, resume: TrainingState | None = None) -> None:
         """Take all steps that are left, and do what is due between them."""
         args = self.args
         compile_it = partial(self.reference.compiled, compile=compiles(args.compile))
-        step, self.state = self._step
-        done, pending = apply_snapshot(self, resume) if resume else (0, True)
-        if self.rank == 0:
-            drop_newer(self.folder, done if resume else -1)
-            # A killed process may not have come to it.
-            drop_old(self.folder, args.keep_checkpoints)
-        self.step = compile_it(step, self.state, self.state)
+        done, pending = self._go_on(resume) if resume else self._begin()
+        self.step = compile_it(self._step, self.state, self.state)
         score = scoring_step(self.policy_model, args.objective)
         self.score = compile_it(score, [self.policy_model.state])
         batches = iterate_preference_batches(
@@ -226,6 +151,26 @@ class PreferenceRun:
                 self._after_step(it)
         if self.rank == 0:
             self.reference.cache.save()
+
+    def _begin(self):
+        """Leave an earlier run's checkpoints alone: nothing tells whose they are."""
+        if self.rank == 0 and (others := [*self.folder.glob(STATES)]):
+            rprint(
+                f"[WARNING] {self.folder} has checkpoints of an earlier run, such as "
+                f"{max(others).name}, which resuming may find first: delete them, or "
+                "give each run a folder of its own."
+            )
+        return 0, True
+
+    def _go_on(self, resume):
+        """Become what the run was that wrote a checkpoint."""
+        load_weights(self.policy_model, resume.adapter)
+        apply_snapshot(self.parts, resume.arrays, resume.info["parts"], self.world)
+        if self.rank == 0:
+            drop_newer(self.folder, resume.iteration)
+            # A killed process may not have come to it.
+            self.checkpoints.drop_old()
+        return resume.iteration, resume.info["pending"]
 
     def _after_step(self, it):
         """Report, validate, save and stop, as far as it is due."""
@@ -259,16 +204,13 @@ class PreferenceRun:
         grad_norm = values.pop("grad_norm", mx.array(math.nan))
         gradients = values.pop("gradients", None)
         if math.isfinite(grad_norm.item()):
-            self.grad_norm = grad_norm
-            if gradients is not None:
-                after = self.policy_model.trainable_parameters()
-                self.gradients = (gradients, before, after)
-        del before, gradients
+            trees = gradients, before, self.policy_model.trainable_parameters()
+            self.gradient.keep(grad_norm, trees if args.debug_gradients else None)
         self._remember(self.train_set, batch, arrays, values["reference_logps"])
         if skipped:
             self._count_skipped(it, batch)
         else:
-            self.skipped_in_a_row = 0
+            self.skipped.in_a_row = 0
             sums = sum_values(values, arrays)
             self.window.add(sums, *count_tokens(arrays))
         trim_cache(self.cache_limit)
@@ -297,21 +239,12 @@ class PreferenceRun:
         return TrainingStopped(
             f"Memory ran out in {where}. Try grad_checkpoint: true, "
             "batch_size: 1 with grad_accumulation_steps, a smaller max_seq_length or a "
-            f"4-bit model. {self._last_checkpoint()}"
-        )
-
-    def _last_checkpoint(self):
-        """Name the last checkpoint."""
-        if self.saved < 0:
-            return "There is no checkpoint yet."
-        return (
-            f"The last checkpoint is {numbered(self.folder, self.saved, 'adapters')}."
+            f"4-bit model. {self.checkpoints.name_last()}"
         )
 
     def _count_skipped(self, it, batch):
         """Note a step whose numbers were not finite, so that it changed nothing."""
-        self.skipped += 1
-        self.skipped_in_a_row += 1
+        self.skipped.count()
         place = getattr(self.train_set, "source_row", int)
         # Any rank's pairs may be the cause.
         indices = mx.distributed.all_gather(mx.array(batch.indices), group=self.world)
@@ -320,11 +253,11 @@ class PreferenceRun:
             f"[WARNING] Step {it} skipped: its loss or gradient is not finite "
             f"(rows {rows})."
         )
-        if self.skipped_in_a_row >= self.args.max_skipped_steps:
+        if self.skipped.in_a_row >= self.args.max_skipped_steps:
             raise TrainingStopped(
-                f"The loss or its gradient was not finite in {self.skipped_in_a_row} "
+                f"The loss or its gradient was not finite in {self.skipped.in_a_row} "
                 f"steps in a row, last with rows {rows}. Lower learning_rate, or look "
-                f"at these rows. {self._last_checkpoint()}"
+                f"at these rows. {self.checkpoints.name_last()}"
             )
 
     def _remember(self, dataset, batch, arrays, logps):
@@ -343,11 +276,8 @@ class PreferenceRun:
         """Evaluate, show and report, and go back to training mode."""
         tic = time.perf_counter()
         args = self.args
-        batches = batches_per_epoch(self.val_buckets, args.batch_size)
-        if args.val_batches != -1:
-            batches = min(batches, args.val_batches)
         try:
-            with self.ui.val_task(batches) as advance:
+            with self.ui.val_task(self.val_batches) as advance:
                 metrics = evaluate_pairs(
                     self._score_batch,
                     self.policy_model,
@@ -370,7 +300,8 @@ class PreferenceRun:
             info = {f"val_{k}": v for k, v in metrics.items()}
             info = {"iteration": it, **info, "val_time": seconds}
             self.callback.on_val_loss_report(info)
-        self._keep_best(it, metrics)
+        if it > 0 and self.best.improves(metrics) and self.rank == 0:
+            self.best.save(self.policy_model)
 
     def _interruptible(self, advance):
         """Let a signal end a validation; several ranks must end it together."""
@@ -380,47 +311,22 @@ class PreferenceRun:
         if self.stop.exit_code and self.world.size() == 1:
             raise _Interrupted
 
-    def _keep_best(self, it, metrics):
-        """Write the adapter to ``best/`` if it is the best so far."""
-        if not self.args.save_best or it == 0:
-            return
-        name, sign = BEST[self.args.save_best]
-        value = sign * metrics[name]
-        if not value > (-math.inf if self.best is None else self.best):
-            return
-        self.best = value
-        if self.rank == 0:
-            folder = self.folder / "best"
-            folder.mkdir(exist_ok=True)
-            config = self.folder / "adapter_config.json"
-            if config.exists():
-                copy = partial(shutil.copyfile, config)
-                replace_file(folder / config.name, copy)
-            save_adapter(self.policy_model, folder / "adapters.safetensors")
-
     def _report(self, it):
         """Average what happened since the last report, show and report it."""
         metrics = self.window.report(self.world)
         metrics["learning_rate"] = self.optimizer.learning_rate.item()
-        metrics["grad_norm"] = self.grad_norm.item()
-        metrics["skipped_steps"] = self.skipped
+        metrics["grad_norm"] = self.gradient.norm.item()
+        metrics["skipped_steps"] = self.skipped.total
         self.metrics = metrics
         self.reference.cache.exchange(self.world)
-        # Each validation takes the same pairs, and the first one came before.
-        if self.reference.release(self.train_set):
+        if self.reference.release(self.train_set, self.validated):
             mx.clear_cache()
         self.ui.report_train(it, metrics)
         if self.callback is not None:
             info = {"iteration": it, "train_loss": metrics["loss"], **metrics}
-            if (gradients := self.describe_gradients()) is not None:
+            if (gradients := self.gradient.report()) is not None:
                 info["gradients"] = gradients
             self.callback.on_train_loss_report(info)
-
-    def describe_gradients(self) -> dict | None:
-        """Describe the last update's gradients, if that is asked for."""
-        if isinstance(self.gradients, tuple):
-            self.gradients = gradient_report(*self.gradients)
-        return self.gradients
 
     def _must_stop(self):
         """Tell whether a signal came, to any rank."""
@@ -437,7 +343,7 @@ class PreferenceRun:
         """Save, say how to go on, and end the process as the signal asks."""
         if self.world.size() > 1:
             self.stop.ignore()
-        if self.saved != it or pending:
+        if it not in self.checkpoints.steps[-1:] or pending:
             self._save(it, pending)
         if self.rank == 0:
             rprint(f"Stopped after step {it}. Go on with: --resume {self.folder}")
@@ -447,16 +353,22 @@ class PreferenceRun:
 
     def _save(self, it, pending=False):
         """Write a checkpoint: adapter, state, and the reference's numbers."""
-        arrays, info = take_snapshot(self, pending)
+        self.checkpoints.add(it)
+        arrays, parts = take_snapshot(self.parts, self.world)
         if self.rank != 0:
-            self.saved = it
             return
+        metrics = self.folder / "metrics.jsonl"
+        info = {
+            "parts": parts,
+            "pending": pending,
+            "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
+            "identity": self.identity,
+        }
         checkpoint = numbered(self.folder, it, "adapters")
         save_adapter(self.policy_model, checkpoint)
         save_adapter(self.policy_model, self.args.adapter_file)
         # The state comes last: where it is, the rest is too.
         save_state(self.folder, it, arrays, info)
-        self.saved = it
-        drop_old(self.folder, self.args.keep_checkpoints)
+        self.checkpoints.drop_old()
         self.reference.cache.save()
         self.ui.report_save(checkpoint)

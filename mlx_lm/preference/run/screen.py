@@ -74,7 +74,7 @@ class PreferenceTrainUI(TrainUI):
         self._noun = noun
         self._prev_train_loss: float | None = None
         self._seconds_per_iter: float | None = None
-        self._last = (0, 0.0)
+        self._last, self._steps = (0, 0.0), 0
 
     def __enter__(self) -> "PreferenceTrainUI":
         if self._rank == 0:
@@ -86,10 +86,20 @@ class PreferenceTrainUI(TrainUI):
         self._last = (0, time.perf_counter())
         return self
 
-    def start_at(self, it: int) -> None:
-        """Show that some steps were done before."""
-        self._last = (it, time.perf_counter())
-        for _ in range(it):
+    def advance(self) -> None:
+        """Show that one more step is done."""
+        self._steps += 1
+        super().advance()
+
+    def state_dict(self) -> tuple[dict, dict[str, Any]]:
+        """What a checkpoint holds of it."""
+        return {}, {"steps": self._steps, "loss": self._prev_train_loss}
+
+    def load_state_dict(self, arrays: dict, info: dict[str, Any]) -> None:
+        """Show the steps that were done before."""
+        self._last = (info["steps"], time.perf_counter())
+        self._prev_train_loss = info["loss"]
+        for _ in range(info["steps"]):
             self.advance()
 
     def _left(self, it):

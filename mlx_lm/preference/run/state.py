@@ -1,0 +1,111 @@
+# Copyright © 2026 MLX Contributors
+
+"""What a run needs to go on, taken from its parts and given back to them."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..errors import InputError
+from ..ranks import sum_over_ranks
+
+Arrays = dict[str, mx.array]
+# What has state_dict() -> (arrays, what JSON can hold) and load_state_dict of both.
+Part = Any
+# Each rank holds its own share of these. Summed, any number of ranks can go on.
+APART = ("accumulator", "window")
+
+
+def take_snapshot(
+    parts: dict[str, Part], group: mx.distributed.Group
+) -> tuple[Arrays, dict[str, Any]]:
+    """Collect the states of all parts of a run; every rank has to call it."""
+    arrays, info = {}, {}
+    for name, part in parts.items():
+        found, info[name] = part.state_dict()
+        if name in APART and group.size() > 1:
+            found = sum_over_ranks(found, group)
+        arrays |= {f"{name}.{key}": x for key, x in found.items()}
+    return arrays, info
+
+
+def apply_snapshot(
+    parts: dict[str, Part],
+    arrays: Arrays,
+    info: dict[str, Any],
+    group: mx.distributed.Group,
+) -> None:
+    """Give the parts of a new run the states of a run that was stopped."""
+    for name, part in parts.items():
+        prefix = f"{name}."
+        found = {
+            key.removeprefix(prefix): x
+            for key, x in arrays.items()
+            if key.startswith(prefix)
+        }
+        if name in APART and group.rank() > 0:
+            # The sums of all ranks go on in the first one.
+            found = {key: mx.zeros_like(x) for key, x in found.items()}
+        part.load_state_dict(found, info.get(name, {}))
+
+
+class TreeState:
+    """Arrays in dicts and lists that compiled steps hold on to."""
+
+    def __init__(self, tree: Any):
+        self.tree = tree
+
+    def state_dict(self) -> tuple[Arrays, dict[str, Any]]:
+        return dict(tree_flatten(self.tree)), {}
+
+    def load_state_dict(self, arrays: Arrays, info: dict[str, Any]) -> None:
+        # A run that accumulates, or moves its reference, may follow one that did not.
+        if arrays:
+            _fill(self.tree, arrays)
+
+
+class OptimizerState(TreeState):
+    """An optimizer's state, with the master weights if it has them."""
+
+    def __init__(self, optimizer: Any):
+        super().__init__(optimizer.state)
+        self._inner = getattr(optimizer, "_optimizer", optimizer)
+
+    def load_state_dict(self, arrays: Arrays, info: dict[str, Any]) -> None:
+        rate = self._inner.state.get("learning_rate")
+        _fill(self.tree, arrays)
+        # A constant rate may have been changed by the user.
+        if rate is not None and "learning_rate" not in self._inner._schedulers:
+            self._inner.state["learning_rate"] = rate
+        mx.eval(self.tree)
+
+
+def _fill(tree, arrays, path=""):
+    """Put saved arrays into a tree, in place."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        name = f"{path}{key}"
+        if isinstance(tree[key], (dict, list)):
+            _fill(tree[key], arrays, f"{name}.")
+        elif name not in arrays:
+            raise InputError(f"The checkpoint has no {name}: it is of another run.")
+        else:
+            tree[key] = arrays[name]
+
+
+class SkippedSteps:
+    """How many steps changed nothing, because their numbers were not finite."""
+
+    def __init__(self) -> None:
+        self.total = self.in_a_row = 0
+
+    def count(self) -> None:
+        """Count one more."""
+        self.total += 1
+        self.in_a_row += 1
+
+    def state_dict(self) -> tuple[Arrays, dict[str, Any]]:
+        return {}, dict(vars(self))
+
+    def load_state_dict(self, arrays: Arrays, info: dict[str, Any]) -> None:
+        vars(self).update(info)
