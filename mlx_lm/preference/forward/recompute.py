@@ -2,9 +2,9 @@
 
 """Gradient checkpointing and dropout that agree with each other."""
 
-import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache, partial
 from types import FunctionType
 
 import mlx.core as mx
@@ -19,8 +19,7 @@ from .shared import leaves
 
 
 def low_rank(x: mx.array, a: mx.array) -> mx.array:
-    """``x @ a`` in the precision of ``a``, with ``x`` kept as it is for the
-    gradient."""
+    """``x @ a`` as precise as ``a``; ``x`` is kept as it is for the gradient."""
     return mx.checkpoint(lambda x, a: x @ a)(x, a)
 
 
@@ -29,17 +28,14 @@ def lean_swiglu(gate: mx.array, x: mx.array) -> mx.array:
     return mx.checkpoint(_swiglu)(gate, x)
 
 
-def _lean_call(module):
-    def call(original, x):
-        if not module.training or x.dtype == module.lora_a.dtype:
-            return original(x)
-        z = low_rank(module.dropout(x), module.lora_a) @ module.lora_b
-        return module.linear(x) + (module.scale * z).astype(x.dtype)
-
-    return call
+def _lean_call(module, original, x):
+    if not module.training or x.dtype == module.lora_a.dtype:
+        return original(x)
+    z = low_rank(module.dropout(x), module.lora_a) @ module.lora_b
+    return module.linear(x) + (module.scale * z).astype(x.dtype)
 
 
-@functools.cache
+@cache
 def _lean_class(cls):
     """The class with ``lean_swiglu`` where its methods call ``swiglu``, or None."""
     lean = {}
@@ -68,7 +64,7 @@ def lean_layers(model: nn.Module) -> Iterator[None]:
     try:
         for module, cls in gated:
             module.__class__ = _lean_class(cls)
-        with calls_replaced((m, _lean_call(m)) for m in adapters):
+        with calls_replaced((m, partial(_lean_call, m)) for m in adapters):
             yield
     finally:
         for module, cls in gated:
@@ -108,11 +104,8 @@ def _dropouts(layer):
     ]
 
 
-class _Slot:
+class _Slot(int):
     """The place of an array in a call's arguments."""
-
-    def __init__(self, index):
-        self.index = index
 
 
 def _take_arrays(tree):
@@ -127,7 +120,7 @@ def _take_arrays(tree):
 
     template = tree_map(take, tree)
     put = lambda new: tree_map(
-        lambda x: new[x.index] if isinstance(x, _Slot) else x, template
+        lambda x: new[x] if isinstance(x, _Slot) else x, template
     )
     return arrays, put
 
@@ -144,7 +137,7 @@ def _again(x):
 def _recomputed(layer, dropouts, key, original, args, kwargs):
     """Call a layer so that the backward pass computes it again."""
     caches = leaves([args, kwargs])
-    saved = [cache.saved() for cache in caches]
+    saved = [kept.saved() for kept in caches]
     arrays, put = _take_arrays([args, kwargs])
 
     def inner(parameters, key, before, arrays):
@@ -152,38 +145,34 @@ def _recomputed(layer, dropouts, key, original, args, kwargs):
         if key is not None:
             # The recompute asks for a gradient of every argument.
             _set_keys(dropouts, mx.stop_gradient(key))
-        for cache, state, old in zip(caches, saved, before):
-            cache.restore(state, old)
+        for kept, state, old in zip(caches, saved, before):
+            kept.restore(state, old)
         args, kwargs = put(arrays)
         result = original(*args, **kwargs)
         # An array that is returned twice would lose its second gradient.
-        after = [tree_map(_again, cache.arrays) for cache in caches]
+        after = [tree_map(_again, kept.arrays) for kept in caches]
         return result, after
 
-    before = [cache.arrays for cache in caches]
+    before = [kept.arrays for kept in caches]
     run = mx.checkpoint(inner)
     result, after = run(layer.trainable_parameters(), key, before, arrays)
-    for cache, new in zip(caches, after):
-        cache.arrays = new
+    for kept, new in zip(caches, after):
+        kept.arrays = new
     return result
 
 
-def _keyed_call(layer, dropouts, checkpoint):
+def _keyed_call(layer, dropouts, checkpoint, original, *args, **kwargs):
     """A layer's call that passes keys to its dropouts, and may recompute."""
-
-    def call(original, *args, **kwargs):
-        if not layer.training:
-            return original(*args, **kwargs)
-        key = None
-        if dropouts:
-            # Drawn here, so that forward and recompute get the same one.
-            key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
-        if checkpoint:
-            return _recomputed(layer, dropouts, key, original, args, kwargs)
-        _set_keys(dropouts, key)
+    if not layer.training:
         return original(*args, **kwargs)
-
-    return call
+    key = None
+    if dropouts:
+        # Drawn here, so that forward and recompute get the same one.
+        key = mx.random.randint(0, 2**31 - 1, (2,)).astype(mx.uint32)
+    if checkpoint:
+        return _recomputed(layer, dropouts, key, original, args, kwargs)
+    _set_keys(dropouts, key)
+    return original(*args, **kwargs)
 
 
 @contextmanager
@@ -195,19 +184,16 @@ def keyed_layers(model: nn.Module, checkpoint: bool) -> Iterator[None]:
             f"grad_checkpoint gives wrong gradients for model_type {model_type!r}. "
             "Turn it off, and lower batch_size or max_seq_length to save memory."
         )
-    changed, calls = [], []
-    try:
+    calls = []
+    with ExitStack() as stack:
         for layer in model.layers:
             plain = _dropouts(layer)
             if not plain and not checkpoint:
                 continue
-            changed.append((layer, plain))
             keyed = [(name, KeyedDropout(1 - module._p_1)) for name, module in plain]
+            stack.callback(layer.update_modules, tree_unflatten(plain))
             layer.update_modules(tree_unflatten(keyed))
             dropouts = [module for _, module in keyed]
-            calls.append((layer, _keyed_call(layer, dropouts, checkpoint)))
+            calls.append((layer, partial(_keyed_call, layer, dropouts, checkpoint)))
         with lean_layers(model), calls_replaced(calls):
             yield
-    finally:
-        for layer, plain in changed:
-            layer.update_modules(tree_unflatten(plain))

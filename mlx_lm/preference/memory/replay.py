@@ -127,8 +127,7 @@ def _broadcasted(layout, shape):
 
 
 def task_limits() -> tuple[int, int] | None:
-    """How much the default device does as one task, whose buffers are freed
-    together."""
+    """How much the device does as one task, whose buffers are freed together."""
     if mx.default_device() != mx.gpu:
         return None
     architecture = str(mx.device_info(mx.gpu)["architecture"])

@@ -13,8 +13,7 @@ FALL = 0.2
 
 
 class FallingChosen(TrainingCallback):
-    """Warn once when mean ``logps/chosen`` is 20 % further below 0 than at the
-    start."""
+    """Warn once when mean ``logps/chosen`` is 20 % further below 0 than at first."""
 
     def __init__(
         self, metrics_file: str | Path | None = None, frozen_start: bool = True
