@@ -27,7 +27,7 @@ from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.data import pairs as preference_rows
 from mlx_lm.preference.data import rankings as labelled_rows
 from mlx_lm.preference.objective.losses import LOSSES
-from mlx_lm.preference.objective.objective import DIVERGENCES
+from mlx_lm.preference.objective.pairs import DIVERGENCES
 from mlx_lm.preference.policy.optimizer import OPTIMIZERS
 from mlx_lm.preference.settings.checks import check_args, check_keys
 from mlx_lm.preference.settings.parser import build_parser

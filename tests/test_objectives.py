@@ -10,18 +10,13 @@ import mlx.core as mx
 import numpy as np
 
 from mlx_lm.preference import step as preference_step
-from mlx_lm.preference.objective.losses import (
-    LOSSES,
-    PairLogps,
-    PreferenceLoss,
-    kl_baseline,
-)
-from mlx_lm.preference.objective.objective import (
+from mlx_lm.preference.objective.losses import LOSSES, PreferenceLoss
+from mlx_lm.preference.objective.objective import Objective, pair_losses, pair_rewards
+from mlx_lm.preference.objective.pairs import (
     DIVERGENCES,
-    Objective,
+    PairLogps,
+    kl_baseline,
     pair_logps,
-    pair_losses,
-    pair_rewards,
 )
 from mlx_lm.preference.step import answer_logps, loss_and_values
 

