@@ -16,6 +16,7 @@ import pyarrow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from test_preference_rows import SHAPES, WEBGPT
 from tiny import bos_tokenizer
 from tokenizers_for_tests import no_template_tokenizer
 
@@ -28,33 +29,7 @@ ASK = [{"role": "user", "content": "Is tea hot?"}]
 YES, NO = ([{"role": "assistant", "content": text}] for text in ("Yes.", "No."))
 # A row of every known shape.
 ROWS: list[dict] = [
-    {"prompt": "Is tea hot?", "chosen": " Yes.", "rejected": " No."},
-    {"prompt": ASK, "chosen": YES, "rejected": NO},
-    {"prompt": "Is tea hot?", "chosen": ASK + YES, "rejected": ASK + NO},
-    {"chosen": "Tea is hot.", "rejected": "Tea is cold."},
-    {"chosen": ASK + YES, "rejected": ASK + NO},
-    {"chosen": f"{TURNS}Yes.", "rejected": f"{TURNS}No."},
-    {"messages": ASK + YES, "rejected": NO[0]},
-    {"messages": ASK, "chosen": YES[0], "rejected": NO[0]},
-    {
-        "conversations": [{"from": "human", "value": "Is tea hot?"}],
-        "chosen": {"from": "gpt", "value": "Yes."},
-        "rejected": {"from": "gpt", "value": "No."},
-    },
-    {
-        "history": "Is tea hot?",
-        "human_ref_A": "Yes.",
-        "human_ref_B": "No.",
-        "labels": 1,
-    },
-    {
-        "question": {"full_text": "Is tea hot?"},
-        "answer_0": "Yes.",
-        "answer_1": "No.",
-        "score_0": 1,
-        "score_1": 0.5,
-    },
-    {"system": "Be brief.", "question": "Hot?", "chosen": "Yes.", "rejected": "No."},
+    *(row for _, row, _ in SHAPES),
     {
         "prompt": ASK,
         "chosen": YES,
@@ -322,7 +297,7 @@ class TestFuzz(unittest.TestCase):
         self.assertEqual(self.check([row, ROWS[1]]), 1)
 
     def test_large_numbers(self):
-        row = {**ROWS[10], "score_0": 10**400}
+        row = {**WEBGPT, "score_0": 10**400}
         nan = {**row, "score_1": float("nan")}
         self.assertEqual(self.check([row, nan]), 1)
 

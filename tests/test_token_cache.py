@@ -215,6 +215,9 @@ class TestHits(CacheFolder):
         names["rejected_feature"] = "rejected_2"
         with self.assertRaises(ValueError):
             self.make(renamed, **names)
+        # Rows of a shape that is new were skipped before.
+        with mock.patch("mlx_lm.tuner.datasets.KNOWN_SHAPES", ["new"]):
+            self.assertGreater(self.make()[2], 0)
         with mock.patch.object(token_cache, "VERSION", 99):
             self.assertGreater(self.make()[2], 0)
         with mock.patch.object(token_cache, "__version__", "0"):

@@ -12,6 +12,7 @@ import numpy as np
 from ..cli_ui import rprint
 from ..preference.data.cache import TokenCache
 from ..preference.data.options import RowOptions, row_arguments
+from ..preference.data.rankings import KNOWN_SHAPES
 from ..preference.data.sources import open_sources
 from ..preference.data.table import (
     CUT,
@@ -146,6 +147,8 @@ class PreferenceDataset:
         cache = found = None
         if token_cache:
             settings = {**options, "max_length": self.max_length}
+            # Rows of a new shape were skipped before.
+            settings["shapes"] = KNOWN_SHAPES
             cache = TokenCache(token_cache, self.tokenizer, settings)
             found = cache.load(data)
         columns, notes = found or tokenize_rows(data, encode, self.max_length, options)

@@ -31,10 +31,12 @@ from typing import Any
 
 from ..errors import InputError
 from .messages import RowFault, as_messages
+from .pairs import KNOWN_SHAPES as PAIR_SHAPES
 from .pairs import TIE, PreferenceRow, read_row
 
 KINDS = ("pairs", "rankings", "labels")
 KNOWN_SHAPES = (
+    *PAIR_SHAPES,
     "prompt + ranking",
     "prompt + criteria",
     "prompt + responses + criteria",

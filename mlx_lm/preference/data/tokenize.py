@@ -9,9 +9,8 @@ from typing import Any
 
 from ..errors import InputError
 from .messages import RowFault
-from .pairs import KNOWN_SHAPES, TIE, PreferenceRow
-from .rankings import KNOWN_SHAPES as LABELLED_SHAPES
-from .rankings import NO_WEIGHT, criteria_names, read_rows
+from .pairs import TIE, PreferenceRow
+from .rankings import KNOWN_SHAPES, NO_WEIGHT, criteria_names, read_rows
 from .table import ColumnsBuilder, TokenColumns
 from .tokenizer import PairTokenizer, TokenPair
 
@@ -143,7 +142,7 @@ class RowNotes:
             raise InputError(f"{source} has no rows.")
         if not used:
             worst = self._describe(*Counter(self.skipped).most_common(1)[0])
-            hint = f"Known shapes: {'; '.join((*KNOWN_SHAPES, *LABELLED_SHAPES))}."
+            hint = f"Known shapes: {'; '.join(KNOWN_SHAPES)}."
             if TOO_LONG in self.skipped:
                 hint = f"Raise max_seq_length, which is {max_length:,}."
             raise InputError(
