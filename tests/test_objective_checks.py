@@ -77,6 +77,12 @@ class TestChecks(unittest.TestCase):
                 with self.assertRaisesRegex(ValueError, message):
                     Objective(**settings)
 
+    def test_every_number_has_a_range(self):
+        for field in fields(Objective):
+            if isinstance(field.default, float):
+                with self.assertRaisesRegex(ValueError, f"{field.name} must be"):
+                    Objective(**{field.name: float("nan")})
+
     def test_what_an_objective_needs(self):
         for name, spec in LOSSES.items():
             e = 0.1 if spec.smoothing == "must" else 0.0

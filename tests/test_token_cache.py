@@ -22,6 +22,7 @@ from mlx_lm.preference.data.cache import (
     rows_fingerprint,
     tokenizer_fingerprint,
 )
+from mlx_lm.preference.data.notes import TOO_LONG
 from mlx_lm.preference.data.sources import FileRows, LocatedRows
 from mlx_lm.preference.data.table import (
     CUT,
@@ -30,7 +31,7 @@ from mlx_lm.preference.data.table import (
     ColumnsBuilder,
     TokenColumns,
 )
-from mlx_lm.preference.data.tokenize import TOO_LONG, tokenize_rows
+from mlx_lm.preference.data.tokenize import tokenize_rows
 from mlx_lm.preference.data.tokenizer import PairTokenizer, TokenPair
 from mlx_lm.tokenizer_utils import NewlineTokenizer, TokenizerWrapper
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset

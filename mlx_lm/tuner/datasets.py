@@ -11,22 +11,17 @@ import numpy as np
 
 from ..cli_ui import rprint
 from ..preference.data.cache import TokenCache
+from ..preference.data.notes import RowNotes, describe, describe_parted
 from ..preference.data.options import RowOptions, row_arguments
 from ..preference.data.rankings import KNOWN_SHAPES
-from ..preference.data.sources import open_sources
+from ..preference.data.sources import SPLIT_NAMES, needed_splits, open_sources
 from ..preference.data.table import (
-    CUT,
-    EQUAL,
     MAX_VALID_PAIRS,
     PARTED,
     TokenColumns,
     choose_held_out,
 )
-from ..preference.data.tokenize import (
-    RowNotes,
-    counted,
-    tokenize_rows,
-)
+from ..preference.data.tokenize import tokenize_rows
 from ..preference.data.tokenizer import PairTokenizer, show_pair
 from ..preference.errors import InputError
 from ..preference.files import user_cache_folder
@@ -341,32 +336,12 @@ class PreferenceDataset:
         Returns:
             list: Notices of one line each. What needs care starts with [WARNING].
         """
-        kinds = self._columns.count_kinds()
-        kinds_text = "; ".join(
-            f"{'' if len(kinds) == 1 else f'{n:,} of '}{shape}, {format}"
-            for (shape, format), n in kinds.most_common()
-        )
         noun = "answer" if self.kind == "labels" else "pair"
-        counts = f"{counted(len(self), noun)} of {counted(self.num_rows, 'row')}"
-        lines = [f"{self.source}: {counts} ({kinds_text}).", *self.notes.lines()]
-        flags = self._columns.flags
-        cut, equal, parted = (
-            int(np.count_nonzero(flags & flag)) for flag in (CUT, EQUAL, PARTED)
-        )
-        if cut:
-            lines.append(f"Cut to {self.max_length:,} tokens: {counted(cut, noun)}.")
-        if equal:
-            lines.append(
-                f"[WARNING] {counted(equal, 'pair')} have equal answers after the cut and teach "
-                "nothing: raise max_seq_length."
-            )
-        if parted:
+        lines = describe(self._columns, self.notes, self.source, noun, self.max_length)
+        if (self._columns.flags & PARTED).any():
             tail = self.tokenizer.decode(self.notes.dropped_tail)
-            lines.append(
-                f"In {counted(parted, noun)} the prompt alone ends in other tokens than "
-                f"before an answer, the answer starts where they part: {tail[-60:]!r}."
-            )
-        if self._warn_raw and any(format == "text" for _, format in kinds):
+            lines.append(describe_parted(self._columns, noun, tail))
+        if self._warn_raw and any(f == "text" for _, f in self._columns.count_kinds()):
             lines.append(
                 "[WARNING] Raw text for a model with a chat template: wrap_text: true "
                 "makes turns of it."
@@ -400,9 +375,6 @@ class PreferenceDataset:
         for kind, count in self._columns.count_kinds().items():
             counts[kind[part]] += count
         return counts.most_common(1)[0][0]
-
-
-_SPLIT_FILES = {"train": "train", "valid": "validation", "test": "test"}
 
 
 def load_preference_dataset(
@@ -465,7 +437,7 @@ def load_preference_dataset(
     if token_cache is None or token_cache is True:
         token_cache = user_cache_folder("tokens")
     sources = open_sources(data, data_dir)
-    names = _needed(sources, train, test, inspect)
+    names = needed_splits(sources, train, test, inspect)
     results: dict[str, list] = {"train": [], "valid": [], "test": []}
     for source, own, splits in sources:
         sets = {
@@ -474,7 +446,7 @@ def load_preference_dataset(
                 tokenizer,
                 max_length,
                 kind=kind,
-                source=f"{source} ({_SPLIT_FILES[name]})",
+                source=f"{source} ({SPLIT_NAMES[name]})",
                 token_cache=token_cache or None,
                 **vars(row_options.updated(own)),
             )
@@ -492,27 +464,6 @@ def load_preference_dataset(
         PreferenceDataset.concatenate(parts).regroup(group) if parts else []
         for parts in results.values()
     )
-
-
-def _needed(sources: list, train: bool, test: bool, inspect: bool) -> list[str]:
-    """The splits to read. Those that must be there are."""
-    there = {name for _, _, splits in sources for name in splits}
-    where = ", ".join(source for source, _, _ in sources)
-    names = [name for name, on in (("train", train), ("test", test)) if on]
-    for name in names:
-        if name not in there:
-            raise InputError(
-                f"Found no {_SPLIT_FILES[name]} set in {where}, but {name}: true needs "
-                "one."
-            )
-    if inspect and not test:
-        # One for validation may be held out.
-        if not train and not there & {"test", "valid"}:
-            raise InputError(
-                f"Found no test or validation set in {where}, but inspect needs one."
-            )
-        names.append("test" if "test" in there else "valid")
-    return [*names, "valid"] if train else names
 
 
 def _hold_out(sets: dict, fraction: float, seed: int) -> None:

@@ -27,6 +27,7 @@ SPLIT_ALIASES = {
     split: tuple(f"{base}_prefs" for base in bases) + bases
     for split, bases in _BASES.items()
 }
+SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
 SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 _SHARD = re.compile(r"-\d+-of-\d+.*$")
 
@@ -260,6 +261,27 @@ def _open_data(data: str, data_dir: str | None) -> Splits:
         return open_local_splits(data, data_dir)
     rprint(f"Loading Hugging Face dataset {data}.")
     return open_hub_splits(data, {"data_dir": data_dir} if data_dir else {})
+
+
+def needed_splits(sources: list, train: bool, test: bool, inspect: bool) -> list[str]:
+    """The splits to read. Those that must be there are."""
+    there = {name for _, _, splits in sources for name in splits}
+    where = ", ".join(source for source, _, _ in sources)
+    names = [name for name, on in (("train", train), ("test", test)) if on]
+    for name in names:
+        if name not in there:
+            raise InputError(
+                f"Found no {SPLIT_NAMES[name]} set in {where}, but {name}: true needs "
+                "one."
+            )
+    if inspect and not test:
+        # One for validation may be held out.
+        if not train and not there & {"test", "valid"}:
+            raise InputError(
+                f"Found no test or validation set in {where}, but inspect needs one."
+            )
+        names.append("test" if "test" in there else "valid")
+    return [*names, "valid"] if train else names
 
 
 def open_hub_splits(
