@@ -35,6 +35,7 @@ def completion_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
 
 def length_weights(batch: dict[str, mx.array], ld_alpha: float) -> mx.array:
     """What each token counts if those beyond the pair's shorter answer count less."""
+    # LD-DPO, https://arxiv.org/abs/2409.06411
     rows = batch["rows"]
     is_row = rows == mx.arange(batch["lengths"].shape[0])[:, None]
     # Without a prompt there are fewer scored tokens than the answer has.
@@ -84,6 +85,7 @@ def weighted_sequence_logps(
     ld_alpha: float = 1.0,
 ) -> tuple[mx.array, mx.array]:
     """The summed log-prob of every answer, and how likely the model would write it."""
+    # WPO, https://arxiv.org/abs/2406.11827, Eq. 2: exp(mean(log p(y) - log sum p^2))
     states = completion_states(model, batch)
     functions = token_logps, token_log_sum_squares
     logps, squares = completion_scores(

@@ -77,7 +77,7 @@ NOT_RECOMPUTABLE = ("kimi_k3",)
 
 
 class KeyedDropout(nn.Module):
-    """Dropout whose mask is a function of a key that the caller sets."""
+    """Dropout whose mask is a function of a key: a recompute drops the same."""
 
     def __init__(self, p: float):
         super().__init__()
@@ -136,6 +136,7 @@ def _again(x):
 
 def _recomputed(layer, dropouts, key, original, args, kwargs):
     """Call a layer so that the backward pass computes it again."""
+    # Gradients flow through arguments and results alone: caches' arrays are both.
     caches = leaves([args, kwargs])
     saved = [kept.saved() for kept in caches]
     arrays, put = _take_arrays([args, kwargs])

@@ -180,6 +180,7 @@ def leaves(caches: Any) -> list:
 
 def plain_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
     """Hidden states of whole rows."""
+    # Families whose layers share keys and values are another function without caches.
     caches = None
     if find_trunk(model) is not None:
         with suppress(TypeError):

@@ -118,7 +118,7 @@ def token_logps(
 
 
 def token_log_sum_squares(logits: mx.array, _: Any = None) -> mx.array:
-    """The log-probability that two tokens drawn at a position are the same."""
+    """``log sum_v p(v)^2``: 0 where the model is sure, down to ``-log V``."""
     x = mx.stop_gradient(logits).astype(mx.float32)
     # The difference below would lose what large logits have in common.
     x = x - x.max(axis=-1, keepdims=True)

@@ -34,7 +34,7 @@ MATMULS = frozenset("Matmul AddMM QuantizedMatmul GatherMM GatherQMM".split())
 
 
 def evaluation_order(tape: Tape) -> list[Op]:
-    """The operations in the order in which ``mx.eval`` runs them."""
+    """The operations as ``mx.eval`` orders them: breadth first, and reversed."""
     makers = {name: op for op in tape.ops for name in op.outputs}
     root = Op("Synchronizer", [], tape.outputs, [])
     missing: Counter = Counter()

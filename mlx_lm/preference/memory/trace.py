@@ -59,6 +59,9 @@ def _stand_in(x):
 class _Segments:
     """Lets functions with a gradient of their own be traced: MLX can't export them."""
 
+    # Each call is cut out of the function that is differentiated: its results, and its
+    # arguments' gradients, are placeholders, which are replaced in the tape afterwards.
+
     def __init__(self):
         self.calls: list[tuple[list, list]] = []
         self.ties: list[tuple[mx.array, mx.array]] = []

@@ -31,6 +31,7 @@ class FallingChosen(TrainingCallback):
             logps = info.get("val_logps/chosen")
             self.start = self.start or logps
             return logps / self.start if logps and self.start else None
+        # The logarithms' ratio is what logps/chosen of the same pairs is over its start.
         names = (f"{part}perplexity/policy", f"{part}perplexity/reference")
         now, start = (info.get(name) for name in names)
         if now is None and info.get(f"{part}logps/chosen") is not None:

@@ -19,8 +19,8 @@ from ..errors import InputError
 from ..files import write_json
 from ..forward.frozen import running
 from ..forward.head import completion_logps
-from ..forward.parts import trunk_states
 from ..forward.probe import check_sharing
+from ..forward.shared import plain_states
 from ..policy.model import read_weights
 
 FEWEST_CHARACTERS = 1000
@@ -104,9 +104,10 @@ def text_perplexity(
     total = 0.0
     with running(model):
         for start in range(0, len(tokens) - 1, window):
+            # A window begins with the last token of the one before.
             part = mx.array(tokens[start : start + window + 1])
-            # A whole window's logits may need more memory than a training step.
-            states = trunk_states(model, part[None, :-1])[0]
+            # All its logits at once may need more memory than a training step.
+            states = plain_states(model, {"inputs": part[None, :-1]})[0]
             total += completion_logps(model, states, part[1:]).sum().item()
     # Windows have other shapes than batches: what they took is given back.
     mx.clear_cache()

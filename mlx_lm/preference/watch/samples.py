@@ -63,6 +63,8 @@ def _prompt(row, where):
 class PromptSamples(TrainingCallback):
     """Answer prompts whenever a validation is reported, and keep the answers."""
 
+    # It draws no random number: a run with samples trains the same bits as one without.
+
     def __init__(
         self,
         model: nn.Module,
