@@ -29,8 +29,14 @@ from .preference.policy.model import (
 from .preference.policy.optimizer import with_master_weights
 from .preference.ranks import is_lost_rank, start_together
 from .preference.reference.remembered import RememberedReference
-from .preference.report.compare import check_same_pairs, compare_runs
-from .preference.report.evaluate import KeptTest, score_pairs, show_metrics, show_pairs
+from .preference.report.evaluate import (
+    KeptTest,
+    check_same_pairs,
+    compare_runs,
+    score_pairs,
+    show_metrics,
+    show_pairs,
+)
 from .preference.report.watchers import WatchedRun, run_watchers, show_report
 from .preference.run.folder import CallbackList, open_folder
 from .preference.run.forecast import check_memory
@@ -154,14 +160,7 @@ def train_model(
     print_trainable_parameters(model)
     step = state.iteration if state else 0
     start_together(inputs=f"{step} {identity['train']} {identity['valid']}")
-    with scored_text(
-        model,
-        train_set.tokenizer,
-        args.retain_data,
-        args.model,
-        args.max_seq_length,
-        args.adapter_path,
-    ):
+    with _scored_text(args, model, train_set.tokenizer):
         train_dpo(
             model,
             optimizer,
@@ -246,19 +245,14 @@ def evaluate_model(
 def _compare(args):
     """Test finished runs on one test set, and print one table."""
     runs = {run.adapter_path: run for run in finished_runs(args)}
-    values = lambda run, *keys: tuple(getattr(run, key) for key in keys)
     sets: dict[tuple, Any] = {}
 
     def test(folder):
         run = runs[folder]
         rprint(f"Loading {run.model} with {folder}")
-        model, tokenizer = load_model(run.model, run.trust_remote_code)
-        fit_to_model(run, model)
-        reference_model = load_reference_model(
-            run.reference_model, tokenizer, run.trust_remote_code
-        )
+        model, tokenizer, reference_model = _load_models(run)
         # What only the loss reads; but rows without a usable number are left out.
-        columns = values(run, "weight_feature", "margin_feature")
+        columns = (run.weight_feature, run.margin_feature)
         if columns not in sets:
             _, _, sets[columns] = load_data(run, tokenizer)
             for line in sets[columns].summary():
@@ -270,15 +264,32 @@ def _compare(args):
         start_together()
         return _measure(run, model, sets[columns], reference)[0]
 
-    first, *others = runs.values()
-    start = values(first, "reference_model", "resume_adapter_file")
+    first = next(iter(runs.values()))
+    starts = {(run.reference_model, run.resume_adapter_file) for run in runs.values()}
     before = "reference" if first.reference_model else "start"
-    for run in others:
-        if values(run, "reference_model", "resume_adapter_file") != start:
-            before = None
-    compare_runs(list(runs), test, before, objective_of(first).noun)
+    compare_runs(
+        list(runs), test, before if len(starts) == 1 else None, objective_of(first).noun
+    )
     for folder in runs if args.report else []:
         show_report(folder)
+
+
+def _load_models(args):
+    """Load the model, its tokenizer, and the reference model if one is named."""
+    model, tokenizer = load_model(args.model, args.trust_remote_code)
+    fit_to_model(args, model)
+    reference_model = load_reference_model(
+        args.reference_model, tokenizer, args.trust_remote_code
+    )
+    if reference_model is not None:
+        check_token_ids(reference_model, max(tokenizer.get_vocab().values()))
+    return model, tokenizer, reference_model
+
+
+def _scored_text(args, model, tokenizer, start=True):
+    """Score ordinary text before and after what happens inside."""
+    given = (args.retain_data, args.model, args.max_seq_length, args.adapter_path)
+    return scored_text(model, tokenizer, *given, start=start)
 
 
 def run(
@@ -318,15 +329,9 @@ def run(
         rprint(f"[WARNING] {notice}")
 
     rprint("Loading pretrained model")
-    model, tokenizer = load_model(args.model, args.trust_remote_code)
-    fit_to_model(args, model)
+    model, tokenizer, reference_model = _load_models(args)
     if (notice := slow_dtype_notice(model)) is not None:
         rprint(f"[WARNING] {notice}")
-    reference_model = load_reference_model(
-        args.reference_model, tokenizer, args.trust_remote_code
-    )
-    if reference_model is not None:
-        check_token_ids(reference_model, max(tokenizer.get_vocab().values()))
 
     rprint("Loading datasets")
     train_set, valid_set, test_set = load_data(args, tokenizer)
@@ -372,15 +377,7 @@ def _load_trained(args, model, tokenizer, reference_model):
     if args.adapter_path:
         make_policy(args, model)
         reference = reference_model or FrozenStart(model)
-    with scored_text(
-        model,
-        tokenizer,
-        args.retain_data,
-        args.model,
-        args.max_seq_length,
-        args.adapter_path,
-        start=bool(args.adapter_path),
-    ):
+    with _scored_text(args, model, tokenizer, start=bool(args.adapter_path)):
         if args.adapter_path:
             load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
     return reference

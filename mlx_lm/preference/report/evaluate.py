@@ -2,13 +2,14 @@
 
 """The test of a run: its numbers, its table, its file, and single pairs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from rich.text import Text
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from .inspect import (
     save_pairs,
     uncut_pairs,
 )
-from .table import metrics_table, print_test_table
+from .table import metrics_table, print_test_table, short_names
 
 WIDEST = 100
 
@@ -119,6 +120,29 @@ def show_metrics(
     if mx.distributed.init().rank() == 0:
         table = metrics_table(runs, before, noun)
         print_test_table(make_console(), table, 2 if before else 1)
+
+
+def check_same_pairs(folder: str, dataset: Any, earlier: Any) -> None:
+    """Rows without a number that a run needs are left out, here and not there."""
+    if not np.array_equal(dataset.pair_lengths(), earlier.pair_lengths()):
+        raise InputError(
+            f"{folder} has another weight_feature or margin_feature, which leaves out "
+            "other pairs: compare runs on the same pairs."
+        )
+
+
+def compare_runs(
+    folders: Sequence[str],
+    test: Callable[[str], dict[str, Any]],
+    before: str | None,
+    noun: str,
+) -> dict[str, dict[str, Any]]:
+    """Test finished runs one after the other, and print one table."""
+    results = {folder: test(folder) for folder in folders}
+    if before is None:
+        rprint("The runs have different references: rewards and KL are from each own.")
+    show_metrics(dict(zip(short_names(folders), results.values())), before, noun)
+    return results
 
 
 def show_pairs(
