@@ -200,8 +200,15 @@ def _watched(args, model, train_set, valid_set):
     )
 
 
-def _measure(args, model, dataset, reference_model):
-    """Score held-out pairs, and keep what a test says of them."""
+def evaluate_model(
+    args: SimpleNamespace,
+    model: nn.Module,
+    dataset: Any,
+    reference_model: Any,
+    is_test: bool = True,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Score held-out pairs, keep a test's numbers, and show them or single pairs."""
     grade = find_sharing(args, model, reference_model).grade
     settings = replace(training_args(args), sharing=grade)
     metrics, scored = score_pairs(
@@ -216,22 +223,10 @@ def _measure(args, model, dataset, reference_model):
             pair_texts=args.report,
         )
         metrics |= kept.save(metrics, dataset, scored)
-    return metrics, scored
-
-
-def evaluate_model(
-    args: SimpleNamespace,
-    model: nn.Module,
-    dataset: Any,
-    reference_model: Any,
-    is_test: bool = True,
-) -> dict[str, Any]:
-    """Score held-out pairs: print the start beside the result, or single pairs."""
-    metrics, scored = _measure(args, model, dataset, reference_model)
-    if args.test:
+    if args.test and show:
         own = isinstance(reference_model, FrozenStart)
         before = "start" if own else "reference"
-        show_metrics({"policy": metrics}, before, objective_of(args).noun)
+        show_metrics({"policy": metrics}, before, settings.objective.noun)
     if args.inspect:
         again = copy.copy(args)
         again.max_seq_length, again.token_cache = NO_CUT, False
@@ -262,7 +257,7 @@ def _compare(args):
         reference = _load_trained(run, model, tokenizer, reference_model)
         read_weights(model, run.model)
         start_together()
-        return _measure(run, model, sets[columns], reference)[0]
+        return evaluate_model(run, model, sets[columns], reference, show=False)
 
     first = next(iter(runs.values()))
     starts = {(run.reference_model, run.resume_adapter_file) for run in runs.values()}

@@ -9,10 +9,8 @@ from tiny import save_rows
 
 from mlx_lm.preference.measure.evaluation import ScoredPairs
 from mlx_lm.preference.report.inspect import (
-    PairTexts,
     inspection_lines,
     inspection_order,
-    pair_texts,
     uncut_pairs,
 )
 
@@ -25,16 +23,23 @@ def scored(margins):
     return ScoredPairs(np.arange(n), policy, 2 * policy, policy, rewards, tokens)
 
 
-def texts(**changes):
-    given = {
-        "place": "test.jsonl:7",
-        "prompt": "<|im_start|>user\nWhy?<|im_end|>\n",
-        "answers": ("Because.", "No."),
-        "cut": ("", " Never."),
-        "cut_tokens": (0, 2),
-        "prompt_tokens": 9,
-    }
-    return PairTexts(**{**given, **changes})
+class Pairs(list):
+    """Pairs whose tokens are characters, one row of a file each."""
+
+    max_length = 4
+    place = "test.jsonl:7"
+
+    class tokenizer:
+        decode = staticmethod(lambda ids: "".join(map(chr, ids)))
+
+    def source_row(self, index):
+        return self.place
+
+
+def texts(prompt="<|im_start|>user\nWhy?<|im_end|>\n", answers=("Because.", "No.")):
+    """The token ids of a pair."""
+    ids = [list(map(ord, text)) for text in (prompt, *answers)]
+    return (*ids, tuple(map(len, ids)))
 
 
 class TestInspection(unittest.TestCase):
@@ -44,50 +49,46 @@ class TestInspection(unittest.TestCase):
         self.assertEqual(inspection_order(margins, 2), [5, 3])
 
     def test_what_is_shown(self):
-        lines = inspection_lines(scored([-1.0, 0.5]), [texts(), texts()])
+        whole = {1: texts(answers=("Because.", "No. Never."))}
+        pairs = Pairs([texts(), texts()])
+        lines = inspection_lines(pairs, scored([-1.0, 0.5]), whole)
         text = "\n".join(lines)
         head = "1 of 2 · WRONG · margin -1.000 · P(chosen) 26.9% · test.jsonl:7"
         self.assertEqual(lines[0], head)
         self.assertIn("2 of 2 · right · margin +0.500 · P(chosen) 62.2%", text)
         self.assertRegex(text, r"chosen +-2.50 +-5.00 +-1.000 +5 +-0.500")
         self.assertRegex(text, r"rejected +-1.25 +-2.50 +\+0.000 +1 +-1.250")
+        self.assertIn("prompt, 32 tokens, not scored", text)
         self.assertIn("    <|im_start|>user↵\n    Why?<|im_end|>↵", text)
-        self.assertEqual(text.count("cut off: 2 tokens"), 2)
+        self.assertIn("  rejected, scored\n    No.\n  cut off: 7 tokens\n", text)
+        self.assertEqual(text.count("cut off"), 1)
         self.assertIn("Never.", text)
+        pairs.place = 3
+        self.assertIn("% · row 3", inspection_lines(pairs, scored([1.0]), {})[0])
 
     def test_lines_fit_and_nothing_reaches_the_terminal(self):
         long = "words and words " * 200
         odd = "red \x1b[31m bell \x07 tab\t back\b right\u202eleft \r\n[bold]x[/bold]"
         wide = "漢字" * 90
         for width in (66, 80):
-            shown = [texts(prompt=long, answers=(odd, wide), place="d/" * 60 + "7")]
-            lines = inspection_lines(scored([-1.0]), shown, width)
+            pairs = Pairs([texts(long, (odd, wide))])
+            pairs.place = "d/" * 60 + "7"
+            lines = inspection_lines(pairs, scored([-1.0]), {}, width)
             with self.subTest(width=width):
                 self.assertLessEqual(max(map(cell_len, lines)), width)
                 self.assertTrue(all(c.isprintable() for line in lines for c in line))
                 self.assertIn("\\x1b", "".join(lines))
                 self.assertLess(len(lines), 40)
         # Of a prompt the end is shown, of an answer both ends.
-        shown = inspection_lines(scored([1.0]), [texts(prompt="a " * 999 + "END")])
-        self.assertIn("END", "".join(shown))
+        pairs = Pairs([texts("a " * 999 + "END")])
+        self.assertIn("END", "".join(inspection_lines(pairs, scored([1.0]), {})))
 
     def test_several_pairs_of_one_row(self):
-        class Pairs(list):
-            max_length = 4
-
-            class tokenizer:
-                decode = staticmethod(lambda ids: " ".join(map(str, ids)))
-
-            def source_row(self, index):
-                return 3
-
-        pairs = Pairs(
-            [([1, 2], [3, 4], [5], (2, 4, 3)), ([1, 2], [6, 7], [5], (2, 4, 3))]
-        )
-        (text,) = pair_texts(pairs, [1], {1: ([1, 2], [6, 7, 8], [5, 9], (2, 5, 4))})
-        self.assertEqual(text.answers, ("6 7", "5"))
-        self.assertEqual((text.cut, text.cut_tokens), (("8", "9"), (1, 1)))
-        self.assertEqual(text.prompt_tokens, 2)
+        pairs = Pairs([([1], [3, 4], [5], (1, 3, 2)), ([1], [6, 7], [5], (1, 3, 2))])
+        pairs.max_length = 3
+        whole = [([1], [3, 4, 9], [5], (1, 4, 2)), ([1], [6, 7, 8], [5], (1, 4, 2))]
+        found = uncut_pairs(pairs, [1, 0], lambda: [[], Pairs(whole)])
+        self.assertEqual(found, {1: whole[1], 0: whole[0]})
 
 
 class TestInspectCommand(CommandCase):
@@ -133,9 +134,6 @@ class TestInspectCommand(CommandCase):
             )
 
     def test_uncut_pairs_reads_no_data_without_need(self):
-        class Pairs(list):
-            max_length = 9
-
         pairs = Pairs([([1], [2], [3], (1, 2, 2))])
         self.assertEqual(uncut_pairs(pairs, [0], self.fail), {})
 

@@ -161,34 +161,26 @@ def draw_reliability(
 
 def _style(colors):
     """What all charts look like, as matplotlib's settings."""
-    axes = {
-        "labelsize": 8,
-        "labelcolor": colors["muted"],
-        "grid": True,
-        "grid.axis": "y",
-        "axisbelow": True,
-        "edgecolor": colors["grid"],
-        **{f"spines.{side}": False for side in ("left", "top", "right")},
-        "titlesize": 9,
-        "titleweight": "bold",
-        "titlelocation": "left",
-        "titlecolor": colors["ink"],
+    shared = {
+        "axes.labelsize xtick.labelsize ytick.labelsize legend.fontsize": 8,
+        "axes.labelcolor xtick.color ytick.color": colors["muted"],
+        "axes.titlecolor legend.labelcolor": colors["ink"],
+        "axes.edgecolor grid.color": colors["grid"],
+        "axes.spines.left axes.spines.top axes.spines.right legend.frameon": False,
+        "axes.grid axes.axisbelow": True,
+        "xtick.major.size ytick.major.size": 0,
     }
-    tick = {"labelsize": 8, "color": colors["muted"], "major.size": 0}
-    legend = {
-        "loc": "lower left",
-        "frameon": False,
-        "fontsize": 8,
-        "labelcolor": colors["ink"],
-        "borderaxespad": 0.2,
-        "handlelength": 1.8,
-        "columnspacing": 1.2,
-    }
-    groups = {"axes": axes, "xtick": tick, "ytick": tick, "legend": legend}
-    groups["grid"] = {"color": colors["grid"], "linewidth": 0.8}
-    groups["lines"] = {"linewidth": 1.5}
-    return {
-        f"{k}.{name}": v for k, group in groups.items() for name, v in group.items()
+    return {name: v for names, v in shared.items() for name in names.split()} | {
+        "axes.grid.axis": "y",
+        "axes.titlesize": 9,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "grid.linewidth": 0.8,
+        "lines.linewidth": 1.5,
+        "legend.loc": "lower left",
+        "legend.borderaxespad": 0.2,
+        "legend.handlelength": 1.8,
+        "legend.columnspacing": 1.2,
     }
 
 

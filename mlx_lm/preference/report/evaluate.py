@@ -24,7 +24,6 @@ from ..watch.retained_text import retained_metrics
 from .inspect import (
     inspection_lines,
     inspection_order,
-    pair_texts,
     pick_pairs,
     save_pairs,
     uncut_pairs,
@@ -152,13 +151,9 @@ def show_pairs(
     if mx.distributed.init().rank() != 0:
         return
     chosen = scored.select(inspection_order(scored.margins, count))
-    indices = chosen.indices.tolist()
-    whole = uncut_pairs(dataset, indices, read_uncut)
+    whole = uncut_pairs(dataset, chosen.indices.tolist(), read_uncut)
     console = make_console()
     console.print()
-    lines = inspection_lines(
-        chosen, pair_texts(dataset, indices, whole), min(console.width, WIDEST)
-    )
-    for line in lines:
+    for line in inspection_lines(dataset, chosen, whole, min(console.width, WIDEST)):
         # Not as markup: a row may hold brackets.
         console.print(Text(line), no_wrap=True, crop=False)

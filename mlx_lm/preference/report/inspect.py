@@ -7,7 +7,6 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +21,6 @@ from ..measure.pair_metrics import preference_probabilities
 PROMPT_LINES = 6
 ANSWER_LINES = 10
 CUT_LINES = 2
-
-
-@dataclass(frozen=True)
-class PairTexts:
-    """A pair as decoded tokens, special ones included."""
-
-    place: str
-    prompt: str
-    answers: tuple[str, str]
-    cut: tuple[str, str]
-    cut_tokens: tuple[int, int]
-    prompt_tokens: int
 
 
 def inspection_order(margins: np.ndarray, count: int) -> list[int]:
@@ -72,13 +59,9 @@ def _wrapped(text, width, most, from_end=False):
 def _numbers(pairs, i):
     lines = ["              policy   reference     reward   tokens  per token"]
     for column, name in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
-        policy, reference = (
-            pairs.policy_logps[i, column],
-            pairs.reference_logps[i, column],
-        )
-        tokens = pairs.tokens[i, column]
+        policy, tokens = pairs.policy_logps[i, column], pairs.tokens[i, column]
         lines.append(
-            f"  {name:<8}{policy:>10.2f}{reference:>12.2f}"
+            f"  {name:<8}{policy:>10.2f}{pairs.reference_logps[i, column]:>12.2f}"
             f"{pairs.rewards[i, column]:>+11.3f}{tokens:>9,}"
             f"{policy / max(tokens, 1):>11.3f}"
         )
@@ -86,57 +69,33 @@ def _numbers(pairs, i):
 
 
 def inspection_lines(
-    pairs: ScoredPairs, texts: Sequence[PairTexts], width: int = 80
+    dataset: Any, pairs: ScoredPairs, whole: dict[int, tuple], width: int = 80
 ) -> list[str]:
-    """Show pairs: what is scored, the log-probs in nats, the rewards, right or
-    wrong."""
+    """Show pairs: decoded tokens, special ones included, and what is said of them."""
+    decode = lambda ids: dataset.tokenizer.decode([int(x) for x in ids])
     lines: list[str] = []
     probabilities = preference_probabilities(pairs.margins)
-    for i, text in enumerate(texts):
-        margin = pairs.margins[i]
-        verdict = "right" if margin > 0 else "WRONG"
+    for i, index in enumerate(pairs.indices.tolist()):
+        prompt, *answers, _ = dataset[index]
+        uncut, margin = whole.get(index, dataset[index])[1:3], pairs.margins[i]
         head = (
-            f"{i + 1} of {len(texts)} · {verdict} · margin {margin:+.3f} · "
-            f"P(chosen) {probabilities[i]:.1%} · "
+            f"{i + 1} of {len(pairs)} · {'right' if margin > 0 else 'WRONG'} · "
+            f"margin {margin:+.3f} · P(chosen) {probabilities[i]:.1%} · "
         )
-        room = width - len(head)
-        place = _visible(text.place)
+        room, place = width - len(head), dataset.source_row(index)
+        place = _visible(place if isinstance(place, str) else f"row {place}")
         place = place if len(place) <= room else f"…{place[len(place) - room + 1 :]}"
         lines += [head + place, *_numbers(pairs, i)]
-        lines.append(f"  prompt, {text.prompt_tokens:,} tokens, not scored")
-        lines += _wrapped(text.prompt, width, PROMPT_LINES, from_end=True)
-        for column, name in ((CHOSEN, "chosen"), (REJECTED, "rejected")):
+        lines.append(f"  prompt, {len(prompt):,} tokens, not scored")
+        lines += _wrapped(decode(prompt), width, PROMPT_LINES, from_end=True)
+        for name, kept, full in zip(("chosen", "rejected"), answers, uncut):
             lines.append(f"  {name}, scored")
-            lines += _wrapped(text.answers[column], width, ANSWER_LINES)
-            if text.cut_tokens[column]:
-                lines.append(f"  cut off: {text.cut_tokens[column]:,} tokens")
-                lines += _wrapped(text.cut[column], width, CUT_LINES)
+            lines += _wrapped(decode(kept), width, ANSWER_LINES)
+            if len(cut := full[len(kept) :]):
+                lines.append(f"  cut off: {len(cut):,} tokens")
+                lines += _wrapped(decode(cut), width, CUT_LINES)
         lines.append("")
     return lines
-
-
-def pair_texts(
-    dataset: Any, indices: Sequence[int], whole: dict[int, tuple] | None = None
-) -> list[PairTexts]:
-    """Decode some pairs of a data set."""
-    decode = lambda ids: dataset.tokenizer.decode([int(x) for x in ids])
-    texts = []
-    for i in indices:
-        prompt, *answers, _ = dataset[i]
-        full = (whole or {}).get(i, dataset[i])[1:3]
-        rest = [ids[len(kept) :] for ids, kept in zip(full, answers)]
-        place = dataset.source_row(i)
-        texts.append(
-            PairTexts(
-                place=place if isinstance(place, str) else f"row {place}",
-                prompt=decode(prompt),
-                answers=(decode(answers[0]), decode(answers[1])),
-                cut=(decode(rest[0]), decode(rest[1])),
-                cut_tokens=(len(rest[0]), len(rest[1])),
-                prompt_tokens=len(prompt),
-            )
-        )
-    return texts
 
 
 def uncut_pairs(
