@@ -21,6 +21,7 @@ from test_gpt2 import save_gpt2
 from tiny import Recorder, save_rows, save_tiny_model
 
 from mlx_lm import cli, dpo
+from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.policy.model import load_model
 from mlx_lm.preference.run.setup import load_data
@@ -76,7 +77,7 @@ class TestEnvironment(unittest.TestCase):
 
         def resolve():
             found.append(os.environ.get(self.name))
-            raise ValueError("seen")
+            raise InputError("seen")
 
         with mock.patch.dict(os.environ):
             os.environ.pop(self.name, None)
