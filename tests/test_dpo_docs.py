@@ -26,6 +26,7 @@ from mlx_lm import lora
 from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.data import pairs as preference_rows
 from mlx_lm.preference.data import rankings as labelled_rows
+from mlx_lm.preference.measure.metrics import METRICS
 from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.pairs import DIVERGENCES
 from mlx_lm.preference.policy.optimizer import OPTIMIZERS
@@ -100,6 +101,9 @@ class TestWritten(unittest.TestCase):
         self.assertTrue(write_reference.reference(REFERENCE) == REFERENCE, self.HOW)
         for row in table(section("Metrics")):
             self.assertTrue(row[2], f"{row[0]} needs a formula")
+        for name in " ".join(metric.name for metric in METRICS).split():
+            name = re.sub("/(chosen_|equal_|rejected_).*", "/GROUP", name)
+            self.assertIn(f"`{name}`", REFERENCE)
 
     def test_example(self):
         text = (PACKAGE / "examples" / "dpo_config.yaml").read_text("utf-8")

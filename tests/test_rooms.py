@@ -152,7 +152,9 @@ class TestMarkdown(unittest.TestCase):
             module = f"mlx_lm.{place}{path.replace('/', '.')}"
             return hasattr(importlib.import_module(module), function)
 
-        pattern = r"`((?:dpo|step|files|ranks|[a-z]+/[a-z_]+)\.(?!py\b)[A-Za-z_]\w+)`"
+        pattern = (
+            r"`((?:dpo|step|update|files|ranks|[a-z]+/[a-z_]+)\.(?!py\b)[A-Za-z_]\w+)`"
+        )
         self.assertEqual(self.missing(pattern, exists), [])
 
     def test_dotted_names(self):
