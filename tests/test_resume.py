@@ -308,6 +308,17 @@ class TestParts(unittest.TestCase):
         self.assertEqual(args.adapter_path, folder)
         self.assertFalse(hasattr(args, "gone"))
 
+    def test_pairs_may_be_looked_at_after_a_resumed_run(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = {"trained_with": "mlx_lm.dpo", "inspect": None}
+            (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
+            args = SimpleNamespace(
+                **{"resume": folder, "resume_anyway": False, "explicit": {"inspect"}},
+                **{"inspect": 3, "train": False, "adapter_path": "x"},
+            )
+            adopt_resumed_run(args)
+        self.assertEqual(args.inspect, 3)
+
     def test_weights_of_other_losses_are_not_kept(self):
         saved = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
         for loss_type, weights in (("ipo", None), (saved["loss_type"], [1.0, 0.5])):

@@ -1,7 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 

@@ -181,6 +181,7 @@ def _run() -> Iterable[Setting]:
         kind=int,
         least=1,
         metavar="N",
+        **free,
     )
     yield _shared(
         "adapter_path",
