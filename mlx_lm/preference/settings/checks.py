@@ -57,7 +57,9 @@ def check_keys(config: dict, known: Iterable[str], where: str = "the config") ->
     for key in config:
         if key not in known:
             close = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
-            hint = f", did you mean {close[0]!r}?" if close else ". See DPO_REFERENCE.md."
+            hint = (
+                f", did you mean {close[0]!r}?" if close else ". See DPO_REFERENCE.md."
+            )
             raise InputError(f"Unknown key {key!r} in {where}{hint}")
 
 
