@@ -150,7 +150,8 @@ class TestMarkdown(unittest.TestCase):
             path, _, function = name.partition(".")
             place = "" if path == "dpo" or path.startswith("tuner/") else "preference."
             module = f"mlx_lm.{place}{path.replace('/', '.')}"
-            return hasattr(importlib.import_module(module), function)
+            found = getattr(importlib.import_module(module), function, None)
+            return found is not None and getattr(found, "__module__", module) == module
 
         pattern = (
             r"`((?:dpo|step|update|files|ranks|[a-z]+/[a-z_]+)\.(?!py\b)[A-Za-z_]\w+)`"
