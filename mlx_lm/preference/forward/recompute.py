@@ -5,7 +5,9 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
+from inspect import getattr_static
 from types import FunctionType
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -40,19 +42,16 @@ def _lean_class(cls):
     """The class with ``lean_swiglu`` where its methods call ``swiglu``, or None."""
     lean = {}
     for name in dir(cls):
-        method = getattr(cls, name)
-        scope = getattr(method, "__globals__", {})
-        if scope.get("swiglu") is not _swiglu:
+        method = getattr_static(cls, name)
+        if not isinstance(method, FunctionType):
             continue
-        if "swiglu" in method.__code__.co_names:
+        code, scope = method.__code__, method.__globals__
+        if "swiglu" in code.co_names and scope.get("swiglu") is _swiglu:
             # Other globals: the module's own serve other models.
-            lean[name] = FunctionType(
-                method.__code__,
-                {**scope, "swiglu": lean_swiglu},
-                name,
-                method.__defaults__,
-                method.__closure__,
-            )
+            scope = {**scope, "swiglu": lean_swiglu}
+            given = method.__defaults__, method.__closure__
+            lean[name] = FunctionType(code, scope, name, *given)
+            lean[name].__kwdefaults__ = method.__kwdefaults__
     return type(cls.__name__, (cls,), lean) if lean else None
 
 
@@ -60,7 +59,8 @@ def _lean_class(cls):
 def lean_layers(model: nn.Module) -> Iterator[None]:
     """Let a model's layers keep less for the gradient, until the end of the block."""
     adapters = [m for m in model.modules() if type(m) is LoRALinear]
-    gated = [(m, type(m)) for m in model.modules() if _lean_class(type(m))]
+    classes: list[tuple[nn.Module, Any]] = [(m, type(m)) for m in model.modules()]
+    gated = [(m, cls) for m, cls in classes if _lean_class(cls)]
     try:
         for module, cls in gated:
             module.__class__ = _lean_class(cls)
