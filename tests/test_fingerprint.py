@@ -1,6 +1,10 @@
 # Copyright © 2026 MLX Contributors
 
+import os
+import subprocess
+import sys
 import unittest
+from types import SimpleNamespace
 from unittest import mock
 
 import mlx.core as mx
@@ -9,14 +13,12 @@ import numpy as np
 from tiny import LORA, tiny_model
 
 from mlx_lm.models.switch_layers import SwitchLinear
+from mlx_lm.preference.digest import digest
 from mlx_lm.preference.forward.recompute import keyed_layers
-from mlx_lm.preference.reference import fingerprint
 from mlx_lm.preference.reference.fingerprint import model_fingerprint
 from mlx_lm.tuner.dora import DoRAEmbedding, DoRALinear
 from mlx_lm.tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from mlx_lm.tuner.utils import linear_to_lora_layers
-
-NAME = "0" * 64
 
 
 class Holder(nn.Module):
@@ -42,6 +44,8 @@ def base_layer():
     return nn.Linear(8, 6)
 
 
+# Sums are tested where a few numbers show that each counts.
+@mock.patch("mlx_lm.preference.digest.SMALL_BYTES", 0)
 class TestModelFingerprint(unittest.TestCase):
     def test_every_element_counts(self):
         # 8 * 2**16 words are one step of the device, 2**16 words one checksum.
@@ -111,9 +115,9 @@ class TestModelFingerprint(unittest.TestCase):
 
     def test_steps_do_not_count(self):
         x = mx.random.normal((2**21 + 11,))
-        sums = b"".join(fingerprint._checksums(x))
+        name = digest(x)
         with mock.patch.object(mx, "default_device", return_value=mx.gpu):
-            self.assertEqual(b"".join(fingerprint._checksums(x)), sums)
+            self.assertEqual(digest(x), name)
 
     def test_memory_does_not_grow_with_the_tensor(self):
         x = mx.zeros((2**25,), dtype=mx.uint8)
@@ -253,17 +257,53 @@ class TestModelFingerprint(unittest.TestCase):
         self.assertFalse(mx.array_equal(layer(mx.arange(7)), embedding.weight).item())
         self.assertNotEqual(print_of(layer), print_of(embedding))
 
-    def test_settings_as_text(self):
-        plain = fingerprint._plain
-        self.assertEqual(
-            plain({"b": 1, "a": (None, True)}), plain({"a": [None, True], "b": 1})
+
+class TestDigest(unittest.TestCase):
+    def test_what_differs_has_another_name(self):
+        array = np.arange(4, dtype=np.int32)
+        values = [
+            *(None, True, 1, 1.0, "1", b"1", "a", b"a", "", [], {}, set(), [[]], [""]),
+            *(["a", "b"], ["ab"], ["a", ["b"]], [["a"], "b"], ["a:1", "b"], [1, 2]),
+            *({"a": 1}, {"a": "1"}, {"b": 1}, {"a": {"b": 1}}, {"a": 1, "b": 1}),
+            *({"x", "y"}, ["x", "y"], SimpleNamespace(a=1), float("nan")),
+            *(array, array[::-1], array.astype(np.int64), array.reshape(2, 2)),
+            *(mx.array(array), mx.float32, mx.float16, nn.silu, nn.gelu, object()),
+        ]
+        self.assertEqual(len(set(map(digest, values))), len(values))
+        self.assertNotEqual(digest("a", "b"), digest("ab"))
+
+    def test_what_is_alike_has_one_name(self):
+        for one, two in [
+            ({"b": 1, "a": (None, True)}, {"a": [None, True], "b": 1}),
+            ({"x", "y"}, frozenset({"y", "x"})),
+            (np.float32(0.5), 0.5),
+            (object(), object()),
+            (iter([1, 2]), [1, 2]),
+            (np.arange(6)[::2], np.array([0, 2, 4])),
+            ({1: "a"}, {"1": "a"}),
+        ]:
+            self.assertEqual(digest(one), digest(two))
+
+    def test_size(self):
+        self.assertRegex(digest("a", size=8), "^[0-9a-f]{16}$")
+        self.assertRegex(digest("a", size=32), "^[0-9a-f]{64}$")
+
+    def test_other_processes_agree(self):
+        code = (
+            "from mlx_lm.preference.digest import digest; import mlx.core as mx\n"
+            "print(digest({'x', 'y', 'z'}, {'b': mx.ones((9,)), 'a': None}))"
         )
-        self.assertNotEqual(plain({"a": 1}), plain({"a": "1"}))
-        self.assertEqual(plain({"x", "y"}), plain({"y", "x"}))
-        self.assertEqual(plain(np.float32(0.5)), "0.5")
-        self.assertNotEqual(plain(mx.float32), plain(mx.float16))
-        self.assertEqual(plain(object()), plain(object()))
-        self.assertNotEqual(plain(nn.silu), plain(nn.gelu))
+        names = {
+            subprocess.run(
+                [sys.executable, "-c", code],
+                capture_output=True,
+                check=True,
+                text=True,
+                env={**os.environ, "PYTHONHASHSEED": seed},
+            ).stdout
+            for seed in ("1", "2")
+        }
+        self.assertEqual(len(names), 1)
 
 
 if __name__ == "__main__":

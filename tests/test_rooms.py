@@ -175,6 +175,7 @@ class TestLight(unittest.TestCase):
     ROOMS = {
         "errors",
         "setting",
+        "digest",
         "files",
         "ranks",
         "device",

@@ -29,6 +29,7 @@ from tokenizers import Tokenizer
 from ..._version import __version__
 from ...cli_ui import rprint
 from ...tokenizer_utils import TokenizerWrapper
+from ..digest import digest
 from ..files import drop_oldest, replace_file
 from .table import OF_PAIRS, TokenColumns
 
@@ -111,15 +112,7 @@ class TokenCache:
         tokenizer = tokenizer_fingerprint(self._tokenizer)
         if tokenizer is None:
             return None
-        parts = [VERSION, tokenizer, self._options]
-        return _digest(json.dumps(parts, sort_keys=True).encode())
-
-
-def _digest(*parts: Any) -> str:
-    digest = blake2b(digest_size=16)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
+        return digest(VERSION, tokenizer, self._options)
 
 
 def rows_fingerprint(rows: Sequence[Any]) -> str | None:
@@ -128,13 +121,11 @@ def rows_fingerprint(rows: Sequence[Any]) -> str | None:
     if callable(own):
         return own()
     if isinstance(found := getattr(rows, "_fingerprint", None), str):
-        return _digest(b"datasets ", found.encode())
+        return digest("datasets", found)
     # Rows hold anything that Python knows; pickle tells all of it apart.
     try:
         locate = getattr(rows, "location", int)
-        return _digest(
-            *(pickle.dumps((locate(i), rows[i]), 4) for i in range(len(rows)))
-        )
+        return digest(pickle.dumps((locate(i), rows[i]), 4) for i in range(len(rows)))
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
         return None
 
@@ -165,7 +156,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str | None:
         "split": getattr(raw, "split_special_tokens", None),
     }
     text = json.dumps(parts, sort_keys=True, default=str)
-    return _digest(text.encode(), backend.to_str().encode())
+    return digest(text, backend.to_str())
 
 
 def _dates(templates: str) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...cli_ui import rprint
+from ..digest import digest
 from ..errors import InputError
 from .cache import rows_fingerprint
 from .messages import RowFault
@@ -56,7 +57,7 @@ class LocatedRows(Sequence):
         if not isinstance(self._places, str):
             return rows_fingerprint(list(zip(self._places, self._rows)))
         rows = rows_fingerprint(self._rows)
-        return rows and rows_fingerprint([self._places, rows])
+        return rows and digest(self._places, rows)
 
 
 class FileRows(Sequence):
@@ -93,9 +94,9 @@ class FileRows(Sequence):
         return _files_fingerprint(self._paths, digests)
 
 
-def _files_fingerprint(paths: Sequence[Path], digests: Sequence[str]) -> str | None:
+def _files_fingerprint(paths: Sequence[Path], digests: Sequence[str]) -> str:
     # The names show up in places, and tell how to read the bytes.
-    return rows_fingerprint([(p.name, d) for p, d in zip(paths, digests)])
+    return digest([path.name for path in paths], digests)
 
 
 Splits = dict[str, Callable[[], LocatedRows | FileRows]]

@@ -2,7 +2,6 @@
 
 """The reference's log-probs of every pair, remembered in memory and on disk."""
 
-import hashlib
 import os
 import stat
 import struct
@@ -15,13 +14,14 @@ import mlx.core as mx
 import numpy as np
 
 from ...cli_ui import rprint
+from ..digest import digest
 from ..files import drop_oldest
 
 # Changes when keys or files are made in another way.
 FORMAT = "mlx_lm.reference_log_probs.2"
 MAX_FOLDER_BYTES = 2**30
 LOCK_SECONDS = 10
-TABLE = "saved (rows BLOB, checksum BLOB)"
+TABLE = "saved (rows BLOB, checksum TEXT)"
 KEY_BYTES = 16
 # A pair's key, and the log-probs of its chosen and rejected answer.
 ROW = struct.Struct("<16sff")
@@ -32,10 +32,8 @@ def pair_key(
     prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]
 ) -> bytes:
     """Name a pair by its token ids."""
-    parts = [np.asarray(ids, dtype="<i4").tobytes() for ids in (prompt, chosen)]
-    parts.append(np.asarray(rejected, dtype="<i4").tobytes())
-    lengths = np.array([len(part) for part in parts], dtype="<i8").tobytes()
-    return hashlib.blake2b(lengths + b"".join(parts), digest_size=KEY_BYTES).digest()
+    parts = (np.asarray(ids, "<i4").tobytes() for ids in (prompt, chosen, rejected))
+    return bytes.fromhex(digest(*parts, size=KEY_BYTES))
 
 
 def _pack(entries: Entries) -> bytes:
@@ -67,7 +65,7 @@ def _transaction(path: Path, start: str) -> Iterator[Any]:
         with closing(sqlite3.connect(path, **options)) as database, database:
             database.execute(start)
             yield database
-    except (sqlite3.Error, TypeError, struct.error) as e:
+    except sqlite3.Error as e:
         code = getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
         # What is neither locked nor full nor closed to us is damaged.
         is_outside = (
@@ -128,8 +126,7 @@ class ReferenceCache:
         return entries
 
     def _checksum(self, rows):
-        name = f"{FORMAT} {self.fingerprint} ".encode()
-        return hashlib.blake2b(name + rows, digest_size=KEY_BYTES).digest()
+        return digest(FORMAT, self.fingerprint, rows)
 
     def unknown(self, keys: Sequence[bytes]) -> int:
         """Count the pairs that the reference has yet to see."""

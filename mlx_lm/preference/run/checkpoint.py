@@ -7,7 +7,6 @@ numbers and the order of the data are functions of the seed and the step, so the
 need no state. Written last and in one step, a state is whole or not there.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -22,6 +21,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ...cli_ui import rprint
+from ..digest import digest
 from ..errors import InputError
 from ..files import json_text, replace_file, writing
 from ..measure.metrics import BEST
@@ -51,17 +51,6 @@ def numbered(folder: str | Path, iteration: int, name: str) -> Path:
     return Path(folder) / f"{iteration:07d}_{name}.safetensors"
 
 
-def _checksum(arrays, info):
-    digest = hashlib.blake2b(info.encode(), digest_size=16)
-    for name in sorted(arrays):
-        x = arrays[name]
-        digest.update(f"{name}{x.shape}{x.dtype}".encode())
-        digest.update(
-            np.array(x.reshape(-1).view(mx.uint8)).tobytes() if x.size else b""
-        )
-    return digest.hexdigest()
-
-
 def save_state(
     folder: str | Path, iteration: int, arrays: dict[str, mx.array], info: dict
 ) -> Path:
@@ -74,7 +63,7 @@ def save_state(
         "iteration": str(iteration),
         "adapter_bytes": str(numbered(folder, iteration, "adapters").stat().st_size),
         "info": text,
-        "checksum": _checksum(arrays, text),
+        "checksum": digest(arrays, text),
     }
     # An empty file can't be written.
     arrays["_"] = mx.zeros((1,))
@@ -91,7 +80,7 @@ def load_state(path: str | Path) -> TrainingState:
         info, iteration = json.loads(metadata["info"]), int(metadata["iteration"])
         arrays.pop("_")
         is_other = metadata["version"] != str(VERSION)
-        whole = _checksum(arrays, metadata["info"]) == metadata["checksum"]
+        whole = digest(arrays, metadata["info"]) == metadata["checksum"]
     except (RuntimeError, KeyError, ValueError, OSError) as e:
         raise InputError(f"{path} can't be read ({e}).") from e
     if is_other:
@@ -214,12 +203,10 @@ class BestAdapter:
 
 def data_fingerprint(dataset: Any) -> str:
     """A name for the pairs of a data set and their weights, labels and the like."""
-    digest = hashlib.blake2b(digest_size=8)
-    for i in range(len(dataset or [])):
-        digest.update(pair_key(*dataset[i][:3]))
-    for name, values in sorted(getattr(dataset, "values", {}).items()):
-        digest.update(name.encode() + np.asarray(values, "<f4").tobytes())
-    return digest.hexdigest()
+    keys = [pair_key(*dataset[i][:3]) for i in range(len(dataset or []))]
+    named = getattr(dataset, "values", {}).items()
+    values = {name: np.asarray(column, "<f4") for name, column in named}
+    return digest(keys, values, size=8)
 
 
 _MEANINGS = {
