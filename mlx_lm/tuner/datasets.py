@@ -49,8 +49,7 @@ class PreferenceDataset:
     Preference pairs as token ids: a prompt, a chosen and a rejected answer each.
 
     Sequences longer than ``max_length`` keep their start. Rows that can't be used
-    are skipped and counted by reason. :mod:`.preference_rows` lists the shapes, and
-    :mod:`.labelled_rows` those of rows that are not one pair.
+    are skipped and counted by reason. ``DPO_REFERENCE.md`` lists the shapes.
 
     Args:
         data (Sequence): Raw rows: dicts, or a Hugging Face dataset. A ``location``
@@ -230,7 +229,7 @@ class PreferenceDataset:
 
     @property
     def shape(self) -> str:
-        """The commonest shape, as :mod:`.preference_rows` names it."""
+        """The commonest shape, as ``DPO_REFERENCE.md`` names it."""
         return self._commonest(0)
 
     @property

@@ -19,7 +19,7 @@ The shape of a row is told by its columns:
 | question, answer_0, answer_1, score_0, score_1 | WebGPT comparisons |
 | system and prompt or question, chosen, rejected | Orca pairs |
 
-:mod:`.labelled_rows` has the shapes of rankings, criteria and labels.
+:mod:`.rankings` has the shapes of rankings, criteria and labels.
 
 Text and shared text stay raw text. Transcripts, SHP, WebGPT comparisons and Orca
 pairs become turns where the tokenizer has a chat template.

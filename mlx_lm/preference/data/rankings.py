@@ -3,7 +3,7 @@
 """
 Rows that hold more or less than one pair, and numbers that belong to pairs.
 
-These shapes come beside those of :mod:`.preference_rows`. A prompt here has any of
+These shapes come beside those of :mod:`.pairs`. A prompt here has any of
 their forms: text or messages, ``question`` with ``system``, ``conversations``.
 
 | columns | shape |
