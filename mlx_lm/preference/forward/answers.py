@@ -18,9 +18,8 @@ import mlx.core as mx
 
 from .frozen import FrozenLayers, FrozenStart, running
 from .head import completion_logps, completion_scores, paired_completion_logps
-from .packed import packed_states
 from .parts import head_logits
-from .shared import plain_states, shared_states
+from .shared import packed_states, plain_states, shared_states
 from .tokens import token_log_sum_squares, token_logps
 
 

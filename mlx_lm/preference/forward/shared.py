@@ -5,6 +5,7 @@
     prompt_caches(model)         one cache of ours for each that the model makes
     shared_states(model, batch)  prompts first, then both rows of every pair
     plain_states(model, batch)   whole rows, for what can't share
+    packed_states(model, batch)  rows that hold several sequences
 
 Models take these caches where they take their own for generation; nothing is
 written in place, so gradients flow from the rows back into the prompt.
@@ -200,4 +201,36 @@ def shared_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
     width, shared = batch["prompts"].shape[1], batch.get("shared")
     for cache in leaves(caches):
         cache.fork(shared or width, None if shared else lengths)
+    return trunk_states(model, batch["inputs"], caches)
+
+
+class PackedKeysValues(PromptKeysValues):
+    """Keys and values of rows that hold several sequences."""
+
+    def __init__(self, segments: mx.array, window: int | None = None, offset: int = 0):
+        super().__init__(window)
+        self.segments, self.offset = segments, offset
+
+    def make_mask(
+        self, N: int, return_array: bool = False, window_size: int | None = None
+    ) -> mx.array:
+        """Which tokens of its own sequence each token attends to."""
+        same = self.segments[:, None, :, None] == self.segments[:, None, None, :]
+        return same & create_causal_mask(N, window_size=window_size or self.window)
+
+
+def _packed_cache(cache, segments, offset):
+    if isinstance(cache, CacheList):
+        return CacheList(*(_packed_cache(c, segments, offset) for c in cache.caches))
+    # Chunked attention counts from the row's start, a recurrent state goes on.
+    if not isinstance(cache, (KVCache, RotatingKVCache)):
+        raise TypeError(f"Rows can't be packed for a {type(cache).__name__}.")
+    window = cache.max_size if isinstance(cache, RotatingKVCache) else None
+    return PackedKeysValues(segments, window, offset)
+
+
+def packed_states(model: Any, batch: dict[str, Any]) -> mx.array:
+    """Hidden states of packed rows."""
+    segments, offset = batch["segments"], batch.get("offset", 0)
+    caches = [_packed_cache(c, segments, offset) for c in make_prompt_cache(model)]
     return trunk_states(model, batch["inputs"], caches)
