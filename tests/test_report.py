@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from unittest import mock
 
+from test_inspection import scored
 from tiny import Pairs, pair
 
 from mlx_lm.dpo import resolve_args
@@ -81,18 +82,21 @@ class TestPairs(unittest.TestCase):
         pairs.tokenizer = mock.Mock(decode=lambda ids: "-".join(map(str, ids)))
         margins = [i - 24.0 for i in range(30)]
         margins[29] = float("nan")
-        got = pick_pairs(pairs, margins)
+        got = pick_pairs(pairs, scored(margins))
         self.assertEqual([p["pair"] for p in got if p["right"]], [28, 27, 26, 25])
         wrong = [p["pair"] for p in got if not p["right"]]
         # A margin of 0 is not right, and there are ten at most.
         self.assertEqual(wrong, list(range(10)))
         self.assertEqual(got[0]["rejected"], "30-30-30")
         self.assertEqual(got[0]["margin"], 4.0)
+        # Of a sample, the place in the whole set is told.
+        (row,) = pick_pairs(pairs, scored(margins).select([28]))
+        self.assertEqual((row["pair"], row["prompt"]), (28, "28"))
 
     def test_long_texts_lose_their_middle(self):
         pairs = Pairs([pair([1], [2], [3])])
         pairs.tokenizer = mock.Mock(decode=lambda ids: "a" * LONGEST + "b" * LONGEST)
-        text = pick_pairs(pairs, [1.0])[0]["prompt"]
+        text = pick_pairs(pairs, scored([1.0]))[0]["prompt"]
         self.assertLess(len(text), LONGEST + 10)
         self.assertTrue(text.startswith("aaa") and text.endswith("bbb"))
 

@@ -103,12 +103,7 @@ class KeptTest:
             logps[:, CHOSEN] - logps[:, REJECTED]
             for logps in (scored.reference_logps, scored.policy_logps)
         )
-        shown = []
-        if self.pair_texts:
-            shown = pick_pairs(dataset.select(scored.indices), scored.margins.tolist())
-        for pair in shown:
-            # Of a sample of the test set: its place in the whole one.
-            pair["pair"] = int(scored.indices[pair["pair"]])
+        shown = pick_pairs(dataset, scored) if self.pair_texts else []
         save_pairs(self.folder, shown, before.tolist(), after.tolist())
 
 

@@ -136,9 +136,10 @@ LONGEST = 2000  # characters
 
 
 def pick_pairs(
-    dataset: Any, margins: Sequence[float], count: int = SHOWN
+    dataset: Any, pairs: ScoredPairs, count: int = SHOWN
 ) -> list[dict[str, Any]]:
     """Decode the pairs of the largest and of the smallest margins."""
+    margins = pairs.margins.tolist()
     known = [i for i, margin in enumerate(margins) if math.isfinite(margin)]
     order = sorted(known, key=lambda i: (-margins[i], i))
     right = [i for i in order if margins[i] > 0][:count]
@@ -146,10 +147,12 @@ def pick_pairs(
     decode = lambda ids: _shortened(dataset.tokenizer.decode([int(x) for x in ids]))
     rows = []
     for i in right + wrong:
-        prompt, chosen, rejected = (decode(ids) for ids in dataset[i][:3])
-        texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-        margin = float(margins[i])
-        rows.append({"pair": i, **texts, "margin": margin, "right": margin > 0})
+        # Of a sample of the test set: its place in the whole one.
+        place, margin = int(pairs.indices[i]), margins[i]
+        texts = zip(("prompt", "chosen", "rejected"), map(decode, dataset[place][:3]))
+        rows.append(
+            {"pair": place, **dict(texts), "margin": margin, "right": margin > 0}
+        )
     return rows
 
 
