@@ -398,23 +398,28 @@ def main() -> None:
     try:
         args = resolve_args()
         run(args)
-    except InputError as e:
-        if os.environ.get("MLX_LM_DEBUG"):
-            raise
-        sys.exit(_one_line(e, 2) if start_together(failed=True) else 2)
     except KeyboardInterrupt:
         sys.exit(_one_line("interrupted.", 130))
-    except TrainingStopped as e:
-        if os.environ.get("MLX_LM_DEBUG"):
+    except Exception as e:
+        # Ranks that are ready wait for this one, whatever happened to it.
+        is_ours = is_lost_rank(e) or start_together(failed=True)
+        code = _exit_code(e)
+        if code is None or os.environ.get("MLX_LM_DEBUG"):
             raise
-        sys.exit(_one_line(e, 1))
-    except RuntimeError as e:
-        if not is_lost_rank(e) or os.environ.get("MLX_LM_DEBUG"):
-            raise
-        text = "Rank lost: another process of this run has ended."
-        if args is not None and (args.train or args.resume):
-            text += f" Go on with: --resume {args.resume or args.adapter_path}"
-        sys.exit(_one_line(text, 1))
+        text: Any = e
+        if is_lost_rank(e):
+            text = "Rank lost: another process of this run has ended."
+            if args is not None and (args.train or args.resume):
+                text += f" Go on with: --resume {args.resume or args.adapter_path}"
+        sys.exit(_one_line(text, code) if is_ours else code)
+
+
+def _exit_code(error):
+    """2 for what users can mend, 1 for a run that broke; None for a bug."""
+    if isinstance(error, InputError):
+        return 2
+    broke = isinstance(error, TrainingStopped) or is_lost_rank(error)
+    return 1 if broke else None
 
 
 def _one_line(error, code):

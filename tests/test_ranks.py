@@ -1,5 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -18,7 +20,9 @@ from unittest import mock
 import mlx.core as mx
 from tiny import ROWS, save_rows, save_tiny_model
 
+from mlx_lm import dpo
 from mlx_lm.preference import ranks
+from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.ranks import (
     average_over_ranks,
     gather_pairs,
@@ -374,6 +378,30 @@ class TestMessages(unittest.TestCase):
         with self.assertRaises(SystemExit) as caught:
             self.start_with(1, False, b"4 pairs")
         self.assertEqual(caught.exception.code, 2)
+
+    def test_whatever_ends_a_rank_is_told_to_the_others(self):
+        told = mock.Mock(return_value=True)
+        for error, debug, code in (
+            (KeyError("a bug"), "", None),
+            (InputError("bad"), "", 2),
+            (InputError("bad"), "1", None),
+            (RuntimeError("[ring] lost"), "", 1),
+        ):
+            told.reset_mock()
+            with (
+                mock.patch.object(dpo, "resolve_args", mock.Mock(side_effect=error)),
+                mock.patch.object(dpo, "start_together", told),
+                mock.patch.dict(os.environ, MLX_LM_DEBUG=debug),
+                contextlib.redirect_stderr(io.StringIO()) as err,
+                self.assertRaises(SystemExit if code else type(error)) as caught,
+            ):
+                dpo.main()
+            if code:
+                self.assertEqual(caught.exception.code, code)
+            self.assertEqual(err.getvalue().count("\n"), 1 if code else 0)
+            # The connection to a lost one is gone.
+            expected = [] if "ring" in str(error) else [mock.call(failed=True)]
+            self.assertEqual(told.mock_calls, expected)
 
     def test_sums_are_one_message(self):
         twice = mock.Mock(side_effect=lambda x, group: 2 * x)
