@@ -14,7 +14,7 @@ import mlx.nn as nn
 import numpy as np
 
 from . import lora
-from .cli_ui import make_console, rprint
+from .cli_ui import make_console, print_header_panel, rprint
 from .preference.device import slow_blas_notice, slow_dtype_notice
 from .preference.errors import InputError
 from .preference.forward.frozen import FrozenStart
@@ -42,10 +42,10 @@ from .preference.run.folder import CallbackList, open_folder
 from .preference.run.forecast import check_memory
 from .preference.run.loop import TrainingStopped
 from .preference.run.plan import describe_plan, training_plan
-from .preference.run.screen import header_rows, print_dpo_run_header
 from .preference.run.setup import (
     find_checkpoint,
     find_sharing,
+    header_rows,
     likely_sharing,
     load_data,
     make_optimizer,
@@ -148,9 +148,20 @@ def train_model(
     if mx.distributed.init().rank() == 0:
         plan = training_plan(train_set, settings)
         rows = header_rows(args, train_set, valid_set, reference, plan, estimate)
-        _show_run(args, rows, sharing.notice, plan)
+        print_header_panel(make_console(), "mlx_lm.dpo", rows)
+        if sharing.notice:
+            rprint(sharing.notice)
+        for line in describe_plan(plan, args.batch_size) if args.dry_run else []:
+            rprint(line)
         if not args.dry_run:
-            metrics = open_folder(args, state, training_callback, reporting_callbacks)
+            services = args.report_to, args.project_name, args.adapter_path
+            metrics = open_folder(
+                args.adapter_path,
+                vars(args),
+                state,
+                training_callback,
+                partial(reporting_callbacks, *services),
+            )
             watchers = run_watchers(_watched(args, model, train_set, valid_set), state)
             training_callback = CallbackList([metrics, *watchers])
     if args.dry_run:
@@ -174,16 +185,6 @@ def train_model(
         )
     reference.model = kept or reference.model
     return reference
-
-
-def _show_run(args, rows, notice, plan):
-    """Print the header; of a dry run also the batches."""
-    print_dpo_run_header(make_console(), args, rows)
-    if notice:
-        rprint(notice)
-    if args.dry_run:
-        for line in describe_plan(plan, args.batch_size):
-            rprint(line)
 
 
 def _watched(args, model, train_set, valid_set):

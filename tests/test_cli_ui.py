@@ -2,7 +2,6 @@
 
 import re
 import unittest
-from types import SimpleNamespace
 from unittest import mock
 
 from mlx_lm.cli_ui import make_console
@@ -12,7 +11,6 @@ from mlx_lm.preference.report.table import metrics_table, print_test_table
 from mlx_lm.preference.run.screen import (
     PreferenceTrainUI,
     format_duration,
-    print_dpo_run_header,
 )
 
 METRICS = {
@@ -77,30 +75,7 @@ class TestPreferenceUI(unittest.TestCase):
         table = metrics_table({"policy": {"pairs": 3.0}}, noun="answers")
         self.assertEqual(table[0][0], "test · 3 answers")
 
-    def test_header_and_table(self):
-        args = SimpleNamespace(
-            model="m",
-            fine_tune_type="lora",
-            num_layers=-1,
-            lora_parameters={"rank": 4},
-            optimizer="adam",
-            learning_rate=1e-5,
-            lr_schedule={"name": "cosine"},
-            loss_type="sigmoid",
-            beta=0.25,
-            batch_size=4,
-            iters=10,
-            max_seq_length=64,
-        )
-        rows = [("pairs", "9 train")]
-        text = self.show(lambda: print_dpo_run_header(make_console(), args, rows))
-        for part in (
-            "all layers · rank 4",
-            "beta 0.25",
-            "lr 1.0e-05 cosine",
-            "9 train",
-        ):
-            self.assertIn(part, text)
+    def test_table(self):
         metrics = {"rewards/accuracies": 0.25, "pairs": 60.0}
         table = metrics_table({"policy": metrics})
         text = self.show(lambda: print_test_table(make_console(), table))

@@ -258,7 +258,7 @@ class TestFitToModel(unittest.TestCase):
 class TestSettings(unittest.TestCase):
     def test_what_is_saved(self):
         args = quiet_resolve("--beta", "0.3")
-        settings = saved_settings(args)
+        settings = saved_settings(vars(args))
         self.assertEqual(settings.pop("trained_with"), "mlx_lm.dpo")
         self.assertIn("mlx", settings.pop("versions"))
         self.assertEqual(settings, {**dpo.CONFIG_DEFAULTS, "beta": 0.3})

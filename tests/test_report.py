@@ -178,7 +178,8 @@ class TestReport(unittest.TestCase):
     def write_run(self):
         lines = "".join(json.dumps(x) + "\n" for x in REPORTS)
         self.write("metrics.jsonl", lines + '{"iteration": 15, "lo')
-        config = saved_settings(resolve_args(["--model", f"a/{EVIL}", "--data", EVIL]))
+        args = resolve_args(["--model", f"a/{EVIL}", "--data", EVIL])
+        config = saved_settings(vars(args))
         config |= {"project_name": EVIL, "loss_type": ["sigmoid", "sft"]}
         self.write("adapter_config.json", config)
         samples = [

@@ -256,10 +256,9 @@ class TestGoingOn(CommandCase):
 class TestParts(unittest.TestCase):
     def test_identity(self):
         state = TrainingState(1, {}, {"identity": {"train": "a"}}, Path("x"))
-        args = SimpleNamespace(resume="adapters", resume_anyway=False)
-        check_identity(state, {"train": "a"}, args)
+        check_identity(state, {"train": "a"}, "adapters", False)
         with self.assertRaisesRegex(ValueError, "the training pairs are not"):
-            check_identity(state, {"train": "b"}, args)
+            check_identity(state, {"train": "b"}, "adapters", False)
 
     def test_finding_the_checkpoint(self):
         with tempfile.TemporaryDirectory() as folder:

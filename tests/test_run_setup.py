@@ -25,16 +25,19 @@ from mlx_lm.preference.reference.remembered import NoReference, RememberedRefere
 from mlx_lm.preference.run.checkpoint import numbered, save_state
 from mlx_lm.preference.run.folder import open_folder
 from mlx_lm.preference.run.plan import training_plan
-from mlx_lm.preference.run.screen import header_rows
 from mlx_lm.preference.run.setup import (
     find_checkpoint,
     find_sharing,
+    header_rows,
     likely_sharing,
     make_optimizer,
     remember_reference,
     run_identity,
 )
 from mlx_lm.tuner.trainer import DPOTrainingArgs
+
+# The command finds one for what is trained.
+RATE = ("--learning-rate", "1e-4")
 
 
 class TestSetup(unittest.TestCase):
@@ -126,7 +129,9 @@ class TestSetup(unittest.TestCase):
             numbered(folder, 4, "adapters").write_bytes(b"x")
             old = save_state(folder, 4, {}, {})
             recorder = Recorder()
-            open_folder(args, None, recorder).on_train_loss_report({"iteration": 1})
+            open_folder(folder, vars(args), None, recorder).on_train_loss_report(
+                {"iteration": 1}
+            )
             self.assertFalse(Path(old).exists())
             text = Path(folder, "metrics.jsonl").read_text()
             self.assertEqual(text, '{"iteration": 1}\n')
@@ -135,7 +140,9 @@ class TestSetup(unittest.TestCase):
         self.assertEqual(recorder.train, [{"iteration": 1}])
 
     def test_the_header_counts_what_is_known(self):
-        args = resolve_args(["--batch-size", "2", "--iters", "5", "--data", "[x]"])
+        args = resolve_args(
+            ["--batch-size", "2", "--iters", "5", "--data", "[x]", *RATE]
+        )
         pairs = random_pairs(4)
         pairs.shape, pairs.format = "text", "text"
         reference = RememberedReference(FrozenStart(tiny_model()))
@@ -143,6 +150,8 @@ class TestSetup(unittest.TestCase):
         estimate = MemoryEstimate(10**9, 0, 0, 0, 0)
         rows = dict(header_rows(args, pairs, [], reference, plan, estimate))
         self.assertEqual(rows["data"], r"\[x]")
+        self.assertEqual(rows["type"], "lora · 16 layers · rank 8")
+        self.assertEqual(rows["loss"], "sigmoid · beta 0.1")
         self.assertEqual(rows["an epoch"], "2 iters · 2.5 epochs")
         self.assertEqual(rows["reference"], "the frozen start")
         self.assertRegex(rows["prompts"], r"· 1 batch shape · \d+% padding")
@@ -154,7 +163,7 @@ class TestSetup(unittest.TestCase):
         self.assertNotIn("loss has", rows)
 
         def header(*flags, reference=reference):
-            args = resolve_args(["--iters", "5", "--data", "d", *flags])
+            args = resolve_args(["--iters", "5", "--data", "d", *RATE, *flags])
             return dict(header_rows(args, pairs, [], reference, plan, estimate))
 
         rows = header("--reference-free", reference=NoReference())

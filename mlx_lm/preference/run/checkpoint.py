@@ -12,7 +12,6 @@ import math
 import shutil
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -218,7 +217,7 @@ _MEANINGS = {
 
 
 def check_identity(
-    state: TrainingState, identity: dict[str, str], args: SimpleNamespace
+    state: TrainingState, identity: dict[str, str], folder: str, anyway: bool
 ) -> None:
     """Check that a checkpoint belongs to what would go on with it."""
     before = state.info["identity"]
@@ -226,9 +225,9 @@ def check_identity(
         if before.get(name) == value:
             continue
         what = _MEANINGS.get(name, f"{name} is")
-        if not args.resume_anyway:
+        if not anyway:
             raise InputError(
-                f"Can't resume {args.resume}: {what} not what the run was started with. "
+                f"Can't resume {folder}: {what} not what the run was started with. "
                 "Restore that, or give --resume-anyway to go on all the same."
             )
         rprint(f"[WARNING] {what[0].upper()}{what[1:]} not what the run started with.")

@@ -8,7 +8,7 @@ import platform
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 
@@ -107,26 +107,27 @@ def run_versions() -> dict[str, str]:
     }
 
 
-def saved_settings(args: SimpleNamespace) -> dict:
+def saved_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as they are written beside the adapter."""
-    config = {k: v for k, v in vars(args).items() if k != "explicit"}
+    config = {k: v for k, v in settings.items() if k != "explicit"}
     # How a process came to the run is not the run's.
     config |= {"resume": None, "resume_anyway": False}
     return {**config, "trained_with": TRAINED_WITH, "versions": run_versions()}
 
 
 def open_folder(
-    args: SimpleNamespace,
+    folder: str | Path,
+    settings: dict[str, Any],
     state: TrainingState | None = None,
     training_callback: TrainingCallback | None = None,
-    reporting: Callable[..., TrainingCallback | None] = lambda *_: None,
+    reporting: Callable[[dict], TrainingCallback | None] = lambda config: None,
 ) -> CallbackList:
     """Make the adapter folder ready, and what will write a run's metrics there."""
-    folder = Path(args.adapter_path)
+    folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    config = saved_settings(args)
-    services = reporting(args.report_to, args.project_name, args.adapter_path, config)
+    config = saved_settings(settings)
+    services = reporting(config)
     for place in (folder, folder / "best"):
         remove_leftovers(place)
     # An earlier run's states do not belong to these settings.

@@ -14,11 +14,19 @@ from ...cli_ui import rprint
 from ...tuner.datasets import load_preference_dataset
 from ...tuner.trainer import DPOTrainingArgs
 from ..batch.buckets import LAYOUTS
+from ..batch.shape import (
+    Bucket,
+    batches_per_epoch,
+    needed_tokens,
+    padded_tokens,
+    pair_lengths,
+)
 from ..data.options import RowOptions
 from ..files import remove_leftovers, user_cache_folder
 from ..forward.frozen import FrozenStart
 from ..forward.probe import Sharing, check_packing, check_sharing
-from ..objective.objective import objective_of
+from ..memory.predict import MemoryEstimate
+from ..objective.objective import Objective, objective_of
 from ..policy.model import prepare_policy
 from ..policy.optimizer import build_learning_rate, build_optimizer
 from ..reference.cache import ReferenceCache
@@ -26,6 +34,7 @@ from ..reference.fingerprint import model_fingerprint, variant_fingerprint
 from ..reference.remembered import NoReference, RememberedReference
 from .checkpoint import TrainingState, check_identity, data_fingerprint, newest_state
 from .folder import adapter_config
+from .forecast import describe_memory
 
 
 def make_policy(args: SimpleNamespace, model: nn.Module) -> None:
@@ -152,7 +161,7 @@ def find_checkpoint(
     if state is None:
         rprint(f"{args.adapter_path} has no checkpoint yet: the run starts again.")
         return None
-    check_identity(state, identity, args)
+    check_identity(state, identity, args.adapter_path, args.resume_anyway)
     if state.iteration > args.iters:
         rprint(
             f"The run in {args.adapter_path} has already taken {state.iteration:,} "
@@ -182,4 +191,89 @@ def training_args(args: SimpleNamespace) -> DPOTrainingArgs:
     return DPOTrainingArgs(
         **{k: getattr(args, name) for k, name in names.items() if hasattr(args, name)},
         adapter_file=str(Path(args.adapter_path) / "adapters.safetensors"),
+    )
+
+
+def header_rows(
+    args: SimpleNamespace,
+    train_set: Any,
+    valid_set: Any,
+    reference: RememberedReference,
+    plan: list[Bucket],
+    estimate: MemoryEstimate,
+) -> list[tuple[str, str]]:
+    """What the run's header says of settings, data, batches and memory."""
+    per_epoch = batches_per_epoch(plan, args.batch_size)
+    what = objective_of(args).noun
+    lengths = pair_lengths(train_set)
+    needed = needed_tokens(plan, lengths)
+    padding = 1 - needed / padded_tokens(plan, args.batch_size, lengths)
+    shared = "shared" if any(b.shape.prompt for b in plan) else "not shared"
+    shared += ", rows packed" if args.pack else ""
+    shapes = f"{len(plan)} batch shape{'s' if len(plan) > 1 else ''}"
+    modifiers = _modifiers(args)
+    rows = [
+        *_settings_rows(args),
+        *([("loss has", modifiers)] if modifiers else []),
+        ("data", str(args.hf_dataset or args.data)),
+        (what, f"{len(train_set):,} train · {len(valid_set):,} valid"),
+        ("an epoch", f"{per_epoch:,} iters · {args.iters / per_epoch:.3g} epochs"),
+        ("rows are", f"{train_set.shape} · {train_set.format}"),
+        ("prompts", f"{shared} · {shapes} · {padding:.0%} padding"),
+        ("reference", _reference_name(args, train_set, reference, what)),
+        ("peak memory", describe_memory(estimate)),
+    ]
+    return [(label, text.replace("[", r"\[")) for label, text in rows]
+
+
+def _settings_rows(args):
+    layers = "all" if args.num_layers == -1 else args.num_layers
+    kind = f"{args.fine_tune_type} · {layers} layers"
+    if args.fine_tune_type != "full":
+        kind += f" · rank {args.lora_parameters['rank']}"
+    rate = f"lr {args.learning_rate:.1e}"
+    if isinstance(args.lr_schedule, dict):
+        # mlx-lm's own form brings its rates along.
+        own = "arguments" in args.lr_schedule
+        rate = args.lr_schedule["name"] if own else f"{rate} {args.lr_schedule['name']}"
+    elif args.lr_schedule:
+        rate = f"{rate} {args.lr_schedule}"
+    losses = args.loss_type
+    losses = losses if isinstance(losses, str) else " + ".join(losses)
+    return [
+        ("model", str(args.model)),
+        ("type", kind),
+        ("loss", f"{losses} · beta {args.beta:g}"),
+        ("optimizer", f"{args.optimizer} · {rate}"),
+        ("batch · iters", f"{args.batch_size} · {args.iters:,}"),
+        ("max seq", f"{args.max_seq_length:,}"),
+    ]
+
+
+def _reference_name(args, train_set, reference, what):
+    if isinstance(reference, NoReference):
+        return "none"
+    start = "the start" if args.sync_reference else "the frozen start"
+    if args.resume_adapter_file:
+        start = args.resume_adapter_file + ("" if args.sync_reference else ", frozen")
+    if args.sync_reference:
+        return f"{start} · follows the policy every {args.sync_steps:,} updates"
+    known = len(train_set) - reference.unknown(train_set)
+    count = f" · {known:,} of {len(train_set):,} {what} known" if known else ""
+    return (args.reference_model or start) + count
+
+
+def _modifiers(args):
+    """What is not as it is by default, beside the loss and beta."""
+    objective = objective_of(args)
+    given = {f.name: getattr(objective, f.name) for f in fields(objective)}
+    changed = {
+        name: value
+        for name, value in given.items()
+        if name not in ("loss_type", "beta") and value != getattr(Objective, name)
+    }
+    columns = {k: getattr(args, k) for k in ("weight_feature", "margin_feature")}
+    changed |= {name: value for name, value in columns.items() if value}
+    return " · ".join(
+        name if value is True else f"{name} {value}" for name, value in changed.items()
     )
