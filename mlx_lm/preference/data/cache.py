@@ -16,6 +16,7 @@ import pickle
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
 from hashlib import blake2b, file_digest
@@ -75,10 +76,9 @@ class TokenCache:
         except (OSError, ValueError, KeyError, TypeError):
             rprint(f"[WARNING] Ignoring {path}, which is damaged: tokenizing again.")
             return None
-        try:
+        # The folder may belong to somebody else.
+        with suppress(OSError):
             os.utime(path)
-        except OSError:
-            pass  # The folder may belong to somebody else.
         return result
 
     def save(
@@ -103,16 +103,13 @@ class TokenCache:
             rprint(f"[WARNING] Can't keep the token ids in {path.parent}: {reason}.")
 
     def _path(self, data: str) -> Path | None:
-        if not self._settings:
-            return None
-        return self._folder / f"{data}-{self._settings}.tokens"
+        name = f"{data}-{self._settings}.tokens"
+        return self._folder / name if self._settings else None
 
     @cached_property
     def _settings(self) -> str | None:
         tokenizer = tokenizer_fingerprint(self._tokenizer)
-        if tokenizer is None:
-            return None
-        return digest(VERSION, tokenizer, self._options)
+        return tokenizer and digest(VERSION, tokenizer, self._options)
 
 
 def rows_fingerprint(rows: Sequence[Any]) -> str | None:

@@ -5,7 +5,7 @@
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -152,31 +152,17 @@ class TokenColumns:
             for name in ("ids", *OF_PAIRS)
         }
         values = {
-            name: np.concatenate([_values(part, name) for part in moved])
+            name: np.concatenate(
+                [p.values.get(name, _filled(name, len(p))) for p in moved]
+            )
             for name in VALUES
             if any(name in part.values for part in parts)
         }
         return TokenColumns(**arrays, kind_names=names, values=values, group=group)
 
 
-# The arrays with an entry for each pair.
-OF_PAIRS = (
-    "starts",
-    "others",
-    "kept",
-    "lengths",
-    "largest",
-    "kinds",
-    "flags",
-    "rows",
-    "places",
-)
-
-
-def _values(columns: TokenColumns, name: str) -> np.ndarray:
-    if name in columns.values:
-        return columns.values[name]
-    return _filled(name, len(columns))
+# All arrays but the ids have an entry for each pair.
+OF_PAIRS = tuple(f.name for f in fields(TokenColumns) if f.type is np.ndarray)[1:]
 
 
 def _filled(name: str, count: int) -> np.ndarray:
