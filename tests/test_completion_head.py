@@ -67,6 +67,12 @@ def bytes_for(chunk):
     return 4 * VOCAB * chunk
 
 
+def chunked(model, states, targets, chunk, gradient=True):
+    """The log-prob of every target, so many of them at a time."""
+    options = {"gradient": gradient, "chunk_bytes": bytes_for(chunk)}
+    return completion_logps(model, states, targets, **options)
+
+
 def whole_logps(model):
     """The log-prob of every target, from all logits of the model."""
     logits = model(BATCH["inputs"])
@@ -88,12 +94,8 @@ class TestNumbers(unittest.TestCase):
             for chunk in (1, 2, 7, COUNT - 1, COUNT):
                 for gradient in (False, True):
                     with self.subTest(head=name, chunk=chunk, gradient=gradient):
-                        ours = completion_logps(
-                            model,
-                            states,
-                            BATCH["targets"],
-                            gradient=gradient,
-                            chunk_bytes=bytes_for(chunk),
+                        ours = chunked(
+                            model, states, BATCH["targets"], chunk, gradient=gradient
                         )
                         self.assertEqual(ours.dtype, mx.float32)
                         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
@@ -113,13 +115,7 @@ class TestNumbers(unittest.TestCase):
 
                 def ours(chunk, model=model, weights=weights):
                     states = completion_states(model, BATCH)
-                    logps = completion_logps(
-                        model,
-                        states,
-                        BATCH["targets"],
-                        gradient=True,
-                        chunk_bytes=bytes_for(chunk),
-                    )
+                    logps = chunked(model, states, BATCH["targets"], chunk)
                     return (weights * logps).sum()
 
                 if not tree_flatten(parameters):
@@ -150,13 +146,7 @@ class TestNumbers(unittest.TestCase):
         targets, weights = rng.integers(0, VOCAB, 9), rng.normal(size=9)
 
         def loss(states):
-            logps = completion_logps(
-                model,
-                states,
-                mx.array(targets),
-                gradient=True,
-                chunk_bytes=bytes_for(4),
-            )
+            logps = chunked(model, states, mx.array(targets), 4)
             return (mx.array(weights, mx.float32) * logps).sum()
 
         head = np.array(model.lm_head.weight, dtype=np.float64)
@@ -175,9 +165,7 @@ class TestNumbers(unittest.TestCase):
         targets = mx.random.randint(0, VOCAB, (512,))
 
         def loss(states, weight):
-            logps = completion_logps(
-                model, states, targets, gradient=True, chunk_bytes=bytes_for(100)
-            )
+            logps = chunked(model, states, targets, 100)
             return (weight * logps).sum()
 
         def float64(x):
@@ -207,9 +195,7 @@ class TestNumbers(unittest.TestCase):
             parameters = model.trainable_parameters()
 
             def loss(states):
-                return completion_logps(
-                    model, states, targets, gradient=True, chunk_bytes=bytes_for(1)
-                ).sum()
+                return chunked(model, states, targets, 1).sum()
 
             _, gradient = nn.value_and_grad(model, loss)(states.astype(dtype))
             model.update(parameters)
@@ -273,13 +259,7 @@ class TestChunks(unittest.TestCase):
         for gradient in (False, True):
             seen.clear()
             with calls_replaced([(model.lm_head, watch)]):
-                logps = completion_logps(
-                    model,
-                    states,
-                    BATCH["targets"],
-                    gradient=gradient,
-                    chunk_bytes=bytes_for(5),
-                )
+                logps = chunked(model, states, BATCH["targets"], 5, gradient=gradient)
                 mx.eval(logps)
             # One more call, for the vocabulary's size, is never computed.
             self.assertEqual(seen[1:], chunk_sizes(COUNT, VOCAB, bytes_for(5)))
