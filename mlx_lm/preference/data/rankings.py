@@ -26,6 +26,7 @@ A row becomes several pairs, or none of it is used:
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -82,40 +83,35 @@ def read_rows(
     weight_feature: str | None = None,
     margin_feature: str | None = None,
     criteria: Mapping[str, float] | None = None,
-    prompt_feature: str = "prompt",
-    chosen_feature: str = "chosen",
-    rejected_feature: str = "rejected",
     **options: Any,
 ) -> list[PreferenceRow]:
     """Read one raw row of any known shape as all pairs that it holds."""
     if not isinstance(row, Mapping):
         # Tells what it is instead.
         return [read_row(row)]
-    features = (prompt_feature, chosen_feature, rejected_feature)
-    names: dict[str, Any] = dict(
-        zip(("prompt_feature", "chosen_feature", "rejected_feature"), features)
+    prompt, *answers = (
+        options.get(f"{name}_feature", name)
+        for name in ("prompt", "chosen", "rejected")
     )
 
     def read(chosen: Any, rejected: Any, shape: str, **values: Any) -> PreferenceRow:
         # Answers are given under their own names, whatever other columns are called.
-        answers = {chosen_feature: chosen, rejected_feature: rejected}
-        pair = read_row({**row, **answers}, **names, **options)
+        pair = read_row({**row, **dict(zip(answers, (chosen, rejected)))}, **options)
         pair.shape, pair.values = shape, values
         return pair
 
-    is_pair = chosen_feature in row and rejected_feature in row
+    several = _has(row, "ranking", "criteria", "completions", "completion")
+    is_pair = all(name in row for name in answers) or not several
     if criteria and criteria_names(row):
-        pairs = _read_criteria(row, criteria, features, read, options)
-    elif is_pair or not _has(row, "ranking", "criteria", "completions", "completion"):
-        pairs = [read_row(row, **names, **options)]
-    elif "ranking" in row:
-        pairs = _read_ranking(row, kind, features, read)
-    elif "completion" in row and "label" in row:
-        pairs = [_read_label(row, kind, features, read)]
-    elif criteria_names(row):
+        pairs = _read_criteria(row, criteria, prompt, read, options)
+    elif not is_pair and "ranking" in row:
+        pairs = _read_ranking(row, kind, prompt, read)
+    elif not is_pair and "completion" in row and "label" in row:
+        pairs = [_read_label(row, kind, prompt, read)]
+    elif not is_pair and criteria_names(row):
         raise RowFault("criteria without weights", "set criteria")
     else:
-        pairs = [read_row(row, **names, **options)]
+        pairs = [read_row(row, **options)]
     if kind == "rankings":
         for pair in pairs:
             pair.values.setdefault("places", (0.0, 1.0))
@@ -171,10 +167,10 @@ def _read_number(row: Mapping, name: str) -> float:
     return float(row[name])
 
 
-def _read_ranking(row: Mapping, kind: str, features: tuple, read: Any) -> list:
+def _read_ranking(row: Mapping, kind: str, prompt: str, read: Any) -> list:
     if kind == "labels":
         raise RowFault("a ranking has no labels")
-    _need_prompt(row, features[0])
+    _need_prompt(row, prompt)
     answers = row["ranking"]
     if not isinstance(answers, (list, tuple)) or len(answers) < 2:
         raise RowFault("ranking is no list of two or more answers")
@@ -199,19 +195,21 @@ def _read_ranking(row: Mapping, kind: str, features: tuple, read: Any) -> list:
 
 
 def _read_criteria(
-    row: Mapping, criteria: Mapping, features: tuple, read: Any, options: dict
+    row: Mapping, criteria: Mapping, prompt: str, read: Any, options: dict
 ) -> list:
     shape = "criteria"
     if isinstance(row.get("criteria"), Mapping):
-        _need_prompt(row, features[0])
+        _need_prompt(row, prompt)
         choices = _row_choices(row, criteria)
     else:
         shape = "UltraFeedback"
         choices = _annotated_choices(row, criteria)
-        question = {"question": row.get("instruction")}
+        question = row.get("instruction")
+        # It has names of its own.
+        options = {k: v for k, v in options.items() if not k.endswith("_feature")}
 
         def read(chosen, rejected, shape, **values):
-            pair = {**question, "chosen": chosen, "rejected": rejected}
+            pair = {"question": question, "chosen": chosen, "rejected": rejected}
             found = read_row(pair, **options)
             found.shape, found.values = shape, values
             return found
@@ -293,16 +291,16 @@ def _best_and_worst(answers: Any, scores: list) -> tuple | None:
     return answers[best], answers[worst]
 
 
-def _read_label(row: Mapping, kind: str, features: tuple, read: Any) -> PreferenceRow:
+def _read_label(row: Mapping, kind: str, prompt: str, read: Any) -> PreferenceRow:
     if kind != "labels":
         raise RowFault("labels need loss_type kto")
     label, completion = row["label"], row["completion"]
     if not isinstance(label, (bool, int, float)) or label not in (0, 1):
         raise RowFault("label is not 0 or 1")
-    has_prompt = _has(row, features[0], *_PROMPTS)
+    has_prompt = _has(row, prompt, *_PROMPTS)
     if isinstance(completion, str):
         if not has_prompt:
-            raise RowFault("missing column", features[0])
+            raise RowFault("missing column", prompt)
         other: Any = "-" if completion.strip() != "-" else "+"
     else:
         completion = as_messages(completion, "completion")
@@ -321,14 +319,6 @@ def _singles(pair: PreferenceRow) -> list[PreferenceRow]:
         raise RowFault("criteria have no labels")
     parts = ((pair.chosen, 1.0), (pair.rejected, 0.0))
     return [
-        PreferenceRow(
-            pair.prompt,
-            answer,
-            None,
-            pair.shape,
-            pair.wrapped,
-            pair.template_kwargs,
-            {"labels": label},
-        )
+        replace(pair, chosen=answer, rejected=None, values={"labels": label})
         for answer, label in parts
     ]
