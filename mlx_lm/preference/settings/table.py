@@ -93,9 +93,7 @@ def _policy() -> Iterable[Setting]:
         resume="shape",
     )
     yield _shared(
-        "optimizer_config",
-        "Arguments of each optimizer of mlx.optimizers.",
-        flag=False,
+        "optimizer_config", "Arguments of each optimizer of mlx.optimizers.", flag=False
     )
     yield Setting(
         "learning_rate",
@@ -129,12 +127,7 @@ def _data() -> Iterable[Setting]:
         kind=str,
     )
     yield Setting(
-        "data_dir",
-        None,
-        "Folder inside data.",
-        kind=str,
-        flag=False,
-        per_dataset=True,
+        "data_dir", None, "Folder inside data.", kind=str, flag=False, per_dataset=True
     )
     yield Setting(
         "hf_dataset",
@@ -198,11 +191,7 @@ def _run() -> Iterable[Setting]:
         **free,
     )
     yield _shared(
-        "test_batches",
-        "Batches of the test; -1 for all.",
-        least=1,
-        all=True,
-        **free,
+        "test_batches", "Batches of the test; -1 for all.", least=1, all=True, **free
     )
     yield Setting(
         "share_prompt",
@@ -231,10 +220,7 @@ def _run() -> Iterable[Setting]:
         **free,
     )
     yield Setting(
-        "dry_run",
-        False,
-        "Print plan, batches and predicted memory, and stop.",
-        **free,
+        "dry_run", False, "Print plan, batches and predicted memory, and stop.", **free
     )
 
 
