@@ -429,7 +429,7 @@ class TestRefusals(CommandCase):
             "batch_size must be a whole number, got 2.5": {"batch_size": 2.5},
             "batch_size must be at least 1": {"batch_size": 0},
             "learning_rate must be a number, got 'low'": {"learning_rate": "low"},
-            "learning_rate must not be negative": {"learning_rate": -1e-6},
+            "learning_rate must be at least 0": {"learning_rate": -1e-6},
             "train must be true or false": {"train": "yes"},
             "optimizer_config.sgd .* is wrong": {
                 "optimizer": "sgd",

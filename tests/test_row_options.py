@@ -18,7 +18,7 @@ class TestRowOptions(unittest.TestCase):
     def test_refused(self):
         for options, text in (
             ({"transcripts": "both"}, "'turns' or 'raw'"),
-            ({"max_bad_rows": 1.5}, "between 0 and 1"),
+            ({"max_bad_rows": 1.5}, "at least 0 and at most 1"),
             ({"wrap_text": True, "transcripts": "raw"}, "exclude each other"),
             ({"criteria": {"a": 0}}, "criteria needs a weight above 0"),
             ({"wrap_text": "no"}, "wrap_text must be true or false, got 'no'"),

@@ -2,9 +2,31 @@
 
 """What a setting is. Each is declared once, by the room that owns it."""
 
+import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from .errors import InputError
+
+KINDS: dict[type | None, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("text", (str,)),
+    dict: ("a mapping", (dict,)),
+}
+_NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
+
+
+def check_type(name: str, value: Any, kind: type | None) -> None:
+    """Refuse a value of another kind, which a YAML file may hold."""
+    what, types = KINDS.get(kind, ("", (object,)))
+    if isinstance(value, bool) and kind in (int, float) or not isinstance(value, types):
+        quoted = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
+        hint = ": in YAML without quotes" if quoted else ""
+        raise InputError(f"{name} must be {what}, got {value!r}{hint}.")
 
 
 @dataclass(frozen=True)
@@ -19,6 +41,9 @@ class Setting:
     several: bool = False  # YAML may hold a list of them
     off: bool = False  # false switches it off
     least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    most: float | None = None
     all: bool = False  # -1 stands for all of them
     flag: bool = True  # whether the command line has it, too
     short: str | None = None
@@ -36,6 +61,45 @@ class Setting:
     def type(self) -> type | None:
         """The type of its values, None where its own checks look at them."""
         return type(self.default) if self.default is not None else self.kind
+
+    @property
+    def range(self) -> str:
+        """What a number must be, empty if it may be any."""
+        bounds = {"above": self.above, "at least": self.least}
+        bounds |= {"below": self.below, "at most": self.most}
+        words = [f"{k} {v:g}" for k, v in bounds.items() if v is not None]
+        return "-1 (all) or " * self.all + " and ".join(words)
+
+    def check_type(self, value: Any) -> None:
+        """Refuse a value of another type; None is no value."""
+        if value is None or self.several and isinstance(value, list):
+            return
+        if not self.off:
+            check_type(self.name, value, self.type)
+        elif value is not False and not isinstance(value, str):
+            raise InputError(f"{self.name} must be a folder or false, got {value!r}.")
+
+    def check(self, value: Any) -> None:
+        """Refuse a value of another type, out of range, or not among the choices."""
+        self.check_type(value)
+        if value is None or isinstance(value, list):
+            return
+        if self.choices and value not in self.choices:
+            known = ", ".join(self.choices)
+            raise InputError(f"Unknown {self.name} {value!r}, choose from {known}.")
+        if self.range and not self._holds(value):
+            raise InputError(f"{self.name} must be {self.range}, got {value!r}.")
+
+    def _holds(self, value):
+        if self.all and value == -1:
+            return True
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most)
+        )
 
 
 def setting(default: Any, help: str, **marks: Any) -> Any:

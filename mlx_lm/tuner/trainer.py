@@ -157,7 +157,7 @@ class DPOTrainingArgs(Objective):
     )
     sync_reference: bool = setting(False, "Let the reference follow the policy.")
     sync_alpha: float = setting(
-        0.6, "Above 0 to 1: the policy's share in the new reference."
+        0.6, "The policy's share in the new reference.", above=0, most=1
     )
     sync_steps: int = setting(
         512, "Optimizer updates between two new references.", least=1

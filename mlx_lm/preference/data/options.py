@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ..errors import InputError
-from ..setting import setting
+from ..setting import check_type, declared, setting
 from .rankings import KINDS, check_criteria
 from .tokenizer import PairTokenizer
 
@@ -16,7 +16,6 @@ _OWN = {"per_dataset": True}
 _TOKENS = {**_OWN, "tested": True, "compared": True}
 _HIDDEN = {**_TOKENS, "flag": False}
 _NUMBERS: dict[str, Any] = {**_OWN, "tested": True, "kind": str, "metavar": "COLUMN"}
-_TYPES = {bool: "true or false", float: "a number", str: "text"}
 
 
 @dataclass(frozen=True)
@@ -62,32 +61,20 @@ class RowOptions:
     transcripts: str = setting(
         "turns",
         "What becomes of Human/Assistant transcripts: turns, or text as it is (raw).",
+        choices=["turns", "raw"],
         **_HIDDEN,
     )
     max_bad_rows: float = setting(
-        0.1, "Largest share of bad rows, 0 to 1.", flag=False, **_OWN
+        0.1, "Largest share of bad rows.", least=0, most=1, flag=False, **_OWN
     )
 
     def __post_init__(self) -> None:
-        for one in fields(self):
-            value, wanted = getattr(self, one.name), type(one.default)
-            wanted = one.metadata.get("kind", wanted)
-            if wanted not in _TYPES or (value is None and one.default is None):
-                continue
-            types = (int, float) if wanted is float else wanted
-            is_bool = isinstance(value, bool) and wanted is not bool
-            if is_bool or not isinstance(value, types):
-                what = _TYPES[wanted]
-                raise InputError(f"{one.name} must be {what}, got {value!r}.")
+        for one in declared(RowOptions):
+            value = getattr(self, one.name)
+            if one.default is not None:
+                check_type(one.name, value, one.type)
+            one.check(value)
         check_criteria(self.criteria)
-        if self.transcripts not in ("turns", "raw"):
-            raise InputError(
-                f"transcripts must be 'turns' or 'raw', got {self.transcripts!r}."
-            )
-        if not 0 <= self.max_bad_rows <= 1:
-            raise InputError(
-                f"max_bad_rows must be between 0 and 1, got {self.max_bad_rows}."
-            )
         if self.wrap_text and self.transcripts == "raw":
             raise InputError("wrap_text: true and transcripts: raw exclude each other.")
 

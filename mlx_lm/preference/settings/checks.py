@@ -3,7 +3,6 @@
 """The settings of a preference run: checked, fitted to the model, saved."""
 
 import difflib
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from ..objective.objective import objective_of
 from ..policy.model import LEARNING_RATES
 from ..policy.optimizer import OPTIMIZERS, build_learning_rate, build_optimizer
 from ..run.folder import METRICS
+from ..setting import check_type
 from ..watch import retained_text
 from ..watch.samples import read_prompts
 from ..watch.trackers import SERVICES, check_matplotlib, missing_tracker
@@ -42,16 +42,6 @@ def check_watchers(args: SimpleNamespace) -> None:
             )
 
 
-_KINDS: dict[type, tuple[str, tuple[type, ...]]] = {
-    bool: ("true or false", (bool,)),
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
-    str: ("text", (str,)),
-    dict: ("a mapping", (dict,)),
-}
-_NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
-
-
 def check_keys(config: dict, known: Iterable[str], where: str = "the config") -> None:
     """Refuse a misspelt key."""
     for key in config:
@@ -66,38 +56,8 @@ def check_keys(config: dict, known: Iterable[str], where: str = "the config") ->
 def check_types(config: dict) -> None:
     """Refuse values of the wrong type, which a YAML file may hold."""
     for key, value in config.items():
-        if (one := SETTINGS.get(key)) is None or value is None:
-            continue
-        if one.off and value is not False and not isinstance(value, str):
-            raise InputError(f"{key} must be a folder or false, got {value!r}.")
-        if not (one.several and isinstance(value, list) or one.off):
-            _check_type(key, value, one.type)
-
-
-def _check_type(key, value, wanted):
-    kind, types = _KINDS.get(wanted, ("anything", (object,)))
-    is_bool = isinstance(value, bool) and wanted in (int, float)
-    if is_bool or not isinstance(value, types):
-        quoted = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
-        hint = ": in YAML without quotes" if quoted else ""
-        raise InputError(f"{key} must be {kind}, got {value!r}{hint}.")
-
-
-def check_ranges(args: SimpleNamespace) -> None:
-    """Refuse numbers below a setting's least one, and words it does not know."""
-    for key, one in SETTINGS.items():
-        value = getattr(args, key)
-        if value is None or one.several:
-            continue
-        if one.choices and value not in one.choices:
-            known = ", ".join(one.choices)
-            raise InputError(f"Unknown {key} {value!r}, choose from {known}.")
-        if one.least is None or value >= one.least or (one.all and value == -1):
-            continue
-        bound = "not be negative" if one.least == 0 else f"be at least {one.least:g}"
-        if one.all:
-            bound = f"be -1 (all) or at least {one.least:g}"
-        raise InputError(f"{key} must {bound}, got {value}.")
+        if key in SETTINGS:
+            SETTINGS[key].check_type(value)
 
 
 def check_args(args: SimpleNamespace) -> None:
@@ -112,7 +72,8 @@ def check_args(args: SimpleNamespace) -> None:
     if args.train and world.rank() == 0:
         check_writable(args.adapter_path, "adapter_path")
     args.optimizer = args.optimizer.lower()
-    check_ranges(args)
+    for key, one in SETTINGS.items():
+        one.check(getattr(args, key))
     if args.batch_size % world.size():
         raise InputError(
             f"batch_size is {args.batch_size}, which {world.size()} processes can't "
@@ -161,10 +122,6 @@ def _check_objective(args):
                 )
     if args.reference_model and not objective.needs_reference:
         raise InputError(f"{losses} has no reference: leave out reference_model.")
-    if not 0 < args.sync_alpha <= 1:
-        raise InputError(
-            f"sync_alpha must be above 0 and at most 1, got {args.sync_alpha}."
-        )
     if args.sync_reference and not objective.needs_reference:
         raise InputError(f"{losses} has no reference: leave out sync_reference.")
     if args.sync_reference and args.reference_model:
@@ -193,7 +150,7 @@ def _check_nested(args):
         check_keys(lora, LORA_KEYS, "lora_parameters")
     for key, value in lora.items():
         if value is not None and (default := LORA_KEYS.get(key)) is not None:
-            _check_type(f"lora_parameters.{key}", value, type(default))
+            check_type(f"lora_parameters.{key}", value, type(default))
     if not isinstance(lora.get("keys") or [], list):
         raise InputError(f"lora_parameters.keys must be a list, got {lora['keys']!r}.")
     if lora["rank"] < 1 or not 0 <= lora["dropout"] < 1:

@@ -139,8 +139,9 @@ def _data() -> Iterable[Setting]:
     yield Setting(
         "valid_fraction",
         0.02,
-        "Share of the pairs held out, at most 500, if there is no validation split; "
-        "at least 0 and below 1.",
+        "Share of the pairs held out, at most 500, if there is no validation split.",
+        least=0,
+        below=1,
         flag=False,
     )
     for name, what in (
