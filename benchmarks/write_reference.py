@@ -103,9 +103,8 @@ def kind_of(one: Setting) -> str:
     if one.choices and len(one.choices) < 8:
         return ", ".join(map(code, one.choices))
     text = KINDS.get(one.type, "") if one.type else ""
-    if one.least is not None:
-        text += f" from {one.least:g}"
-    text += ", or -1" if one.all else ""
+    if one.range:
+        text += f", {one.range}"
     return text + (", or a list" if one.several else "")
 
 

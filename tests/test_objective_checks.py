@@ -15,8 +15,8 @@ from mlx_lm.tuner.losses import preference_loss
 
 class TestChecks(unittest.TestCase):
     REFUSED = {
-        "beta must be a positive number, got nan": {"beta": float("nan")},
-        "beta must be a positive number, got True": {"beta": True},
+        "beta must be above 0, got nan": {"beta": float("nan")},
+        "beta must be a number, got True": {"beta": True},
         "Unknown loss_type 'dop'": {"loss_type": "dop"},
         r"Unknown loss_type \['sigmoid'\]": {"loss_type": [["sigmoid"]]},
         "f_divergence does not go with sft": {
@@ -59,13 +59,13 @@ class TestChecks(unittest.TestCase):
             "loss_type": ["sigmoid", "sft"],
             "use_weighting": True,
         },
-        "ld_alpha must be between 0 and 1": {"ld_alpha": 2},
+        "ld_alpha must be at least 0 and at most 1": {"ld_alpha": 2},
         "ld_alpha does not go with simpo": {"loss_type": "simpo", "ld_alpha": 0.5},
         "ld_alpha does not go with kto": {"loss_type": "kto", "ld_alpha": 0.5},
         "gamma is a setting of simpo": {"gamma": 0.2},
         "dpop_lambda is a setting of dpop": {"dpop_lambda": 1.0},
         "desirable_weight is a setting of kto": {"desirable_weight": 2.0},
-        "discopop_tau must be a positive": {
+        "discopop_tau must be above 0": {
             "loss_type": "discopop",
             "discopop_tau": 0,
         },

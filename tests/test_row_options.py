@@ -17,7 +17,7 @@ from mlx_lm.preference.setting import declared
 class TestRowOptions(unittest.TestCase):
     def test_refused(self):
         for options, text in (
-            ({"transcripts": "both"}, "'turns' or 'raw'"),
+            ({"transcripts": "both"}, "choose from turns, raw"),
             ({"max_bad_rows": 1.5}, "at least 0 and at most 1"),
             ({"wrap_text": True, "transcripts": "raw"}, "exclude each other"),
             ({"criteria": {"a": 0}}, "criteria needs a weight above 0"),

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from ..errors import InputError
-from ..setting import setting
+from ..setting import check_type, declared, setting
 from .losses import LOSSES, PreferenceLoss
 from .pairs import DIVERGENCES, PairLogps
 
@@ -40,7 +40,10 @@ class Objective:
     """
 
     beta: float = setting(
-        0.1, "Above 0: how strongly the reference holds; the scale of rewards.", **_OWN
+        0.1,
+        "How strongly the reference holds, and the scale of rewards.",
+        above=0,
+        **_OWN,
     )
     loss_type: str | Sequence[str] = setting(
         "sigmoid",
@@ -53,16 +56,20 @@ class Objective:
         None, "Weights of a list's losses. Default: 1 each.", flag=False, **_OWN
     )
     label_smoothing: float = setting(
-        0.0, "Probability that a label is wrong, at least 0 and below 0.5.", **_OWN
+        0.0, "Probability that a label is wrong.", least=0, below=0.5, **_OWN
     )
     f_divergence: str = setting(
         "reverse_kl", "Divergence from the reference.", choices=[*DIVERGENCES], **_OWN
     )
     f_alpha: float = setting(
-        0.5, "Above 0: the alpha of f_divergence alpha; 1 is reverse_kl.", **_OWN
+        0.5, "The alpha of f_divergence alpha; 1 is reverse_kl.", above=0, **_OWN
     )
     ld_alpha: float = setting(
-        1.0, "What tokens beyond the shorter answer's length count, 0 to 1.", **_OWN
+        1.0,
+        "What tokens beyond the shorter answer's length count, 0 to 1.",
+        least=0,
+        most=1,
+        **_OWN,
     )
     use_weighting: bool = setting(
         False, "Weigh pairs by how likely the policy would write them (WPO).", **_OWN
@@ -70,20 +77,23 @@ class Objective:
     reference_free: bool = setting(
         False, "Compare log-probs instead of log-ratios to a reference.", **_OWN
     )
-    gamma: float = setting(0.5, "Target margin of simpo, in nats.", **_OWN)
-    cpo_alpha: float = setting(1.0, "What sft counts in cpo.", **_OWN)
-    dpop_lambda: float = setting(50.0, "Weight of dpop's penalty.", **_OWN)
-    discopop_tau: float = setting(0.05, "Temperature of discopop.", **_OWN)
+    gamma: float = setting(0.5, "Target margin of simpo, in nats.", least=0, **_OWN)
+    cpo_alpha: float = setting(1.0, "What sft counts in cpo.", least=0, **_OWN)
+    dpop_lambda: float = setting(50.0, "Weight of dpop's penalty.", least=0, **_OWN)
+    discopop_tau: float = setting(0.05, "Temperature of discopop.", above=0, **_OWN)
     desirable_weight: float = setting(
-        1.0, "What kto's desirable answers count.", **_OWN
+        1.0, "What kto's desirable answers count.", above=0, **_OWN
     )
     undesirable_weight: float = setting(
-        1.0, "What kto's undesirable answers count.", **_OWN
+        1.0, "What kto's undesirable answers count.", above=0, **_OWN
     )
 
     def __post_init__(self) -> None:
         _check_losses(self)
-        _check_numbers(self)
+        for one in declared(Objective):
+            if one.name not in ("loss_type", "loss_weights"):
+                check_type(one.name, getattr(self, one.name), one.type)
+                one.check(getattr(self, one.name))
         _check_modifiers(self)
 
     @property
@@ -155,8 +165,10 @@ def _check_losses(o):
             f"loss_weights must be a list of {len(names)}, one for each loss_type, "
             f"got {weights!r}."
         )
+    is_number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
     for weight in weights or []:
-        _check_number("loss_weights", weight, lambda x: x > 0, "positive numbers")
+        if not (is_number(weight) and math.isfinite(weight) and weight > 0):
+            raise InputError(f"loss_weights must be positive numbers, got {weight!r}.")
     specs = {name: LOSSES[name] for name in names}
     for name, spec in specs.items():
         if len(specs) > 1 and spec.data != "pairs":
@@ -172,36 +184,6 @@ def _check_losses(o):
 
 def _is_list(x):
     return isinstance(x, Sequence) and not isinstance(x, str)
-
-
-def _check_number(name, value, holds, what):
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and holds(value)):
-        raise InputError(f"{name} must be {what}, got {value!r}.")
-
-
-def _check_numbers(o):
-    positive = (lambda x: x > 0), "a positive number"
-    not_negative = (lambda x: x >= 0), "at least 0"
-    ranges: dict[str, tuple] = {
-        "beta": positive,
-        "label_smoothing": ((lambda x: 0 <= x < 0.5), "at least 0 and below 0.5"),
-        "f_alpha": positive,
-        "ld_alpha": ((lambda x: 0 <= x <= 1), "between 0 and 1"),
-        "gamma": not_negative,
-        "cpo_alpha": not_negative,
-        "dpop_lambda": not_negative,
-        "discopop_tau": positive,
-        "desirable_weight": positive,
-        "undesirable_weight": positive,
-    }
-    for name, (holds, what) in ranges.items():
-        _check_number(name, getattr(o, name), holds, what)
-    if o.f_divergence not in DIVERGENCES:
-        raise InputError(
-            f"Unknown f_divergence {o.f_divergence!r}, choose from "
-            f"{', '.join(DIVERGENCES)}."
-        )
 
 
 def _check_modifiers(o):
