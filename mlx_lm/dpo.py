@@ -64,9 +64,6 @@ from .tuner.callbacks import TrainingCallback
 from .tuner.trainer import train_dpo, training_step
 from .tuner.utils import print_trainable_parameters
 
-# More tokens than any row has.
-NO_CUT = 2**30
-
 
 def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
     """
@@ -162,7 +159,17 @@ def train_model(
                 training_callback,
                 partial(reporting_callbacks, *services),
             )
-            watchers = run_watchers(_watched(args, model, train_set, valid_set), state)
+            watched = WatchedRun(
+                Path(args.adapter_path),
+                model,
+                train_set.tokenizer,
+                valid_set,
+                # Rewards are measured from the policy as it was.
+                compared and not (args.reference_model or args.sync_reference),
+                args.sample_prompts,
+                args.sample_tokens,
+            )
+            watchers = run_watchers(watched, state)
             training_callback = CallbackList([metrics, *watchers])
     if args.dry_run:
         return reference
@@ -185,20 +192,6 @@ def train_model(
         )
     reference.model = kept or reference.model
     return reference
-
-
-def _watched(args, model, train_set, valid_set):
-    """What the watchers of a run get."""
-    moves = args.reference_model is not None or args.sync_reference
-    return WatchedRun(
-        Path(args.adapter_path),
-        model,
-        train_set.tokenizer,
-        valid_set,
-        objective_of(args).needs_reference and not moves,
-        args.sample_prompts,
-        args.sample_tokens,
-    )
 
 
 def evaluate_model(
@@ -230,7 +223,8 @@ def evaluate_model(
         show_metrics({"policy": metrics}, before, settings.objective.noun)
     if args.inspect:
         again = copy.copy(args)
-        again.max_seq_length, again.token_cache = NO_CUT, False
+        # More tokens than any row has.
+        again.max_seq_length, again.token_cache = 2**30, False
         if is_test:
             again.train, again.test = False, True
         read_uncut = partial(load_data, again, dataset.tokenizer)
