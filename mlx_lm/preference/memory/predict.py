@@ -26,8 +26,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """The peak."""
-        parts = (self.weights, self.trained, self.reference)
-        return sum(parts) + self.optimizer + self.activations
+        return sum(vars(self).values())
 
 
 def predict_peak(
