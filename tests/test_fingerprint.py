@@ -1,8 +1,5 @@
 # Copyright © 2026 MLX Contributors
 
-import os
-import subprocess
-import sys
 import unittest
 from types import SimpleNamespace
 from unittest import mock
@@ -97,20 +94,11 @@ class TestModelFingerprint(unittest.TestCase):
             copy = mx.array(np.array(view))
             self.assertEqual(print_of(view), print_of(copy))
 
-    def test_name_type_and_shape_count(self):
+    def test_type_shape_and_place_count(self):
         zeros = mx.zeros((4, 2))
-        kinds = [
-            zeros,
-            mx.zeros((2, 4)),
-            mx.zeros((8,)),
-            zeros.astype(mx.float16),
-            zeros.astype(mx.int32),
-            mx.zeros((0, 4)),
-            {"a": zeros},
-            {"b": zeros},
-            [zeros],
-            [zeros, zeros],
-        ]
+        kinds = [zeros, mx.zeros((2, 4)), mx.zeros((8,)), mx.zeros((0, 4))]
+        kinds += [zeros.astype(mx.float16), zeros.astype(mx.int32)]
+        kinds += [{"a": zeros}, {"b": zeros}, [zeros], [zeros, zeros]]
         self.assertEqual(len({print_of(v) for v in kinds}), len(kinds))
 
     def test_steps_do_not_count(self):
@@ -283,27 +271,6 @@ class TestDigest(unittest.TestCase):
             ({1: "a"}, {"1": "a"}),
         ]:
             self.assertEqual(digest(one), digest(two))
-
-    def test_size(self):
-        self.assertRegex(digest("a", size=8), "^[0-9a-f]{16}$")
-        self.assertRegex(digest("a", size=32), "^[0-9a-f]{64}$")
-
-    def test_other_processes_agree(self):
-        code = (
-            "from mlx_lm.preference.digest import digest; import mlx.core as mx\n"
-            "print(digest({'x', 'y', 'z'}, {'b': mx.ones((9,)), 'a': None}))"
-        )
-        names = {
-            subprocess.run(
-                [sys.executable, "-c", code],
-                capture_output=True,
-                check=True,
-                text=True,
-                env={**os.environ, "PYTHONHASHSEED": seed},
-            ).stdout
-            for seed in ("1", "2")
-        }
-        self.assertEqual(len(names), 1)
 
 
 if __name__ == "__main__":

@@ -303,6 +303,15 @@ class TestFiles(CacheFolder):
         other.write_bytes(good)
         self.assertIn("damaged", self.make(max_length=61)[1][0])
 
+    def test_a_fifo_is_replaced_not_opened(self):
+        self.make()
+        (path,) = self.files()
+        path.unlink()
+        os.mkfifo(path)
+        self.assertEqual(self.make()[1:], ([], 22))
+        self.assertTrue(path.is_file())
+        self.assertEqual(self.make()[2], 0)
+
     def test_a_folder_that_cant_be_made(self):
         (self.folder / "file").write_text("")
         dataset, lines, _ = self.make(token_cache=self.folder / "file" / "tokens")
@@ -404,15 +413,8 @@ class TestFingerprints(CacheFolder):
 
     def test_rows(self):
         variants = [
-            [{"a": 1}],
-            [{"a": 1.0}],
-            [{"a": True}],
-            [{"a": "1"}],
-            [{"a": 1}, {"a": 1}],
-            [{"a": (1,)}],
-            [{"a": [1]}],
-            [{"b": 1}],
-            [],
+            *([{"a": 1}], [{"a": 1.0}], [{"a": True}], [{"a": "1"}], [{"b": 1}], []),
+            *([{"a": 1}, {"a": 1}], [{"a": (1,)}], [{"a": [1]}]),
             hf.Dataset.from_list([{"a": 1}]),
             hf.Dataset.from_list([{"a": 2}]),
             LocatedRows([{"a": 1}], "name"),
