@@ -27,12 +27,9 @@ from mlx_lm.preference.run.checkpoint import (
     TrainingState,
     check_identity,
     data_fingerprint,
-    numbered,
-    save_state,
 )
 from mlx_lm.preference.run.loop import PreferenceRun, _Interrupted
 from mlx_lm.preference.run.screen import PreferenceTrainUI
-from mlx_lm.preference.run.setup import find_checkpoint
 from mlx_lm.preference.settings.adopt import adopt_resumed_run
 
 momentum = partial(optim.SGD, momentum=0.9)
@@ -259,22 +256,6 @@ class TestParts(unittest.TestCase):
         check_identity(state, {"train": "a"}, "adapters", False)
         with self.assertRaisesRegex(ValueError, "the training pairs are not"):
             check_identity(state, {"train": "b"}, "adapters", False)
-
-    def test_finding_the_checkpoint(self):
-        with tempfile.TemporaryDirectory() as folder:
-            numbered(folder, 4, "adapters").write_bytes(b"")
-            info = {"identity": {"train": "a"}, "pending": False}
-            save_state(folder, 4, {}, info)
-            args = SimpleNamespace(**{"adapter_path": folder, "resume": folder})
-            args.resume_anyway = False
-            for iters, line in ((4, "is complete"), (3, "already"), (5, "after")):
-                args.iters = iters
-                with contextlib.redirect_stdout(io.StringIO()) as out:
-                    state = find_checkpoint(args, {"train": "a"})
-                self.assertEqual(state.iteration, 4)
-                self.assertIn(line, out.getvalue())
-            with self.assertRaisesRegex(ValueError, "the training pairs are not"):
-                find_checkpoint(args, {"train": "b"})
 
     def test_an_evaluation_can_be_left(self):
         pairs, model = random_pairs(6), tiny_model()

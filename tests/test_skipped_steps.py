@@ -244,7 +244,7 @@ class TestCommand(CommandCase):
 
     def test_another_error_is_not_hidden(self):
         error = RuntimeError("[matmul] Shapes do not fit.")
-        run = mock.Mock(saved=-1)
+        run = mock.Mock()
         self.assertIs(PreferenceRun._failure(run, error, "a step"), error)
 
 

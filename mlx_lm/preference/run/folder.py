@@ -71,6 +71,7 @@ def read_lines(path: str | Path) -> list[dict]:
 
 
 TRAINED_WITH = "mlx_lm.dpo"
+METRICS = "metrics.jsonl"
 
 
 def adapter_config(path: str | Path) -> dict | None:
@@ -109,9 +110,9 @@ def run_versions() -> dict[str, str]:
 
 def saved_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as they are written beside the adapter."""
-    config = {k: v for k, v in settings.items() if k != "explicit"}
     # How a process came to the run is not the run's.
-    config |= {"resume": None, "resume_anyway": False}
+    config = {**settings, "resume": None, "resume_anyway": False}
+    config.pop("explicit", None)
     return {**config, "trained_with": TRAINED_WITH, "versions": run_versions()}
 
 
@@ -136,8 +137,5 @@ def open_folder(
     with writing(config_file):
         replace_file(config_file, lambda name: save_config(config, name))
     written = state.info["metrics_bytes"] if state else 0
-    metrics_file = MetricsFile(folder / "metrics.jsonl", written)
+    metrics_file = MetricsFile(folder / METRICS, written)
     return CallbackList([metrics_file, services, training_callback])
-
-
-METRICS = "metrics.jsonl"
