@@ -51,10 +51,6 @@ def cut_file(original, name, *args):
     os.truncate(name, os.path.getsize(name) // 2)
 
 
-def cut_bytes(original, path, data):
-    original(path, data[: len(data) // 2])
-
-
 def cut_line(original, self, info):
     self.path.open("a").write(json.dumps(info)[:40])
 
@@ -64,6 +60,7 @@ def live(job):
     import mlx.core as mx
 
     from mlx_lm import dpo
+    from mlx_lm.preference.reference import cache as reference_cache
     from mlx_lm.preference.run.folder import MetricsFile
     from mlx_lm.preference.run.loop import PreferenceRun
 
@@ -74,8 +71,8 @@ def live(job):
     moments.around(os, "replace", "written")
     moments.around(os, "replace", "renamed", after=True)
     moments.around(MetricsFile, "_append", "line", cut_line)
-    # The reference cache is the only one that writes in this way.
-    moments.around(Path, "write_bytes", "cache", cut_bytes)
+    # Inside a transaction, whose rows are never committed.
+    moments.around(reference_cache, "_pack", "cache", after=True)
     moments.around(Path, "unlink", "unlink")
     sys.argv = ["mlx_lm.dpo", *job["argv"]]
     try:

@@ -88,7 +88,7 @@ class TestKill(CommandCase):
         for part in self.expected:
             self.assertTrue(found[part] == self.expected[part], part)
         for place in (folder, self.root / f"{name} references"):
-            self.assertEqual([*place.rglob(".*.tmp*")], [])
+            self.assertEqual([*place.rglob(".*.tmp*"), *place.rglob("*-journal")], [])
         for place in self.root.glob(f"{name}*"):
             shutil.rmtree(place)
 
