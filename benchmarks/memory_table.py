@@ -31,7 +31,6 @@ from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.policy.optimizer import with_master_weights
 from mlx_lm.preference.run.forecast import describe_memory, predict_run
 from mlx_lm.preference.run.setup import make_policy, training_args
-from mlx_lm.tuner.trainer import training_step
 from mlx_lm.utils import _get_classes
 
 # GiB of RAM, and the part of it that Metal recommends to use.
@@ -82,9 +81,7 @@ def predicted(ram: int, shape: str, weights: str, options: tuple) -> int:
     settings.compile = True
     with chunks_of(ram):
         model, reference, optimizer, pairs = run
-        return predict_run(
-            model, reference, optimizer, pairs, settings, training_step
-        ).total
+        return predict_run(model, reference, optimizer, pairs, settings).total
 
 
 def rows() -> Iterator[tuple[int, str, str, tuple]]:
@@ -118,7 +115,7 @@ def prove(ram: int, shape: str, weights: str, options: tuple, steps: int) -> Non
         used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
         resource.setrlimit(resource.RLIMIT_AS, (used + limit(ram),) * 2)
     model, reference, optimizer, pairs, settings = setup(shape, weights, options)
-    estimate = predict_run(model, reference, optimizer, pairs, settings, training_step)
+    estimate = predict_run(model, reference, optimizer, pairs, settings)
     print(f"on this device {describe_memory(estimate)}")
     for peak, seconds in peaks(model, reference, optimizer, pairs, settings, steps):
         print(

@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace) -> None:
     half = length // 2
     pairs = synthetic_pairs(half, length - half, size, 1000, 0)
     settings = replace(training_args(options), sharing=args.sharing)
-    estimate = predict_run(model, reference, optimizer, pairs, settings, training_step)
+    estimate = predict_run(model, reference, optimizer, pairs, settings)
     run = model, reference, optimizer, pairs, settings
     measured = max(peak for peak, _ in peaks(*run, steps=2))
     cells = [kind, args.checkpoint[0], f"{size} x {length}"]

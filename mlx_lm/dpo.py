@@ -29,31 +29,13 @@ from .preference.policy.model import (
 from .preference.policy.optimizer import with_master_weights
 from .preference.ranks import is_lost_rank, start_together
 from .preference.reference.remembered import RememberedReference
-from .preference.report.evaluate import (
-    KeptTest,
-    check_same_pairs,
-    compare_runs,
-    score_pairs,
-    show_metrics,
-    show_pairs,
-)
+from .preference.report import evaluate
 from .preference.report.watchers import WatchedRun, run_watchers, show_report
+from .preference.run import setup
 from .preference.run.folder import CallbackList, open_folder
 from .preference.run.forecast import check_memory
 from .preference.run.loop import TrainingStopped
 from .preference.run.plan import describe_plan, training_plan
-from .preference.run.setup import (
-    find_checkpoint,
-    find_sharing,
-    header_rows,
-    likely_sharing,
-    load_data,
-    make_optimizer,
-    make_policy,
-    remember_reference,
-    run_identity,
-    training_args,
-)
 from .preference.settings.checks import check_keys, fit_to_model
 from .preference.settings.finished import finished_runs, settle
 from .preference.settings.parser import build_parser, read_config
@@ -61,7 +43,7 @@ from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
 from .preference.watch.retained_text import scored_text
 from .preference.watch.trackers import reporting_callbacks
 from .tuner.callbacks import TrainingCallback
-from .tuner.trainer import train_dpo, training_step
+from .tuner.trainer import train_dpo
 from .tuner.utils import print_trainable_parameters
 
 
@@ -113,10 +95,9 @@ def train_model(
             f"The training set has {len(train_set)} usable pairs, fewer than "
             f"batch_size={args.batch_size}. Lower batch_size or add pairs."
         )
-    make_policy(args, model)
-    optimizer, notices = make_optimizer(args, len(train_set))
-    settings = training_args(args)
-    settings = replace(settings, sharing=likely_sharing(args))
+    setup.make_policy(args, model)
+    optimizer, notices = setup.make_optimizer(args, len(train_set))
+    settings = setup.training_args(args, setup.likely_sharing(args))
     compared = settings.objective.needs_reference
     estimate = check_memory(
         model,
@@ -124,27 +105,28 @@ def train_model(
         with_master_weights(optimizer, model),
         train_set,
         settings,
-        training_step,
     )
     read_weights(model, args.model)
     if reference_model is not None:
         read_weights(reference_model, args.reference_model)
-    sharing = find_sharing(args, model, reference_model)
+    sharing = setup.find_sharing(args, model, reference_model)
     settings = replace(settings, sharing=sharing.grade)
-    reference = remember_reference(
+    reference = setup.remember_reference(
         args, model, reference_model, train_set, valid_set or []
     )
-    identity = run_identity(model, reference_model, reference, train_set, valid_set)
+    identity = setup.run_identity(
+        model, reference_model, reference, train_set, valid_set
+    )
     # Where all its numbers are known, nothing else holds it.
     del reference_model
     # A test measures from the start, wherever training moves the reference to.
     kept = FrozenStart(model) if args.sync_reference and args.test else None
     state = None
     if args.resume and not args.dry_run:
-        state = find_checkpoint(args, identity)
+        state = setup.find_checkpoint(args, identity)
     if mx.distributed.init().rank() == 0:
         plan = training_plan(train_set, settings)
-        rows = header_rows(args, train_set, valid_set, reference, plan, estimate)
+        rows = setup.header_rows(args, train_set, valid_set, reference, plan, estimate)
         print_header_panel(make_console(), "mlx_lm.dpo", rows)
         if sharing.notice:
             rprint(sharing.notice)
@@ -203,13 +185,13 @@ def evaluate_model(
     show: bool = True,
 ) -> dict[str, Any]:
     """Score held-out pairs, keep a test's numbers, and show them or single pairs."""
-    grade = find_sharing(args, model, reference_model).grade
-    settings = replace(training_args(args), sharing=grade)
-    metrics, scored = score_pairs(
+    grade = setup.find_sharing(args, model, reference_model).grade
+    settings = setup.training_args(args, grade)
+    metrics, scored = evaluate.score_pairs(
         model, reference_model, dataset, settings, args.test_batches
     )
     if args.test and args.adapter_path:
-        kept = KeptTest(
+        kept = evaluate.KeptTest(
             args.adapter_path,
             str(args.hf_dataset or args.data),
             args.max_seq_length,
@@ -220,15 +202,15 @@ def evaluate_model(
     if args.test and show:
         own = isinstance(reference_model, FrozenStart)
         before = "start" if own else "reference"
-        show_metrics({"policy": metrics}, before, settings.objective.noun)
+        evaluate.show_metrics({"policy": metrics}, before, settings.objective.noun)
     if args.inspect:
         again = copy.copy(args)
         # More tokens than any row has.
         again.max_seq_length, again.token_cache = 2**30, False
         if is_test:
             again.train, again.test = False, True
-        read_uncut = partial(load_data, again, dataset.tokenizer)
-        show_pairs(dataset, scored, args.inspect, read_uncut)
+        read_uncut = partial(setup.load_data, again, dataset.tokenizer)
+        evaluate.show_pairs(dataset, scored, args.inspect, read_uncut)
     return metrics
 
 
@@ -244,10 +226,10 @@ def _compare(args):
         # What only the loss reads; but rows without a usable number are left out.
         columns = (run.weight_feature, run.margin_feature)
         if columns not in sets:
-            _, _, sets[columns] = load_data(run, tokenizer)
+            _, _, sets[columns] = setup.load_data(run, tokenizer)
             for line in sets[columns].summary():
                 rprint(line)
-            check_same_pairs(folder, sets[columns], next(iter(sets.values())))
+            evaluate.check_same_pairs(folder, sets[columns], next(iter(sets.values())))
             check_token_ids(model, sets[columns].largest_token())
         reference = _load_trained(run, model, tokenizer, reference_model)
         read_weights(model, run.model)
@@ -257,7 +239,7 @@ def _compare(args):
     first = next(iter(runs.values()))
     starts = {(run.reference_model, run.resume_adapter_file) for run in runs.values()}
     before = "reference" if first.reference_model else "start"
-    compare_runs(
+    evaluate.compare_runs(
         list(runs), test, before if len(starts) == 1 else None, objective_of(first).noun
     )
     for folder in runs if args.report else []:
@@ -324,7 +306,7 @@ def run(
         rprint(f"[WARNING] {notice}")
 
     rprint("Loading datasets")
-    train_set, valid_set, test_set = load_data(args, tokenizer)
+    train_set, valid_set, test_set = setup.load_data(args, tokenizer)
     if args.inspect and not (test_set or valid_set):
         raise InputError(
             "inspect shows held-out pairs, and there are none: add a test or validation "
@@ -365,7 +347,7 @@ def _load_trained(args, model, tokenizer, reference_model):
     """Load what a run trained, if there is any, and return the reference."""
     reference = reference_model or model
     if args.adapter_path:
-        make_policy(args, model)
+        setup.make_policy(args, model)
         reference = reference_model or FrozenStart(model)
     with _scored_text(args, model, tokenizer, start=bool(args.adapter_path)):
         if args.adapter_path:

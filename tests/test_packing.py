@@ -287,9 +287,7 @@ class TestRun(unittest.TestCase):
         wide = {"hidden_size": 128, "intermediate_size": 512, "vocab_size": 512}
         model = tiny_model("lora", **wide)
         optimizer = optim.Adam(1e-3)
-        predicted = predict_run(
-            model, None, optimizer, pairs, args, training_step
-        ).total
+        predicted = predict_run(model, None, optimizer, pairs, args).total
         shape, indices = max(
             epoch_batches(training_plan(pairs, args), 2),
             key=lambda b: sum(sum(pairs[i][3][1:]) for i in b[1]),

@@ -29,6 +29,7 @@ from mlx_lm.preference.forward.frozen import FrozenStart, running
 from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.run import setup
 from mlx_lm.preference.step import loss_and_values, reference_pass
 
 
@@ -334,7 +335,7 @@ class TestThroughTheCommand(CommandCase):
         args = dpo.resolve_args(["--reference-cache", str(self.kept)])
         policy = tiny_model("lora")
         pairs = Pairs(random_pairs(2))
-        reference = dpo.remember_reference(args, policy, None, pairs)
+        reference = setup.remember_reference(args, policy, None, pairs)
         self.assertIsInstance(reference.model, FrozenStart)
         self.assertEqual(reference.unknown(pairs), 2)
 

@@ -70,7 +70,7 @@ class TestPrediction(unittest.TestCase):
         args = DPOTrainingArgs(batch_size=2, sharing=sharing, compile=False)
         optimizer = with_master_weights(optim.Adam(1e-3), model)
         mx.eval(model.parameters())
-        estimate = predict_run(model, reference, optimizer, pairs, args, training_step)
+        estimate = predict_run(model, reference, optimizer, pairs, args)
         return estimate.total, measured_peak(model, reference, args, pairs) - before
 
     def test_nothing_is_allocated(self):
@@ -78,19 +78,19 @@ class TestPrediction(unittest.TestCase):
         args = DPOTrainingArgs(batch_size=2, compile=False)
         pairs, optimizer = long_pairs(), optim.Adam(1e-3)
         before = mx.get_active_memory()
-        predict_run(model, FrozenStart(model), optimizer, pairs, args, training_step)
+        predict_run(model, FrozenStart(model), optimizer, pairs, args)
         self.assertLess(mx.get_active_memory() - before, 100_000)
 
     def test_more_than_there_is_names_what_would_fit(self):
         model = tiny_model("lora", **WIDE)
         args = DPOTrainingArgs(batch_size=4, compile=False)
         given = (model, FrozenStart(model), optim.Adam(1e-3), long_pairs(), args)
-        needed = check_memory(*given, training_step).total
+        needed = check_memory(*given).total
         with mock.patch.object(forecast, "device_memory", lambda: int(needed * 0.8)):
             with self.assertRaisesRegex(ValueError, "It would fit with .*batch_size: "):
-                check_memory(*given, training_step)
+                check_memory(*given)
         with mock.patch.object(forecast, "device_memory", lambda: needed):
-            check_memory(*given, training_step)
+            check_memory(*given)
 
     def test_an_optimizer_takes_no_step(self):
         for dtype in (mx.float32, mx.bfloat16):
@@ -102,7 +102,7 @@ class TestPrediction(unittest.TestCase):
                 optimizer = optim.Adam(1e-3)
                 if predicts:
                     masters = with_master_weights(optimizer, model)
-                    predict_run(model, None, masters, long_pairs(), args, training_step)
+                    predict_run(model, None, masters, long_pairs(), args)
                 training_step(model, with_master_weights(optimizer, model), args)
                 states.append(dict(tree_flatten(optimizer.state)))
             self.assertEqual(states[0].keys(), states[1].keys())

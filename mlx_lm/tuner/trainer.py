@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -47,11 +48,6 @@ from ._upstream_trainer import (
 
 # Whoever trains with mlx_lm.lora imports this module: what only a preference run
 # needs is imported when one begins.
-if TYPE_CHECKING:
-    from ..preference.batch.shape import Bucket
-    from ..preference.measure.evaluation import PairCollector
-    from ..preference.reference.remembered import RememberedReference
-    from ..preference.run.checkpoint import TrainingState
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,7 @@ class DPOTrainingArgs(Objective):
         0, "Of adapter weights, order of the data, dropout and held-out pairs.", least=0
     )
 
-    @property
+    @cached_property
     def objective(self) -> Objective:
         """What is minimised."""
         return Objective(**{f.name: getattr(self, f.name) for f in fields(Objective)})
@@ -182,14 +178,14 @@ def evaluate_dpo(
     num_batches: int = -1,
     beta: float = 0.1,
     *,
-    buckets: "list[Bucket] | None" = None,
+    buckets: list | None = None,
     label_smoothing: float = 0.0,
     loss_type: str = "sigmoid",
     objective: Objective | None = None,
     clear_cache_threshold: int | None = None,
     compile: bool | None = None,
     progress_callback: Callable[[], Any] | None = None,
-    collector: "PairCollector | None" = None,
+    collector: Any = None,
 ) -> dict[str, float]:
     """
     Loss, exact KL and metrics over held-out pairs, each pair counted once.
@@ -260,9 +256,9 @@ def train_dpo(
     train_dataset: Any,
     val_dataset: Any = None,
     args: DPOTrainingArgs | None = None,
-    reference_model: "Callable | RememberedReference | None" = None,
+    reference_model: Any = None,
     training_callback: TrainingCallback | None = None,
-    resume: "TrainingState | None" = None,
+    resume: Any = None,
     identity: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """
@@ -295,18 +291,13 @@ def train_dpo(
     Example:
         >>> import tempfile
         >>> pairs = [([1], [2], [3, 4], (1, 2, 3))]
-        >>> class Model(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.layers = [nn.Embedding(8, 8)]
-        ...     def __call__(self, tokens):
-        ...         return self.layers[0](tokens)
+        >>> model = nn.Sequential(nn.Embedding(8, 8))
         >>> import contextlib, io
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     file = f"{folder}/adapters.safetensors"
         ...     args = DPOTrainingArgs(batch_size=1, iters=2, adapter_file=file)
         ...     with contextlib.redirect_stdout(io.StringIO()):
-        ...         metrics = train_dpo(Model(), optim.SGD(1.0), pairs, args=args)
+        ...         metrics = train_dpo(model, optim.SGD(1.0), pairs, args=args)
         >>> metrics["trained_pairs"]
         2.0
     """
@@ -401,13 +392,7 @@ def dpo_step(
     Example:
         >>> from mlx_lm.preference.batch.collate import collate_pairs
         >>> from mlx_lm.preference.forward.frozen import FrozenStart
-        >>> class Bigram(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.table = mx.zeros((8, 8))
-        ...     def __call__(self, tokens):
-        ...         return self.table[tokens]
-        >>> policy = Bigram()
+        >>> policy = nn.Sequential(nn.Embedding(8, 8))
         >>> reference = FrozenStart(policy)
         >>> batch = collate_pairs([([1], [2], [3], (1, 2, 2))])
         >>> for _ in range(2):
@@ -423,11 +408,8 @@ def dpo_step(
 
     def loss_fn(batch):
         with frozen.replaying():
-            logps = answer_logps(policy_model, batch, objective, gradient=True)
-        policy_logps, confidences = logps
-        return loss_and_values(
-            policy_logps, reference_logps, batch, objective, confidences
-        )
+            logps, sure = answer_logps(policy_model, batch, objective, gradient=True)
+        return loss_and_values(logps, reference_logps, batch, objective, sure)
 
     (loss, values), gradients = nn.value_and_grad(policy_model, loss_fn)(batch)
     # Differentiation leaves its tracers in the model.
@@ -446,15 +428,10 @@ def dpo_step(
         pairs = mx.where(applies, pairs, mx.nan)
     metrics = values
     if reduce:
-        from ..preference.measure.metrics import (
-            hidden_metrics,
-            mean_metrics,
-            metric_columns,
-            preference_sums,
-        )
+        from ..preference.measure import metrics as measure
 
-        sums = preference_sums(**values, **metric_columns(batch))
-        metrics = mean_metrics(sums, hidden=hidden_metrics(objective))
+        sums = measure.preference_sums(**values, **measure.metric_columns(batch))
+        metrics = measure.mean_metrics(sums, hidden=measure.hidden_metrics(objective))
     if do_update:
         metrics["grad_norm"], updated, gradients = update(
             policy_model, optimizer, gradients, pairs, max_grad_norm
@@ -470,18 +447,12 @@ def training_step(
     policy_model: nn.Module, optimizer: Any, args: Any
 ) -> tuple[Callable, list]:
     """``dpo_step`` with a run's settings, and the state that it changes."""
-    accumulator = None
-    if args.grad_accumulation_steps > 1:
-        accumulator = gradient_accumulator(policy_model)
+    adds = args.grad_accumulation_steps > 1
+    accumulator = gradient_accumulator(policy_model) if adds else None
     if not hasattr(optimizer, "masters"):
         # A state that grows during the first step would compile it twice.
         optimizer.init(policy_model.trainable_parameters())
-    state = [
-        policy_model.state,
-        optimizer.state,
-        mx.random.state,
-        accumulator or {},
-    ]
+    state = [policy_model.state, optimizer.state, mx.random.state, accumulator or {}]
 
     def step(reference_model, batch, do_update):
         return dpo_step(

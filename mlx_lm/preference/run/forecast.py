@@ -2,7 +2,6 @@
 
 """A run's peak memory, predicted from the worst of its batches."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
+from ...tuner.trainer import training_step
 from ..batch.collate import collate_pairs, value_arrays
 from ..batch.shape import Bucket, padded_tokens, pair_lengths
 from ..device import compiles, device_memory
@@ -50,12 +50,7 @@ def _worst_batch(plan, lengths, size):
 
 
 def predict_run(
-    policy_model: nn.Module,
-    reference: Any,
-    optimizer: Any,
-    dataset: Any,
-    args: Any,
-    training_step: Callable,
+    policy_model: nn.Module, reference: Any, optimizer: Any, dataset: Any, args: Any
 ) -> MemoryEstimate:
     """Predict the peak memory of a run from the worst of its batches."""
     lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
@@ -84,30 +79,18 @@ def predict_run(
 
 
 def check_memory(
-    policy_model: nn.Module,
-    reference: Any,
-    optimizer: Any,
-    dataset: Any,
-    args: Any,
-    training_step: Callable,
+    policy_model: nn.Module, reference: Any, optimizer: Any, dataset: Any, args: Any
 ) -> MemoryEstimate:
     """Predict a run's memory, and refuse the run if the device has less."""
-    predict = lambda change: predict_run(
-        policy_model,
-        reference,
-        optimizer,
-        dataset,
-        replace(args, **change),
-        training_step,
-    )
+    given = policy_model, reference, optimizer, dataset
+    predict = lambda change: predict_run(*given, replace(args, **change))
     estimate = predict({})
     keys = ("batch_size", "max_seq_length", "grad_checkpoint")
     settings = {key: getattr(args, key) for key in keys}
     longest = int(pair_lengths(dataset).max())
     settings["max_seq_length"] = min(settings["max_seq_length"], longest)
-    changes = smaller_settings(settings)
-    limit = device_memory()
-    check_fits(estimate, limit, changes, predict, _weight_bits(policy_model))
+    changes, bits = smaller_settings(settings), _weight_bits(policy_model)
+    check_fits(estimate, device_memory(), changes, predict, bits)
     return estimate
 
 

@@ -12,11 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...cli_ui import rprint
-from ..batch.collate import (
-    count_tokens,
-    epoch_batches,
-    iterate_preference_batches,
-)
+from ..batch.collate import count_tokens, epoch_batches, iterate_preference_batches
 from ..device import cache_limit, compiles, trim_cache
 from ..measure.evaluation import evaluate_pairs
 from ..measure.metrics import hidden_metrics, sum_values
@@ -24,27 +20,10 @@ from ..measure.window import LastGradient, MetricsWindow
 from ..policy.model import load_weights
 from ..ranks import wait_for_all
 from ..step import scoring_step
-from .checkpoint import (
-    STATES,
-    BestAdapter,
-    Checkpoints,
-    TrainingState,
-    drop_newer,
-    numbered,
-    save_adapter,
-    save_state,
-)
+from . import checkpoint, state
 from .plan import training_plan
 from .screen import PreferenceTrainUI
 from .signals import StopSignals
-from .state import (
-    OptimizerState,
-    Part,
-    SkippedSteps,
-    TreeState,
-    apply_snapshot,
-    take_snapshot,
-)
 
 INPUTS = ("prompts", "inputs")
 
@@ -55,11 +34,6 @@ class TrainingStopped(RuntimeError):
 
 class _Interrupted(Exception):
     """A signal came during validation."""
-
-
-def _step_seed(seed, it, rank):
-    # Random numbers are a function of the step, so a resumed run repeats them.
-    return int(np.random.SeedSequence([seed, it, rank]).generate_state(1)[0])
 
 
 class PreferenceRun:
@@ -90,15 +64,15 @@ class PreferenceRun:
         self.shapes: set[tuple] = set()
         self.window = MetricsWindow(self.hidden)
         self.gradient = LastGradient()
-        self.skipped = SkippedSteps()
-        self.checkpoints = Checkpoints(self.folder, args.keep_checkpoints)
-        self.best = BestAdapter(self.folder, args.save_best)
+        self.skipped = state.SkippedSteps()
+        self.checkpoints = checkpoint.Checkpoints(self.folder, args.keep_checkpoints)
+        self.best = checkpoint.BestAdapter(self.folder, args.save_best)
         self.ui = PreferenceTrainUI(
             args.iters, rank=self.rank, noun=args.objective.noun
         )
-        self.parts: dict[str, Part] = {
-            "optimizer": OptimizerState(optimizer),
-            "accumulator": TreeState(self.state[3]),
+        self.parts: dict[str, state.Part] = {
+            "optimizer": state.OptimizerState(optimizer),
+            "accumulator": state.TreeState(self.state[3]),
             "window": self.window,
             "reference": reference,
             "gradient": self.gradient,
@@ -108,7 +82,8 @@ class PreferenceRun:
             "screen": self.ui,
         }
         if args.sync_reference:
-            self.parts["moved"] = TreeState(getattr(reference.model, "state", {}))
+            moved = getattr(reference.model, "state", {})
+            self.parts["moved"] = state.TreeState(moved)
         self.cache_limit = cache_limit(args.clear_cache_threshold)
         self.train_buckets = training_plan(train_set, args)
         self.val_buckets = training_plan(val_set, args, True) if val_set else []
@@ -119,7 +94,7 @@ class PreferenceRun:
         # The same in each validation: what the reference is still asked about.
         self.validated = [val_set[i] for _, indices in batches for i in indices]
 
-    def train(self, resume: TrainingState | None = None) -> None:
+    def train(self, resume: checkpoint.TrainingState | None = None) -> None:
         """Take all steps that are left, and do what is due between them."""
         args = self.args
         compile_it = partial(self.reference.compiled, compile=compiles(args.compile))
@@ -154,7 +129,7 @@ class PreferenceRun:
 
     def _begin(self):
         """Leave an earlier run's checkpoints alone: nothing tells whose they are."""
-        if self.rank == 0 and (others := [*self.folder.glob(STATES)]):
+        if self.rank == 0 and (others := [*self.folder.glob(checkpoint.STATES)]):
             rprint(
                 f"[WARNING] {self.folder} has checkpoints of an earlier run, such as "
                 f"{max(others).name}, which resuming may find first: delete them, or "
@@ -165,9 +140,11 @@ class PreferenceRun:
     def _go_on(self, resume):
         """Become what the run was that wrote a checkpoint."""
         load_weights(self.policy_model, resume.adapter)
-        apply_snapshot(self.parts, resume.arrays, resume.info["parts"], self.world)
+        state.apply_snapshot(
+            self.parts, resume.arrays, resume.info["parts"], self.world
+        )
         if self.rank == 0:
-            drop_newer(self.folder, resume.iteration)
+            checkpoint.drop_newer(self.folder, resume.iteration)
             # A killed process may not have come to it.
             self.checkpoints.drop_old()
         return resume.iteration, resume.info["pending"]
@@ -188,12 +165,12 @@ class PreferenceRun:
         """Take one step, and wait for it."""
         tic = time.perf_counter()
         args = self.args
-        mx.random.seed(_step_seed(args.seed, it, self.rank))
+        # Random numbers are a function of the step, so a resumed run repeats them.
+        seeds = np.random.SeedSequence([args.seed, it, self.rank])
+        mx.random.seed(int(seeds.generate_state(1)[0]))
         arrays = self.reference.recall(self.train_set, batch)
         update = it % args.grad_accumulation_steps == 0 or it == args.iters
-        before = None
-        if args.debug_gradients:
-            before = self.policy_model.trainable_parameters()
+        before = args.debug_gradients and self.policy_model.trainable_parameters()
         try:
             values = self.step(arrays, update)
             mx.eval(self.state, values)
@@ -305,8 +282,7 @@ class PreferenceRun:
 
     def _interruptible(self, advance):
         """Let a signal end a validation; several ranks must end it together."""
-        if advance is not None:
-            advance()
+        advance()
         self.stop.beat()
         if self.stop.exit_code and self.world.size() == 1:
             raise _Interrupted
@@ -332,8 +308,8 @@ class PreferenceRun:
         """Tell whether a signal came, to any rank."""
         if self.world.size() == 1:
             return bool(self.stop.exit_code)
-        code = mx.distributed.all_max(mx.array(self.stop.exit_code), group=self.world)
-        code = int(code.item())
+        code = mx.array(self.stop.exit_code)
+        code = int(mx.distributed.all_max(code, group=self.world).item())
         # A signal that came while this rank waited is told in the next step.
         self.stop.exit_code = code or self.stop.exit_code
         self.stop.beat()
@@ -354,7 +330,7 @@ class PreferenceRun:
     def _save(self, it, pending=False):
         """Write a checkpoint: adapter, state, and the reference's numbers."""
         self.checkpoints.add(it)
-        arrays, parts = take_snapshot(self.parts, self.world)
+        arrays, parts = state.take_snapshot(self.parts, self.world)
         if self.rank != 0:
             return
         metrics = self.folder / "metrics.jsonl"
@@ -364,11 +340,11 @@ class PreferenceRun:
             "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
             "identity": self.identity,
         }
-        checkpoint = numbered(self.folder, it, "adapters")
-        save_adapter(self.policy_model, checkpoint)
-        save_adapter(self.policy_model, self.args.adapter_file)
+        adapter = checkpoint.numbered(self.folder, it, "adapters")
+        for path in (adapter, self.args.adapter_file):
+            checkpoint.save_adapter(self.policy_model, path)
         # The state comes last: where it is, the rest is too.
-        save_state(self.folder, it, arrays, info)
+        checkpoint.save_state(self.folder, it, arrays, info)
         self.checkpoints.drop_old()
         self.reference.cache.save()
-        self.ui.report_save(checkpoint)
+        self.ui.report_save(adapter)

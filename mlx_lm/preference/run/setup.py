@@ -13,20 +13,14 @@ import mlx.optimizers as optim
 from ...cli_ui import rprint
 from ...tuner.datasets import load_preference_dataset
 from ...tuner.trainer import DPOTrainingArgs
+from ..batch import shape
 from ..batch.buckets import LAYOUTS
-from ..batch.shape import (
-    Bucket,
-    batches_per_epoch,
-    needed_tokens,
-    padded_tokens,
-    pair_lengths,
-)
 from ..data.options import RowOptions
 from ..files import remove_leftovers, user_cache_folder
 from ..forward.frozen import FrozenStart
 from ..forward.probe import Sharing, check_packing, check_sharing
 from ..memory.predict import MemoryEstimate
-from ..objective.objective import Objective, objective_of
+from ..objective.objective import objective_of
 from ..policy.model import prepare_policy
 from ..policy.optimizer import build_learning_rate, build_optimizer
 from ..reference.cache import ReferenceCache
@@ -106,12 +100,8 @@ def run_identity(
     start = reference.cache.fingerprint
     if reference_model is not None or isinstance(reference, NoReference):
         start = model_fingerprint(model)
-    return {
-        "model": start,
-        "reference": reference.cache.fingerprint,
-        "train": data_fingerprint(train_set),
-        "valid": data_fingerprint(valid_set),
-    }
+    sets = {"train": data_fingerprint(train_set), "valid": data_fingerprint(valid_set)}
+    return {"model": start, "reference": reference.cache.fingerprint, **sets}
 
 
 def make_optimizer(
@@ -137,9 +127,7 @@ def find_sharing(
     if args.pack:
         return [check_packing(m, args.max_seq_length) for m in models][0]
     # Also finds out whether a model can be taken apart, shared or not.
-    found = max(
-        (check_sharing(m) for m in models), key=lambda s: LAYOUTS.index(s.grade)
-    )
+    found = max(map(check_sharing, models), key=lambda s: LAYOUTS.index(s.grade))
     if args.share_prompt:
         return found
     return Sharing("plain", "" if found.grade == "plain" else found.notice)
@@ -162,17 +150,17 @@ def find_checkpoint(
         rprint(f"{args.adapter_path} has no checkpoint yet: the run starts again.")
         return None
     check_identity(state, identity, args.adapter_path, args.resume_anyway)
+    more = "To train on, give a larger --iters."
     if state.iteration > args.iters:
         rprint(
             f"The run in {args.adapter_path} has already taken {state.iteration:,} "
-            f"steps, more than the {args.iters:,} asked for: it takes no more. To "
-            "train on, give a larger --iters."
+            f"steps, more than the {args.iters:,} asked for: it takes no more. {more}"
         )
         return state
     if state.iteration == args.iters and not state.info["pending"]:
         rprint(
             f"The run in {args.adapter_path} is complete: it has taken all of its "
-            f"{state.iteration:,} steps. To train on, give a larger --iters."
+            f"{state.iteration:,} steps. {more}"
         )
         return state
     rprint(f"Going on after step {state.iteration:,} of {args.iters:,}.")
@@ -185,12 +173,13 @@ def find_checkpoint(
     return state
 
 
-def training_args(args: SimpleNamespace) -> DPOTrainingArgs:
+def training_args(args: SimpleNamespace, sharing: str = "plain") -> DPOTrainingArgs:
     """The part of the settings that the training loop needs."""
     names = {f.name: f.metadata.get("name", f.name) for f in fields(DPOTrainingArgs)}
     return DPOTrainingArgs(
         **{k: getattr(args, name) for k, name in names.items() if hasattr(args, name)},
         adapter_file=str(Path(args.adapter_path) / "adapters.safetensors"),
+        sharing=sharing,
     )
 
 
@@ -199,22 +188,21 @@ def header_rows(
     train_set: Any,
     valid_set: Any,
     reference: RememberedReference,
-    plan: list[Bucket],
+    plan: list[shape.Bucket],
     estimate: MemoryEstimate,
 ) -> list[tuple[str, str]]:
     """What the run's header says of settings, data, batches and memory."""
-    per_epoch = batches_per_epoch(plan, args.batch_size)
+    per_epoch = shape.batches_per_epoch(plan, args.batch_size)
     what = objective_of(args).noun
-    lengths = pair_lengths(train_set)
-    needed = needed_tokens(plan, lengths)
-    padding = 1 - needed / padded_tokens(plan, args.batch_size, lengths)
+    lengths = shape.pair_lengths(train_set)
+    computed = shape.padded_tokens(plan, args.batch_size, lengths)
+    padding = 1 - shape.needed_tokens(plan, lengths) / computed
     shared = "shared" if any(b.shape.prompt for b in plan) else "not shared"
     shared += ", rows packed" if args.pack else ""
     shapes = f"{len(plan)} batch shape{'s' if len(plan) > 1 else ''}"
-    modifiers = _modifiers(args)
     rows = [
         *_settings_rows(args),
-        *([("loss has", modifiers)] if modifiers else []),
+        ("loss has", _modifiers(args)),
         ("data", str(args.hf_dataset or args.data)),
         (what, f"{len(train_set):,} train · {len(valid_set):,} valid"),
         ("an epoch", f"{per_epoch:,} iters · {args.iters / per_epoch:.3g} epochs"),
@@ -223,7 +211,7 @@ def header_rows(
         ("reference", _reference_name(args, train_set, reference, what)),
         ("peak memory", describe_memory(estimate)),
     ]
-    return [(label, text.replace("[", r"\[")) for label, text in rows]
+    return [(label, text.replace("[", r"\[")) for label, text in rows if text]
 
 
 def _settings_rows(args):
@@ -238,8 +226,7 @@ def _settings_rows(args):
         rate = args.lr_schedule["name"] if own else f"{rate} {args.lr_schedule['name']}"
     elif args.lr_schedule:
         rate = f"{rate} {args.lr_schedule}"
-    losses = args.loss_type
-    losses = losses if isinstance(losses, str) else " + ".join(losses)
+    losses = " + ".join(objective_of(args).losses)
     return [
         ("model", str(args.model)),
         ("type", kind),
@@ -266,14 +253,12 @@ def _reference_name(args, train_set, reference, what):
 def _modifiers(args):
     """What is not as it is by default, beside the loss and beta."""
     objective = objective_of(args)
-    given = {f.name: getattr(objective, f.name) for f in fields(objective)}
-    changed = {
-        name: value
-        for name, value in given.items()
-        if name not in ("loss_type", "beta") and value != getattr(Objective, name)
-    }
-    columns = {k: getattr(args, k) for k in ("weight_feature", "margin_feature")}
-    changed |= {name: value for name, value in columns.items() if value}
-    return " · ".join(
-        name if value is True else f"{name} {value}" for name, value in changed.items()
-    )
+    shown = []
+    for f in fields(objective):
+        value = getattr(objective, f.name)
+        if f.name not in ("loss_type", "beta") and value != f.default:
+            shown.append(f.name if value is True else f"{f.name} {value}")
+    for name in ("weight_feature", "margin_feature"):
+        if value := getattr(args, name):
+            shown.append(f"{name} {value}")
+    return " · ".join(shown)
