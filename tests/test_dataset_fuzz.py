@@ -20,7 +20,7 @@ from test_preference_rows import SHAPES, WEBGPT
 from tiny import bos_tokenizer
 from tokenizers_for_tests import no_template_tokenizer
 
-from mlx_lm.preference.data.sources import read_files
+from mlx_lm.preference.data.sources import FileRows
 from mlx_lm.preference.errors import InputError
 from mlx_lm.tuner.datasets import PreferenceDataset
 
@@ -235,7 +235,8 @@ class TestFuzz(unittest.TestCase):
             )
             path.write_bytes(raw)
             try:
-                found = read_files([path])
+                found = FileRows([path])
+                len(found)  # Reads them.
             except ValueError as e:
                 self.assertIs(type(e), InputError)
                 self.assertRegex(str(e), r"\A.*train\.(jsonl?|parquet).*\Z")
@@ -253,7 +254,7 @@ class TestFuzz(unittest.TestCase):
             parquet.write_table(table, path, compression="none")
             raw = path.read_bytes()
             path.write_bytes(raw.replace(b"Yes, 7", b"Yes\xff 7"))
-            found = read_files([path])
+            found = FileRows([path])
             self.assertEqual(self.check(found), 19)
             self.assertEqual(found[7].reason, "invalid UTF-8")
             self.assertEqual(found.location(7), "train.parquet:8")
@@ -261,7 +262,8 @@ class TestFuzz(unittest.TestCase):
             for at, byte in zip(random.permutation(len(raw))[:200], random.bytes(200)):
                 path.write_bytes(raw[:at] + bytes([byte]) + raw[at + 1 :])
                 try:
-                    found = read_files([path])
+                    found = FileRows([path])
+                    len(found)  # Reads them.
                 except ValueError as e:
                     self.assertIs(type(e), InputError)
                     self.assertRegex(str(e), r"\A.*train\.parquet.*\Z")
@@ -283,7 +285,8 @@ class TestFuzz(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "train.jsonl"
             path.write_text("\n".join(lines))
-            found = read_files([path])
+            found = FileRows([path])
+            len(found)  # Reads them.
         self.assertEqual(len(found), len(lines))
         self.assertGreaterEqual(self.check(found), 1)
 

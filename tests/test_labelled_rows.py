@@ -226,9 +226,11 @@ class TestCriteria(Faults):
         with self.assertRaisesRegex(ValueError, "criterion 'helpful'.*are: 'funny'"):
             make(rows, criteria=self.WEIGHTS)
         check_criteria({"funny": 1})
-        for wrong in ({}, {"funny": -1}, {"funny": None}, ["funny"], {"a": True}):
+        for wrong in ({}, {"funny": -1}, {"funny": None}, {"a": True}):
             with self.assertRaisesRegex(ValueError, "criteria needs a weight"):
                 make(rows, criteria=wrong)
+        with self.assertRaisesRegex(ValueError, "criteria must be a mapping"):
+            make(rows, criteria=["funny"])
         with self.assertRaisesRegex(ValueError, "criteria belongs to pairs"):
             make(rows, criteria={"funny": 1}, kind="labels")
         with self.assertRaisesRegex(ValueError, "margin_feature belongs to pairs"):

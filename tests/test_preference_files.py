@@ -17,12 +17,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from mlx_lm.preference.data.sources import (
+    FileRows,
     LocatedRows,
     find_hub_name,
     open_hub_splits,
     open_local_splits,
     pick_splits,
-    read_files,
 )
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 
@@ -83,19 +83,19 @@ class TestReadFiles(TempFolder):
         self.write("e.json.gz", gzip.compress(json.dumps(rows).encode()))
         for path in sorted(self.folder.iterdir()):
             with self.subTest(file=path.name):
-                self.assertEqual(list(read_files([path])), rows)
+                self.assertEqual(list(FileRows([path])), rows)
         path = self.write("f.json", json.dumps(rows[0], indent=2))
-        self.assertEqual(list(read_files([path])), rows[:1])
-        both = read_files([self.folder / "a.jsonl", self.folder / "a.parquet"])
+        self.assertEqual(list(FileRows([path])), rows[:1])
+        both = FileRows([self.folder / "a.jsonl", self.folder / "a.parquet"])
         self.assertEqual(len(both), 6)
         self.assertEqual(both.location(1), "a.jsonl:3")
         self.assertEqual(both.location(4), "a.parquet:2")
-        self.assertEqual(read_files([self.folder / "c.json"]).location(1), "c.json[1]")
+        self.assertEqual(FileRows([self.folder / "c.json"]).location(1), "c.json[1]")
 
     def test_bad_lines_are_rows(self):
         good = lines(make_rows(0, 1)).encode()
         parts = [good, b'{"prompt": "w1"\n', b'{"prompt": "\xff"}\n', b"[1]\n", good]
-        rows = read_files([self.write("train.jsonl", b"".join(parts))])
+        rows = FileRows([self.write("train.jsonl", b"".join(parts))])
         self.assertEqual(len(rows), 5)
         self.assertEqual(
             [getattr(row, "reason", None) for row in rows],
@@ -119,7 +119,7 @@ class TestReadFiles(TempFolder):
         ):
             with self.subTest(file=name):
                 with self.assertRaisesRegex(ValueError, what) as caught:
-                    read_files([self.write(name, content)])
+                    len(FileRows([self.write(name, content)]))
                 self.assertNotIn("\n", str(caught.exception))
                 self.assertIn(name, str(caught.exception))
 

@@ -419,8 +419,6 @@ class TestFingerprints(CacheFolder):
             hf.Dataset.from_list([{"a": 2}]),
             LocatedRows([{"a": 1}], "name"),
             LocatedRows([{"a": 1}], "other"),
-            LocatedRows([{"a": 1}], ["x:1"]),
-            LocatedRows([{"a": 1}], ["x:2"]),
             LocatedRows(hf.Dataset.from_list([{"a": 1}]), "name"),
             LocatedRows(hf.Dataset.from_list([{"a": 2}]), "name"),
         ]

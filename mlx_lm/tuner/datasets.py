@@ -11,16 +11,11 @@ import numpy as np
 
 from ..cli_ui import rprint
 from ..preference.data.cache import TokenCache
-from ..preference.data.notes import RowNotes, describe, describe_parted
+from ..preference.data.notes import RowNotes, describe
 from ..preference.data.options import RowOptions, row_arguments
 from ..preference.data.rankings import KNOWN_SHAPES
 from ..preference.data.sources import SPLIT_NAMES, needed_splits, open_sources
-from ..preference.data.table import (
-    MAX_VALID_PAIRS,
-    PARTED,
-    TokenColumns,
-    choose_held_out,
-)
+from ..preference.data.table import Pair, TokenColumns, choose_held_out
 from ..preference.data.tokenize import tokenize_rows
 from ..preference.data.tokenizer import PairTokenizer, show_pair
 from ..preference.errors import InputError
@@ -100,8 +95,6 @@ class PreferenceDataset:
         >>> ranked = PreferenceDataset(rows, tokenizer, kind="rankings")
         >>> ranked.group_size, ranked.values["places"].tolist()
         (2, [[0.0, 1.0], [-1.0, 2.0]])
-        >>> len(ranked.regroup(3))
-        3
     """
 
     def __init__(
@@ -124,39 +117,27 @@ class PreferenceDataset:
         self.kind = kind
         self.source = source or "preference data"
         self._warn_raw = encode.has_chat_template
-        self._read(data, encode, row_arguments(row_options, encode, kind), token_cache)
+        arguments = row_arguments(row_options, encode, kind)
+        cache = found = None
+        if token_cache:
+            # Rows of a new shape were skipped before.
+            extra = {"max_length": max_length, "shapes": KNOWN_SHAPES}
+            cache = TokenCache(token_cache, tokenizer, {**arguments, **extra})
+            found = cache.load(data)
+        columns, notes = found or tokenize_rows(data, encode, max_length, arguments)
+        if cache and not found:
+            cache.save(data, columns, notes)
+        self._columns: TokenColumns = columns
+        self.notes = RowNotes(**notes)
         self.notes.check_criteria(self.source, row_options.criteria or ())
         bad = row_options.max_bad_rows
         self.notes.check(self.source, len(self), max_length, bad)
         self._pair_up()
 
-    def _read(
-        self,
-        data: Sequence[Any],
-        encode: PairTokenizer,
-        options: dict[str, Any],
-        token_cache: str | Path | None,
-    ) -> None:
-        """Tokenize the rows, or take what the cache has of them."""
-        cache = found = None
-        if token_cache:
-            settings = {**options, "max_length": self.max_length}
-            # Rows of a new shape were skipped before.
-            settings["shapes"] = KNOWN_SHAPES
-            cache = TokenCache(token_cache, self.tokenizer, settings)
-            found = cache.load(data)
-        columns, notes = found or tokenize_rows(data, encode, self.max_length, options)
-        if cache and not found:
-            cache.save(data, columns, notes)
-        self._columns: TokenColumns = columns
-        self.notes = RowNotes(**notes)
-
     def __len__(self) -> int:
         return len(self._columns)
 
-    def __getitem__(
-        self, index: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]:
+    def __getitem__(self, index: int) -> Pair:
         return self._columns.pair(index)
 
     def itemlen(self, index: int) -> int:
@@ -262,23 +243,9 @@ class PreferenceDataset:
             raise InputError(f"Select rankings from their first of {size} pairs on.")
         result = copy.copy(self)
         result._columns = self._columns.select(chosen)
-        result.notes = self.notes.of_part(result._columns.count_rows())
+        result.notes = self.notes.of_part(len(np.unique(result._columns.rows)))
         result.source = source or self.source
         result._pair_up()
-        return result
-
-    def regroup(self, group_size: int) -> "PreferenceDataset":
-        """
-        Make all rankings as long as those of another dataset.
-
-        Args:
-            group_size (int): Pairs for each ranking, at least as many as now.
-
-        Returns:
-            PreferenceDataset: The pairs, with copies that count nowhere.
-        """
-        result = copy.copy(self)
-        result._columns = self._columns.regroup(group_size)
         return result
 
     def hold_out(
@@ -298,7 +265,7 @@ class PreferenceDataset:
             tuple: The pairs that remain, and those held out: an empty list if
             ``fraction`` is 0 or there are too few rows.
         """
-        size = min(MAX_VALID_PAIRS, max(1, round(fraction * len(self))))
+        size = min(500, max(1, round(fraction * len(self))))
         if not fraction or len(self) <= size:
             return self, []
         prompts = [self[i][0].tobytes() for i in range(len(self))]
@@ -336,10 +303,8 @@ class PreferenceDataset:
             list: Notices of one line each. What needs care starts with [WARNING].
         """
         noun = "answer" if self.kind == "labels" else "pair"
-        lines = describe(self._columns, self.notes, self.source, noun, self.max_length)
-        if (self._columns.flags & PARTED).any():
-            tail = self.tokenizer.decode(self.notes.dropped_tail)
-            lines.append(describe_parted(self._columns, noun, tail))
+        limit, decode = self.max_length, self.tokenizer.decode
+        lines = describe(self._columns, self.notes, self.source, noun, limit, decode)
         if self._warn_raw and any(f == "text" for _, f in self._columns.count_kinds()):
             lines.append(
                 "[WARNING] Raw text for a model with a chat template: wrap_text: true "
@@ -456,13 +421,12 @@ def load_preference_dataset(
             _hold_out(sets, valid_fraction, seed)
         for name, dataset in sets.items():
             results[name].append(dataset)
+    found = [p and PreferenceDataset.concatenate(p) for p in results.values()]
     # A batch size that one of them can take, all can.
-    sizes = [part.group_size for parts in results.values() for part in parts]
-    group = max(sizes, default=1)
-    return tuple(
-        PreferenceDataset.concatenate(parts).regroup(group) if parts else []
-        for parts in results.values()
-    )
+    group = max((dataset.group_size for dataset in found if dataset), default=1)
+    for dataset in filter(None, found):
+        dataset._columns = dataset._columns.regroup(group)
+    return tuple(found)
 
 
 def _hold_out(sets: dict, fraction: float, seed: int) -> None:

@@ -103,7 +103,8 @@ def preference_loss(
     return pair_losses(pairs, objective), *pair_rewards(pairs, objective)
 
 
-def _check_logits(name, policy, reference, targets, mask):
+def _score_answers(name, policy, reference, targets, mask):
+    """The answers' log-probs under both models, and their lengths."""
     if policy.ndim != 3:
         raise InputError(
             f"{name} logits must have shape (batch, seq, vocab), got {policy.shape}."
@@ -118,6 +119,10 @@ def _check_logits(name, policy, reference, targets, mask):
             raise InputError(
                 f"{name}_{what} must have shape {policy.shape[:2]}, got {x.shape}."
             )
+    mask = None if mask is None else mask.astype(mx.bool_)
+    scores = score_tokens(policy, reference, targets, mask)
+    counted = mx.ones(targets.shape) if mask is None else mask
+    return *(x.sum(axis=-1) for x in scores[:2]), counted.sum(axis=-1)
 
 
 def dpo_loss(
@@ -183,36 +188,15 @@ def dpo_loss(
             "rejected_targets=rejected_tokens[:, 1:])."
         )
     objective = Objective(beta, loss_type, label_smoothing=label_smoothing)
-    logps, lengths = [], []
-    for name, policy, reference, targets, mask in (
-        (
-            "chosen",
-            policy_chosen_logits,
-            reference_chosen_logits,
-            chosen_targets,
-            chosen_mask,
-        ),
-        (
-            "rejected",
-            policy_rejected_logits,
-            reference_rejected_logits,
-            rejected_targets,
-            rejected_mask,
-        ),
-    ):
-        _check_logits(name, policy, reference, targets, mask)
-        mask = None if mask is None else mask.astype(mx.bool_)
-        scores = score_tokens(policy, reference, targets, mask)
-        logps.append([x.sum(axis=-1) for x in scores[:2]])
-        counted = mx.ones(targets.shape) if mask is None else mask
-        lengths.append(counted.sum(axis=-1))
-    (chosen, reference_chosen), (rejected, reference_rejected) = logps
+    sides = zip(
+        ("chosen", "rejected"),
+        (policy_chosen_logits, policy_rejected_logits),
+        (reference_chosen_logits, reference_rejected_logits),
+        (chosen_targets, rejected_targets),
+        (chosen_mask, rejected_mask),
+    )
+    policy, reference, lengths = zip(*(_score_answers(*side) for side in sides))
     losses, _, _ = preference_loss(
-        chosen,
-        rejected,
-        reference_chosen,
-        reference_rejected,
-        objective=objective,
-        lengths=mx.stack(lengths),
+        *policy, *reference, objective=objective, lengths=mx.stack(lengths)
     )
     return losses.mean()

@@ -214,14 +214,11 @@ def _read(path: Path) -> tuple[TokenColumns, dict[str, Any]]:
     head = json.loads(text.tobytes())
     if head["name"] != path.stem:
         raise ValueError("The file has another file's name.")
-    places = np.empty(len(head["places"]), dtype=object)
-    places[:] = head["places"]
-    values = dict(zip(head["values"], arrays[len(_ARRAYS) :], strict=True))
     columns = TokenColumns(
         **dict(zip(_ARRAYS, arrays)),
-        places=places,
+        places=np.array(head["places"], dtype=object),
         kind_names=tuple(map(tuple, head["kind_names"])),
-        values=values,
+        values=dict(zip(head["values"], arrays[len(_ARRAYS) :], strict=True)),
         group=head["group"],
     )
     return columns, head["notes"]

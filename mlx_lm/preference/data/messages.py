@@ -7,23 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 Messages = list[dict[str, Any]]
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "model": "assistant",
-    "assistant": "assistant",
-    "function_call": "assistant",
-    "system": "system",
-    "observation": "tool",
-    "function": "tool",
-    "tool": "tool",
-}
+_ASSISTANTS = ("gpt", "chatgpt", "bard", "bing", "model", "assistant", "function_call")
+_SHAREGPT_ROLES = {"human": "user", "user": "user", "system": "system"}
+_SHAREGPT_ROLES |= dict.fromkeys(_ASSISTANTS, "assistant")
+_SHAREGPT_ROLES |= dict.fromkeys(("observation", "function", "tool"), "tool")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-_TURN_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 
 class RowFault(ValueError):
@@ -127,10 +115,8 @@ def parse_transcript(text: str) -> Messages | None:
         return None
     messages: Messages = []
     for speaker, content in zip(parts[::2], parts[1::2]):
-        role, content = _TURN_ROLES[speaker], content.strip()
+        role, content = _SHAREGPT_ROLES[speaker.lower()], content.strip()
         if messages and messages[-1]["role"] == role:
-            merged = f"{messages[-1]['content']}\n\n{content}"
-            messages[-1]["content"] = merged.strip()
-        else:
-            messages.append({"role": role, "content": content})
+            content = f"{messages.pop()['content']}\n\n{content}".strip()
+        messages.append({"role": role, "content": content})
     return messages

@@ -3,7 +3,7 @@
 """What is known of raw rows: how many, of what shape, skipped, cut."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,9 +102,14 @@ class RowNotes:
 
 
 def describe(
-    columns: TokenColumns, notes: RowNotes, source: str, noun: str, max_length: int
+    columns: TokenColumns,
+    notes: RowNotes,
+    source: str,
+    noun: str,
+    max_length: int,
+    decode: Callable[[Sequence[int]], str],
 ) -> list[str]:
-    """Say how many rows there are, of what shape, skipped and cut."""
+    """Say how many rows there are, of what shape, skipped, cut and parted."""
     kinds = columns.count_kinds()
     of = lambda n: "" if len(kinds) == 1 else f"{n:,} of "
     names = [f"{of(n)}{shape}, {form}" for (shape, form), n in kinds.most_common()]
@@ -117,16 +122,13 @@ def describe(
             f"[WARNING] {counted(equal, 'pair')} have equal answers after the cut and "
             "teach nothing: raise max_seq_length."
         )
+    if parted := np.count_nonzero(columns.flags & PARTED):
+        tail = decode(notes.dropped_tail)[-60:]
+        lines.append(
+            f"In {counted(parted, noun)} the prompt alone ends in other tokens than "
+            f"before an answer, the answer starts where they part: {tail!r}."
+        )
     return lines
-
-
-def describe_parted(columns: TokenColumns, noun: str, tail: str) -> str:
-    """Say that prompts end in other tokens on their own."""
-    count = np.count_nonzero(columns.flags & PARTED)
-    return (
-        f"In {counted(count, noun)} the prompt alone ends in other tokens than before "
-        f"an answer, the answer starts where they part: {tail[-60:]!r}."
-    )
 
 
 def counted(number: int, noun: str) -> str:

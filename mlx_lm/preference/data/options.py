@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from ..errors import InputError
@@ -12,10 +13,10 @@ from .rankings import KINDS, check_criteria
 from .tokenizer import PairTokenizer
 
 # What an entry of hf_dataset may have, and what decides the tokens of a test set.
-_OWN = {"per_dataset": True}
-_TOKENS = {**_OWN, "tested": True, "compared": True}
-_HIDDEN = {**_TOKENS, "flag": False}
-_NUMBERS: dict[str, Any] = {**_OWN, "tested": True, "kind": str, "metavar": "COLUMN"}
+_own = partial(setting, per_dataset=True)
+_tokens = partial(_own, tested=True, compared=True)
+_hidden = partial(_tokens, flag=False)
+_number = partial(_own, None, tested=True, kind=str, metavar="COLUMN")
 
 
 @dataclass(frozen=True)
@@ -38,34 +39,28 @@ class RowOptions:
         True
     """
 
-    prompt_feature: str = setting("prompt", "Column of the prompt.", **_HIDDEN)
-    chosen_feature: str = setting("chosen", "Column of the chosen answer.", **_HIDDEN)
-    rejected_feature: str = setting(
-        "rejected", "Column of the rejected answer.", **_HIDDEN
+    prompt_feature: str = _hidden("prompt", "Column of the prompt.")
+    chosen_feature: str = _hidden("chosen", "Column of the chosen answer.")
+    rejected_feature: str = _hidden("rejected", "Column of the rejected answer.")
+    weight_feature: str | None = _number(
+        "Column of the pairs' weights. Default: there is none."
     )
-    weight_feature: str | None = setting(
-        None, "Column of the pairs' weights. Default: there is none.", **_NUMBERS
+    margin_feature: str | None = _number(
+        "Column of the pairs' margins in nats. Default: there is none."
     )
-    margin_feature: str | None = setting(
-        None,
-        "Column of the pairs' margins in nats. Default: there is none.",
-        **_NUMBERS,
-    )
-    criteria: Mapping[str, float] | None = setting(
+    criteria: Mapping[str, float] | None = _hidden(
         None,
         "Weights of the criteria to compare answers by, such as {helpful: 1.0}.",
         kind=dict,
-        **_HIDDEN,
     )
-    wrap_text: bool = setting(False, "Put text rows into the chat template.", **_TOKENS)
-    transcripts: str = setting(
+    wrap_text: bool = _tokens(False, "Put text rows into the chat template.")
+    transcripts: str = _hidden(
         "turns",
         "What becomes of Human/Assistant transcripts: turns, or text as it is (raw).",
         choices=["turns", "raw"],
-        **_HIDDEN,
     )
-    max_bad_rows: float = setting(
-        0.1, "Largest share of bad rows.", least=0, most=1, flag=False, **_OWN
+    max_bad_rows: float = _own(
+        0.1, "Largest share of bad rows.", least=0, most=1, flag=False
     )
 
     def __post_init__(self) -> None:

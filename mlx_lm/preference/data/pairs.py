@@ -26,7 +26,7 @@ pairs become turns where the tokenizer has a chat template.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,11 +90,15 @@ def read_row(
         row, prompt=prompt_feature, chosen=chosen_feature, rejected=rejected_feature
     )
     pair = _read_shape(row, turns)
-    _check_answers(pair)
+    for answer in (pair.chosen, pair.rejected):
+        if is_blank(answer):
+            raise RowFault("empty answer")
+        if not isinstance(answer, str) and answer[-1]["role"] in ("user", "system"):
+            raise RowFault("no assistant answer")
+    _check_differ(pair.chosen, pair.rejected)
     if wrap_text and isinstance(pair.prompt, str):
         pair.prompt = [{"role": "user", "content": pair.prompt}]
-        pair.chosen = as_messages(pair.chosen, "chosen")
-        pair.rejected = as_messages(pair.rejected, "rejected")
+        pair.chosen, pair.rejected = _both(as_messages, pair.chosen, pair.rejected)
         pair.wrapped = True
     if not isinstance(pair.prompt, str):
         pair.template_kwargs = _template_kwargs(row)
@@ -138,7 +142,8 @@ def _read_shape(row: dict, turns: bool) -> PreferenceRow:
     raise RowFault("unknown columns", ", ".join(sorted(map(str, row))))
 
 
-def _value(row: Mapping, name: str) -> Any:
+def need_value(row: Mapping, name: str) -> Any:
+    """Return what a row has in a column that it must have."""
     if name not in row:
         raise RowFault("missing column", name)
     if row[name] is None:
@@ -147,8 +152,8 @@ def _value(row: Mapping, name: str) -> Any:
 
 
 def _prompt_row(row: dict, turns: bool) -> PreferenceRow:
-    prompt = _value(row, "prompt")
-    chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
+    prompt = need_value(row, "prompt")
+    chosen, rejected = need_value(row, "chosen"), need_value(row, "rejected")
     if isinstance(prompt, (list, Mapping)):
         return _chat_row(row, "prompt", "messages")
     check_text(prompt, "prompt")
@@ -160,20 +165,18 @@ def _prompt_row(row: dict, turns: bool) -> PreferenceRow:
         return PreferenceRow(shared, chosen, rejected, "conversations")
     if "system" in row:
         return _question_row(prompt, chosen, rejected, turns, row["system"])
-    check_text(chosen, "chosen")
-    check_text(rejected, "rejected")
+    _both(check_text, chosen, rejected)
     messages = parse_transcript(prompt) if turns else None
     if messages and messages[-1] == {"role": "assistant", "content": ""}:
-        chosen = as_messages(chosen.strip(), "chosen")
-        rejected = as_messages(rejected.strip(), "rejected")
+        chosen, rejected = _both(as_messages, chosen.strip(), rejected.strip())
         return PreferenceRow(messages[:-1], chosen, rejected, "transcript")
     return PreferenceRow(prompt, chosen, rejected, "text")
 
 
 def _chat_row(row: dict, prompt_column: str, shape: str) -> PreferenceRow:
-    prompt = as_messages(_value(row, prompt_column), prompt_column)
-    chosen = as_messages(_value(row, "chosen"), "chosen")
-    rejected = as_messages(_value(row, "rejected"), "rejected")
+    prompt = as_messages(need_value(row, prompt_column), prompt_column)
+    answers = need_value(row, "chosen"), need_value(row, "rejected")
+    chosen, rejected = _both(as_messages, *answers)
     size = len(prompt)
     if chosen[:size] == prompt == rejected[:size]:
         # Whole conversations repeat the prompt.
@@ -183,21 +186,20 @@ def _chat_row(row: dict, prompt_column: str, shape: str) -> PreferenceRow:
 
 
 def _split_messages(chosen: Any, rejected: Any) -> tuple:
-    chosen = as_messages(chosen, "chosen")
-    rejected = as_messages(rejected, "rejected")
+    chosen, rejected = _both(as_messages, chosen, rejected)
     _check_differ(chosen, rejected)
     return split_shared_prefix(chosen, rejected)
 
 
 def _shared_row(row: dict, turns: bool) -> PreferenceRow:
-    chosen, rejected = _value(row, "chosen"), _value(row, "rejected")
+    chosen, rejected = need_value(row, "chosen"), need_value(row, "rejected")
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         prompt, chosen, rejected = _split_messages(chosen, rejected)
         if not prompt:
             raise RowFault("no common prompt")
         prompt = with_system(prompt, row.get("system"))
         return PreferenceRow(prompt, chosen, rejected, "shared messages")
-    _check_differ(check_text(chosen, "chosen"), check_text(rejected, "rejected"))
+    _check_differ(*_both(check_text, chosen, rejected))
     sides = [s for s in map(parse_transcript, (chosen, rejected)) if s is not None]
     if len(sides) < 2:
         return PreferenceRow(*split_shared_prefix(chosen, rejected), "shared text")
@@ -209,13 +211,12 @@ def _shared_row(row: dict, turns: bool) -> PreferenceRow:
     if turns:
         chosen, rejected = sides
         _check_differ(chosen, rejected)
-    parts = split_shared_prefix(chosen, rejected)
-    return PreferenceRow(*parts, "transcript")
+    return PreferenceRow(*split_shared_prefix(chosen, rejected), "transcript")
 
 
 def _messages_row(row: dict) -> PreferenceRow:
-    messages = as_messages(_value(row, "messages"), "messages")
-    rejected = as_messages(_value(row, "rejected"), "rejected")
+    messages = as_messages(need_value(row, "messages"), "messages")
+    rejected = as_messages(need_value(row, "rejected"), "rejected")
     if rejected[0] == messages[0]:
         # A whole conversation as well.
         prompt, chosen, rejected = _split_messages(messages, rejected)
@@ -228,20 +229,20 @@ def _messages_row(row: dict) -> PreferenceRow:
 
 
 def _shp_row(row: dict, turns: bool) -> PreferenceRow:
-    answers = _value(row, "human_ref_A"), _value(row, "human_ref_B")
-    label = _value(row, "labels")
+    answers = need_value(row, "human_ref_A"), need_value(row, "human_ref_B")
+    label = need_value(row, "labels")
     if label not in (0, 1):
         raise RowFault("label is not 0 or 1")
     answers = answers if label == 1 else answers[::-1]
-    return _question_row(_value(row, "history"), *answers, turns, shape="SHP")
+    return _question_row(need_value(row, "history"), *answers, turns, shape="SHP")
 
 
 def _webgpt_row(row: dict, turns: bool) -> PreferenceRow:
-    question = _value(row, "question")
+    question = need_value(row, "question")
     if isinstance(question, Mapping):
-        question = _value(question, "full_text")
-    answers = _value(row, "answer_0"), _value(row, "answer_1")
-    scores = _value(row, "score_0"), _value(row, "score_1")
+        question = need_value(question, "full_text")
+    answers = need_value(row, "answer_0"), need_value(row, "answer_1")
+    scores = need_value(row, "score_0"), need_value(row, "score_1")
     for score in scores:
         # Only NaN differs from itself.
         if not isinstance(score, (int, float)) or score != score:
@@ -262,29 +263,22 @@ def _question_row(
 ) -> PreferenceRow:
     """A question with two answers: turns, or text with blank lines between."""
     question = check_text(question, "question")
-    chosen = check_text(chosen, "chosen")
-    rejected = check_text(rejected, "rejected")
+    _both(check_text, chosen, rejected)
     prompt = with_system([{"role": "user", "content": question}], system)
     if turns:
-        chosen = as_messages(chosen, "chosen")
-        rejected = as_messages(rejected, "rejected")
+        chosen, rejected = _both(as_messages, chosen, rejected)
         return PreferenceRow(prompt, chosen, rejected, shape)
     text = "".join(f"{m['content']}\n\n" for m in prompt if m["content"])
     return PreferenceRow(text, chosen, rejected, shape)
 
 
+def _both(read: Callable[[Any, str], Any], chosen: Any, rejected: Any) -> tuple:
+    return read(chosen, "chosen"), read(rejected, "rejected")
+
+
 def _check_differ(chosen: Any, rejected: Any) -> None:
     if chosen == rejected:
         raise RowFault("equal answers")
-
-
-def _check_answers(row: PreferenceRow) -> None:
-    for answer in (row.chosen, row.rejected):
-        if is_blank(answer):
-            raise RowFault("empty answer")
-        if not isinstance(answer, str) and answer[-1]["role"] in ("user", "system"):
-            raise RowFault("no assistant answer")
-    _check_differ(row.chosen, row.rejected)
 
 
 def _template_kwargs(row: dict) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from typing import Any
 from ..errors import InputError
 from .messages import RowFault, as_messages
 from .pairs import KNOWN_SHAPES as PAIR_SHAPES
-from .pairs import TIE, PreferenceRow, read_row
+from .pairs import TIE, PreferenceRow, need_value, read_row
 
 KINDS = ("pairs", "rankings", "labels")
 KNOWN_SHAPES = (
@@ -117,7 +117,20 @@ def read_rows(
             pair.values.setdefault("places", (0.0, 1.0))
     if kind == "labels":
         pairs = [single for pair in pairs for single in _singles(pair)]
-    return _with_numbers(pairs, row, weight_feature, margin_feature)
+    if weight_feature is not None:
+        weight = _read_number(row, weight_feature)
+        if weight < 0:
+            raise RowFault("weight is negative", weight_feature)
+        # So small that it is 0 in float32 is 0.
+        if weight < 1e-30:
+            raise RowFault(NO_WEIGHT)
+        for pair in pairs:
+            pair.values["weights"] = weight * pair.values.get("weights", 1.0)
+    if margin_feature is not None:
+        margin = _read_number(row, margin_feature)
+        for pair in pairs:
+            pair.values["margins"] = margin
+    return pairs
 
 
 def _has(row: Mapping, *names: str) -> bool:
@@ -135,36 +148,11 @@ def _need_prompt(row: Mapping, prompt_feature: str) -> None:
         raise RowFault("missing column", prompt_feature)
 
 
-def _with_numbers(
-    pairs: list[PreferenceRow],
-    row: Mapping,
-    weight_feature: str | None,
-    margin_feature: str | None,
-) -> list[PreferenceRow]:
-    if weight_feature is not None:
-        weight = _read_number(row, weight_feature)
-        if weight < 0:
-            raise RowFault("weight is negative", weight_feature)
-        # So small that it is 0 in float32 is 0.
-        if weight < 1e-30:
-            raise RowFault(NO_WEIGHT)
-        for pair in pairs:
-            pair.values["weights"] = weight * pair.values.get("weights", 1.0)
-    if margin_feature is not None:
-        margin = _read_number(row, margin_feature)
-        for pair in pairs:
-            pair.values["margins"] = margin
-    return pairs
-
-
 def _read_number(row: Mapping, name: str) -> float:
-    if name not in row:
-        raise RowFault("missing column", name)
-    if row[name] is None:
-        raise RowFault("value is None", name)
-    if not _is_number(row[name]):
+    value = need_value(row, name)
+    if not _is_number(value):
         raise RowFault("not a number", name)
-    return float(row[name])
+    return float(value)
 
 
 def _read_ranking(row: Mapping, kind: str, prompt: str, read: Any) -> list:
@@ -183,10 +171,9 @@ def _read_ranking(row: Mapping, kind: str, prompt: str, read: Any) -> list:
         return [
             read(answers[i], answers[j], "ranking", weights=share) for i, j in pairs
         ]
-    pairs = [(i, i + 1) for i in range(0, count - 1, 2)]
     found = [
-        read(answers[i], answers[j], "ranking", places=(float(i), float(j)))
-        for i, j in pairs
+        read(*answers[i : i + 2], "ranking", places=(float(i), i + 1.0))
+        for i in range(0, count - 1, 2)
     ]
     if count % 2:
         last = (-1.0, float(count - 1))
@@ -317,8 +304,7 @@ def _singles(pair: PreferenceRow) -> list[PreferenceRow]:
         return [pair]
     if pair.values:
         raise RowFault("criteria have no labels")
-    parts = ((pair.chosen, 1.0), (pair.rejected, 0.0))
     return [
         replace(pair, chosen=answer, rejected=None, values={"labels": label})
-        for answer, label in parts
+        for answer, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))
     ]

@@ -34,11 +34,10 @@ _SHARD = re.compile(r"-\d+-of-\d+.*$")
 
 
 class LocatedRows(Sequence):
-    """Raw rows that know where they come from."""
+    """Raw rows of a data set that has a name."""
 
-    def __init__(self, rows: Any, places: Sequence[str] | str):
-        self._rows = rows
-        self._places = places
+    def __init__(self, rows: Any, name: str):
+        self._rows, self._name = rows, name
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -48,16 +47,12 @@ class LocatedRows(Sequence):
 
     def location(self, index: int) -> str:
         """Name the place of a row."""
-        if isinstance(self._places, str):
-            return f"{self._places}:{index + 1}"
-        return self._places[index]
+        return f"{self._name}:{index + 1}"
 
     def fingerprint(self) -> str | None:
         """Hash the rows' content and places."""
-        if not isinstance(self._places, str):
-            return rows_fingerprint(list(zip(self._places, self._rows)))
         rows = rows_fingerprint(self._rows)
-        return rows and digest(self._places, rows)
+        return rows and digest(self._name, rows)
 
 
 class FileRows(Sequence):
@@ -67,7 +62,7 @@ class FileRows(Sequence):
         self._paths = list(map(Path, paths))
 
     @cached_property
-    def _content(self) -> tuple[LocatedRows, str | None]:
+    def _content(self) -> tuple[list, list[str], str]:
         return _read(self._paths)
 
     def __len__(self) -> int:
@@ -78,12 +73,12 @@ class FileRows(Sequence):
 
     def location(self, index: int) -> str:
         """Name the place of a row."""
-        return self._content[0].location(index)
+        return self._content[1][index]
 
     def fingerprint(self) -> str | None:
         """Hash the files' names and bytes, without reading rows."""
         if "_content" in vars(self):
-            return self._content[1]
+            return self._content[2]
         digests = []
         for path in self._paths:
             try:
@@ -115,8 +110,7 @@ def pick_splits(names: Iterable[str]) -> dict[str, str]:
 
 def open_local_splits(path: str | Path, data_dir: str | None = None) -> Splits:
     """Find the splits of a local folder or file. Nothing is read yet."""
-    path = Path(path).expanduser()
-    path = path / data_dir if data_dir else path
+    path = Path(path).expanduser() / (data_dir or "")
     if not path.exists():
         raise InputError(f"Found no data at {path}.")
     if path.is_file():
@@ -154,13 +148,8 @@ def _suffix(path: Path) -> str | None:
     return next((s for s in reversed(SUFFIXES) if name.endswith(s)), None)
 
 
-def read_files(paths: Sequence[str | Path]) -> LocatedRows:
-    """Read the rows of some files, one after the other."""
-    return _read(list(map(Path, paths)))[0]
-
-
-def _read(paths: Sequence[Path]) -> tuple[LocatedRows, str | None]:
-    """The rows, and the fingerprint of the very bytes that they came from."""
+def _read(paths: Sequence[Path]) -> tuple[list, list[str], str]:
+    """The rows, their places, and the fingerprint of the very bytes they came from."""
     rows: list = []
     places: list[str] = []
     digests = []
@@ -177,7 +166,7 @@ def _read(paths: Sequence[Path]) -> tuple[LocatedRows, str | None]:
             raise InputError(f"{path} {what}: it should have one a line, or a list.")
         rows.extend(row for row, _ in new)
         places.extend(place for _, place in new)
-    return LocatedRows(rows, places), _files_fingerprint(paths, digests)
+    return rows, places, _files_fingerprint(paths, digests)
 
 
 def _parse_parquet(raw: bytes, path: Path) -> list[tuple[Any, str]]:
@@ -351,8 +340,6 @@ def _load_hub(name: str, kwargs: Mapping[str, Any]) -> Any:
 
 def find_hub_name(name: str) -> str | None:
     """Look for a dataset on the Hugging Face Hub in any letter case."""
-    if not name:
-        return None
     from huggingface_hub import HfApi
 
     for query in dict.fromkeys((name, name.split("/")[-1])):

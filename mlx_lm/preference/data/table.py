@@ -13,6 +13,8 @@ import numpy as np
 from ..errors import InputError
 from .tokenizer import TokenPair
 
+# Tokens of a pair's prompt and answers; lengths of the prompt and both sequences.
+Pair = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]
 # Bits of a pair's flags: cut to the longest length, with answers that are equal
 # after the cut, and with a prompt that ends in other tokens on its own.
 CUT, EQUAL, PARTED = 1, 2, 4
@@ -48,9 +50,7 @@ class TokenColumns:
     def __len__(self) -> int:
         return len(self.starts)
 
-    def pair(
-        self, index: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]:
+    def pair(self, index: int) -> Pair:
         """Give one pair."""
         prompt, chosen, rejected = self.lengths[index].tolist()
         start, other = int(self.starts[index]), int(self.others[index])
@@ -58,18 +58,10 @@ class TokenColumns:
         answer = self.ids[other : other + rejected - prompt]
         return ids[:prompt], ids[prompt:], answer, (prompt, chosen, rejected)
 
-    def count_rows(self) -> int:
-        """Count the rows that the pairs come from."""
-        return len(np.unique(self.rows))
-
     def count_kinds(self) -> Counter:
         """Count the pairs of each shape and format."""
-        kinds, first, counts = np.unique(
-            self.kinds, return_index=True, return_counts=True
-        )
-        return Counter(
-            {self.kind_names[kinds[i]]: int(counts[i]) for i in np.argsort(first)}
-        )
+        counts = Counter(self.kinds.tolist())
+        return Counter({self.kind_names[kind]: n for kind, n in counts.items()})
 
     def select(self, indices: Iterable[int]) -> "TokenColumns":
         """Take some of the pairs. Their ids are shared, not copied."""
@@ -132,7 +124,7 @@ class TokenColumns:
             return parts[0]
         names = tuple(dict.fromkeys(kind for p in parts for kind in p.kind_names))
         group = max(part.group for part in parts)
-        parts = [p if p.group == group else p.regroup(group) for p in parts]
+        parts = [part.regroup(group) for part in parts]
         offsets = np.cumsum([0, *(len(p.ids) for p in parts)])
         rows = np.cumsum([0, *(int(p.rows.max(initial=-1)) + 1 for p in parts)])
         moved = [
@@ -223,8 +215,6 @@ class ColumnsBuilder:
         values = {name: _filled(name, len(starts)) for name in VALUES}
         for name, known in self._values.items():
             values[name][list(known)] = list(known.values())
-        places = np.empty(len(starts), dtype=object)
-        places[:] = self._places
         return TokenColumns(
             ids=ids,
             starts=starts,
@@ -235,13 +225,10 @@ class ColumnsBuilder:
             kinds=np.frombuffer(self._kinds, np.int32),
             flags=np.frombuffer(self._flags, np.uint8),
             rows=np.frombuffer(self._rows, np.int64),
-            places=places,
+            places=np.array(self._places, dtype=object),
             kind_names=tuple(self._kind_names),
             values={name: values[name] for name in VALUES if name in self._values},
         )
-
-
-MAX_VALID_PAIRS = 500
 
 
 def choose_held_out(
@@ -251,27 +238,24 @@ def choose_held_out(
     seed: int = 0,
     two_prompts: bool = False,
 ) -> list[int]:
-    """Choose some pairs at random: whole rows, and whole prompts where that is
-    possible."""
+    """Choose pairs at random: whole rows, and whole prompts if that is possible."""
     pairs: dict[int, list[int]] = {}
     for i, row in enumerate(rows):
         pairs.setdefault(row, []).append(i)
-    numbers = list(pairs)
+    ordered = list(pairs.values())
     # RandomState keeps its numbers across NumPy versions.
-    shuffled = np.random.RandomState(seed).permutation(len(numbers)).tolist()
+    by_row = [ordered[i] for i in np.random.RandomState(seed).permutation(len(pairs))]
     groups: dict[bytes, list[int]] = {}
-    for i in shuffled:
-        group = pairs[numbers[i]]
+    for group in by_row:
         name = prompts[group[0]]
-        if not two_prompts:
-            name = name or b"row %d" % i
+        if not name and not two_prompts:
+            name = b"row %d" % group[0]
         groups.setdefault(name, []).extend(group)
     if two_prompts:
         # Two prompts remain, whatever the size.
         rest = list(groups.values())[:-2]
         held = _fill(rest, size, 2) if len(rest) >= 2 else set()
     else:
-        by_row = [pairs[numbers[i]] for i in shuffled]
         held = _fill(list(groups.values()), size) or _fill(by_row, size, 1)
     return sorted(held) if len(held) < len(rows) else []
 

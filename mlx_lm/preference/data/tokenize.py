@@ -16,10 +16,7 @@ _CHUNK = 512
 
 
 def tokenize_rows(
-    data: Sequence[Any],
-    encode: PairTokenizer,
-    max_length: int,
-    options: dict[str, Any],
+    data: Sequence[Any], encode: PairTokenizer, max_length: int, options: dict[str, Any]
 ) -> tuple[TokenColumns, dict[str, Any]]:
     """Tokenize raw rows of any known shape."""
     kind = options.get("kind", "pairs")

@@ -26,15 +26,6 @@ class TokenPair:
     format: str
 
 
-def common_prefix_length(a: list[int], b: list[int]) -> int:
-    """Count the leading ids that two lists share."""
-    if b[: len(a)] == a:
-        return len(a)
-    return next(
-        (i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b))
-    )
-
-
 class PairTokenizer:
     """Tokenize preference pairs with a transformers or an mlx-lm tokenizer."""
 
@@ -66,8 +57,8 @@ class PairTokenizer:
     def __call__(self, rows: list[PreferenceRow]) -> list[TokenPair | RowFault]:
         """Tokenize some rows."""
         results: list[Any] = [None] * len(rows)
-        texts: dict[bool, list[list[str]]] = {True: [], False: []}
-        places: dict[bool, list[int]] = {True: [], False: []}
+        texts: dict[int, list[str]] = {}
+        chats: dict[int, list[str]] = {}
         for i, row in enumerate(rows):
             is_text = isinstance(row.prompt, str)
             try:
@@ -78,12 +69,11 @@ class PairTokenizer:
             if isinstance(parts[0], list):
                 results[i] = _make_pair(row, *parts)
             else:
-                texts[is_text].append(parts)
-                places[is_text].append(i)
-        ids = self._encode_texts(texts[True]), self._encode_chats(texts[False])
-        for indices, triples in zip((places[True], places[False]), ids):
-            for i, parts in zip(indices, triples, strict=True):
-                results[i] = _make_pair(rows[i], *parts)
+                (texts if is_text else chats)[i] = parts
+        ids = self._encode_texts([*texts.values()])
+        ids += self._encode_chats([*chats.values()])
+        for i, parts in zip([*texts, *chats], ids, strict=True):
+            results[i] = _make_pair(rows[i], *parts)
         return results
 
     def _texts(self, row: PreferenceRow) -> list[str]:
@@ -180,7 +170,9 @@ def _make_pair(
 ) -> TokenPair | RowFault:
     # Some templates render the prompt alone differently, and tokens may merge
     # across the border: the answers start where the ids part.
-    size = min(common_prefix_length(prompt, answer) for answer in answers)
+    size = len(prompt)
+    if any(answer[:size] != prompt for answer in answers):
+        size = len(commonprefix([prompt, *answers]))
     if any(len(answer) == size for answer in answers):
         return RowFault("empty answer", "it has no tokens")
     if len(answers) > 1 and answers[0] == answers[1]:

@@ -77,10 +77,7 @@ def _mean_for_all(values, counts, pairs):
 
 
 @_loss(
-    "sigmoid",
-    "-(1 - e) log sigmoid(s) - e log sigmoid(-s)",
-    "2305.18290",
-    **_SMOOTHED,
+    "sigmoid", "-(1 - e) log sigmoid(s) - e log sigmoid(-s)", "2305.18290", **_SMOOTHED
 )
 def _sigmoid(pairs, o):
     """Eq. 7; with label smoothing conservative DPO."""
@@ -183,10 +180,7 @@ def _aot(pairs, o):
 
 
 @_loss(
-    "aot_unpaired",
-    "sigmoid's loss of sorted(c) - sorted(r)",
-    "2406.05882",
-    **_SORTED,
+    "aot_unpaired", "sigmoid's loss of sorted(c) - sorted(r)", "2406.05882", **_SORTED
 )
 def _aot_unpaired(pairs, o):
     return _transported(*pairs.logratios, pairs, o)

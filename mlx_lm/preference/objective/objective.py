@@ -5,6 +5,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +16,7 @@ from .losses import LOSSES, PreferenceLoss
 from .pairs import DIVERGENCES, PairLogps
 
 # A test of a finished run takes them from the run.
-_OWN = {"tested": True}
+_own = partial(setting, tested=True)
 
 
 @dataclass(frozen=True)
@@ -39,53 +40,46 @@ class Objective:
         (True, False)
     """
 
-    beta: float = setting(
-        0.1,
-        "How strongly the reference holds, and the scale of rewards.",
-        above=0,
-        **_OWN,
+    beta: float = _own(
+        0.1, "How strongly the reference holds, and the scale of rewards.", above=0
     )
-    loss_type: str | Sequence[str] = setting(
+    loss_type: str | Sequence[str] = _own(
         "sigmoid",
         "The preference loss; sigmoid is DPO's. YAML takes a list, which adds up.",
         choices=[*LOSSES],
         several=True,
-        **_OWN,
     )
-    loss_weights: Sequence[float] | None = setting(
-        None, "Weights of a list's losses. Default: 1 each.", flag=False, **_OWN
+    loss_weights: Sequence[float] | None = _own(
+        None, "Weights of a list's losses. Default: 1 each.", flag=False
     )
-    label_smoothing: float = setting(
-        0.0, "Probability that a label is wrong.", least=0, below=0.5, **_OWN
+    label_smoothing: float = _own(
+        0.0, "Probability that a label is wrong.", least=0, below=0.5
     )
-    f_divergence: str = setting(
-        "reverse_kl", "Divergence from the reference.", choices=[*DIVERGENCES], **_OWN
+    f_divergence: str = _own(
+        "reverse_kl", "Divergence from the reference.", choices=[*DIVERGENCES]
     )
-    f_alpha: float = setting(
-        0.5, "The alpha of f_divergence alpha; 1 is reverse_kl.", above=0, **_OWN
+    f_alpha: float = _own(
+        0.5, "The alpha of f_divergence alpha; 1 is reverse_kl.", above=0
     )
-    ld_alpha: float = setting(
+    ld_alpha: float = _own(
         1.0,
         "What tokens beyond the shorter answer's length count, 0 to 1.",
         least=0,
         most=1,
-        **_OWN,
     )
-    use_weighting: bool = setting(
-        False, "Weigh pairs by how likely the policy would write them (WPO).", **_OWN
+    use_weighting: bool = _own(
+        False, "Weigh pairs by how likely the policy would write them (WPO)."
     )
-    reference_free: bool = setting(
-        False, "Compare log-probs instead of log-ratios to a reference.", **_OWN
+    reference_free: bool = _own(
+        False, "Compare log-probs instead of log-ratios to a reference."
     )
-    gamma: float = setting(0.5, "Target margin of simpo, in nats.", least=0, **_OWN)
-    cpo_alpha: float = setting(1.0, "What sft counts in cpo.", least=0, **_OWN)
-    dpop_lambda: float = setting(50.0, "Weight of dpop's penalty.", least=0, **_OWN)
-    discopop_tau: float = setting(0.05, "Temperature of discopop.", above=0, **_OWN)
-    desirable_weight: float = setting(
-        1.0, "What kto's desirable answers count.", above=0, **_OWN
-    )
-    undesirable_weight: float = setting(
-        1.0, "What kto's undesirable answers count.", above=0, **_OWN
+    gamma: float = _own(0.5, "Target margin of simpo, in nats.", least=0)
+    cpo_alpha: float = _own(1.0, "What sft counts in cpo.", least=0)
+    dpop_lambda: float = _own(50.0, "Weight of dpop's penalty.", least=0)
+    discopop_tau: float = _own(0.05, "Temperature of discopop.", above=0)
+    desirable_weight: float = _own(1.0, "What kto's desirable answers count.", above=0)
+    undesirable_weight: float = _own(
+        1.0, "What kto's undesirable answers count.", above=0
     )
 
     def __post_init__(self) -> None:
@@ -251,10 +245,8 @@ def pair_rewards(pairs: PairLogps, objective: Objective) -> tuple[mx.array, mx.a
     """The implicit rewards of both answers, without gradient."""
     chosen, rejected = pairs.logratios
     if objective.rewards_are == "mean log-probs":
-        chosen, rejected = (
-            chosen / pairs.chosen_lengths,
-            rejected / pairs.rejected_lengths,
-        )
+        chosen = chosen / pairs.chosen_lengths
+        rejected = rejected / pairs.rejected_lengths
     chosen, rejected = mx.stop_gradient(chosen), mx.stop_gradient(rejected)
     return objective.beta * chosen, objective.beta * rejected
 

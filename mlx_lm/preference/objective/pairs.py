@@ -5,7 +5,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -97,23 +96,13 @@ def pair_logps(
         scored = lengths[:, 1] - mx.maximum(lengths[:, 0], 1)
         counts = mx.maximum(scored, 1).astype(mx.float32)
     divergence = DIVERGENCES[objective.f_divergence]
-    chosen, rejected = mx.split(policy_logps, 2)
-    reference_chosen, reference_rejected = mx.split(reference_logps, 2)
-    chosen_lengths, rejected_lengths = mx.split(counts, 2)
     return PairLogps(
-        chosen,
-        rejected,
-        reference_chosen,
-        reference_rejected,
-        chosen_lengths,
-        rejected_lengths,
+        *mx.split(policy_logps, 2),
+        *mx.split(reference_logps, 2),
+        *mx.split(counts, 2),
         weights=batch["weights"],
-        divergence=partial(_apply, divergence, objective.f_alpha),
+        divergence=lambda logratios: divergence(logratios, objective.f_alpha),
         margins=batch.get("margins", 0.0),
         labels=batch.get("labels"),
         places=batch.get("places"),
     )
-
-
-def _apply(divergence, alpha, logratios):
-    return divergence(logratios, alpha)
