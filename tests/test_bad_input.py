@@ -220,7 +220,9 @@ class TestParts(unittest.TestCase):
                 check_writable(f"{folder}/link", "adapter_path")
 
     def test_writing_names_the_file(self):
-        with self.assertRaisesRegex(InputError, "Can't write a.bin: .write. Unable. If"):
+        with self.assertRaisesRegex(
+            InputError, "Can't write a.bin: .write. Unable. If"
+        ):
             with writing("a.bin"):
                 raise RuntimeError("[write] Unable.")
         with self.assertRaisesRegex(KeyError, "other"):
