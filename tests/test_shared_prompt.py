@@ -23,7 +23,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.batch.shape import BatchShape
 from mlx_lm.preference.forward.answers import sequence_logps
-from mlx_lm.preference.forward.frozen import FrozenLayers, frozen_layers
+from mlx_lm.preference.forward.frozen import FrozenLayers, FrozenStart, frozen_layers
 from mlx_lm.preference.forward.parts import calls_replaced
 from mlx_lm.preference.forward.probe import check_sharing
 from mlx_lm.preference.forward.recompute import NOT_RECOMPUTABLE, keyed_layers
@@ -207,7 +207,8 @@ class TestEveryFamily(unittest.TestCase):
         model.freeze()
         model.layers[-1].unfreeze()
         model.eval()
-        frozen, expected = FrozenLayers(model), sequence_logps(model, batch)
+        frozen = FrozenLayers(model, FrozenStart(model))
+        expected = sequence_logps(model, batch)
         layers = frozen_layers(model)
         # A layer may hold what others read too.
         self.assertTrue(all(a is b for a, b in zip(layers, model.layers)))

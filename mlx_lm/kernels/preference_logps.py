@@ -57,15 +57,11 @@ def _run(backend, part, arrays, shapes, dtypes, layout):
     dual = reference_logits is not None
     other = reference_logits if dual else policy_logits  # else never read
     threads, block = layout or LAYOUTS[backend]
+    template = {"T": policy_logits.dtype, "R": other.dtype, "DUAL": dual}
+    template |= {"THREADS": threads, "BLOCK": block}
     return _build(backend, part)(
         inputs=[policy_logits, other, targets, mask, *rest],
-        template=[
-            ("T", policy_logits.dtype),
-            ("R", other.dtype),
-            ("DUAL", dual),
-            ("THREADS", threads),
-            ("BLOCK", block),
-        ],
+        template=list(template.items()),
         grid=(policy_logits.shape[0] * threads, 1, 1),
         threadgroup=(threads, 1, 1),
         output_shapes=shapes,
@@ -83,16 +79,10 @@ def preference_logps(
     layout: tuple[int, int] | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Score every token in one read of each logit."""
-    dual = reference_logits is not None
-    N = policy_logits.shape[0]
-    scores, statistics = _run(
-        backend,
-        "forward",
-        [policy_logits, reference_logits, targets, mask],
-        [(3 if dual else 1, N), (4 if dual else 2, N)],
-        [mx.float32, mx.float32],
-        layout,
-    )
+    arrays = [policy_logits, reference_logits, targets, mask]
+    parts, N = 1 if reference_logits is None else 3, policy_logits.shape[0]
+    shapes, dtypes = [(parts, N), (parts + 1, N)], [mx.float32, mx.float32]
+    scores, statistics = _run(backend, "forward", arrays, shapes, dtypes, layout)
     return scores, statistics
 
 
@@ -108,12 +98,6 @@ def preference_logps_vjp(
     layout: tuple[int, int] | None = None,
 ) -> mx.array:
     """The gradient of ``preference_logps`` with respect to the policy's logits."""
-    (gradient,) = _run(
-        backend,
-        "backward",
-        [policy_logits, reference_logits, targets, mask, statistics, cotangents],
-        [policy_logits.shape],
-        [policy_logits.dtype],
-        layout,
-    )
-    return gradient
+    arrays = [policy_logits, reference_logits, targets, mask, statistics, cotangents]
+    shapes, dtypes = [policy_logits.shape], [policy_logits.dtype]
+    return _run(backend, "backward", arrays, shapes, dtypes, layout)[0]

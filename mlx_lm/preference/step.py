@@ -4,18 +4,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from .errors import InputError
-from .forward.answers import (
-    paired_sequence_logps,
-    sequence_logps,
-    weighted_sequence_logps,
-)
-from .forward.frozen import FrozenLayers, FrozenStart, running
+from .forward import answers
+from .forward.frozen import FrozenLayers, running
 from .objective.objective import Objective, pair_losses, pair_rewards
 from .objective.pairs import kl_baseline, pair_logps
 from .ranks import gather_pairs
@@ -30,19 +27,18 @@ def reference_pass(
     """The reference's log-probs, and what the policy need not compute again."""
     objective = objective or Objective()
     if not objective.needs_reference:
-        return mx.zeros((2 * batch["weights"].size,)), FrozenLayers(None)
+        return mx.zeros((2 * batch["weights"].size,)), FrozenLayers()
     if reference_model is None:
         if "reference_logps" not in batch:
             raise InputError(
                 "Without a reference_model the batch needs 'reference_logps', the "
                 "reference's summed log-probs of its 2B rows."
             )
-        return batch["reference_logps"], FrozenLayers(None)
+        return batch["reference_logps"], FrozenLayers()
     # Outside value_and_grad: inside, attention takes its slower training path.
-    own = isinstance(reference_model, FrozenStart)
-    frozen = FrozenLayers(policy_model if own else None)
+    frozen = FrozenLayers(policy_model, reference_model)
     with running(reference_model) as model, frozen.recording():
-        logps = sequence_logps(model, batch, ld_alpha=objective.ld_alpha)
+        logps = answers.sequence_logps(model, batch, ld_alpha=objective.ld_alpha)
         return mx.stop_gradient(logps), frozen
 
 
@@ -52,8 +48,8 @@ def answer_logps(
     """What the policy says of every answer, as an objective reads it."""
     options: dict[str, Any] = {"gradient": gradient, "ld_alpha": objective.ld_alpha}
     if objective.use_weighting:
-        return weighted_sequence_logps(model, batch, **options)
-    return sequence_logps(model, batch, **options), None
+        return answers.weighted_sequence_logps(model, batch, **options)
+    return answers.sequence_logps(model, batch, **options), None
 
 
 def loss_and_values(
@@ -116,19 +112,18 @@ def testing_step(
     """What a test asks of a batch: whole answers' log-probs, and the exact KL."""
 
     def score(batch):
-        *plain, kl = paired_sequence_logps(policy_model, reference_model, batch)
-        policy_logps, reference_logps = plain
+        paired = partial(
+            answers.paired_sequence_logps, policy_model, reference_model, batch
+        )
+        *plain, kl = paired()
+        logps = plain
         if objective.ld_alpha < 1:
             # Loss and rewards alone are of weighted sums.
-            policy_logps, reference_logps, _ = paired_sequence_logps(
-                policy_model, reference_model, batch, ld_alpha=objective.ld_alpha
-            )
+            *logps, _ = paired(ld_alpha=objective.ld_alpha)
         confidences = None
         if objective.use_weighting:
             _, confidences = answer_logps(policy_model, batch, objective)
-        _, values = loss_and_values(
-            policy_logps, reference_logps, batch, objective, confidences
-        )
+        _, values = loss_and_values(*logps, batch, objective, confidences)
         names = ("policy_logps", "reference_logps")
         return values | dict(zip(names, plain)) | {"kl": kl}
 

@@ -100,18 +100,8 @@ def _with_scored(bucket, lengths, batch_size):
 
 # A run asks several times for the same plan, and a large set takes seconds.
 @lru_cache(maxsize=8)
-def _cut_buckets(
-    raw,
-    batch_size,
-    layout,
-    max_shapes,
-    min_batches,
-    pad,
-    prompt_pad,
-    max_length,
-    ranks,
-    group,
-):
+def _cut_buckets(raw, batch_size, layout, options):
+    max_shapes, min_batches, pad, prompt_pad, max_length, ranks, group = options
     lengths = np.frombuffer(raw, dtype=np.int64).reshape(-1, 3)
     share = -(-batch_size // ranks)
     if layout == "packed":
@@ -125,13 +115,8 @@ def _cut_buckets(
     parts = _cut_parts(whole, prices, size, pad, min_batches, max_shapes)
     parts = [(part[:, None] * group + np.arange(group)).reshape(-1) for part in parts]
     longest_input = np.iinfo(np.int32).max if max_length is None else max_length - 1
-    buckets = [
-        Bucket(
-            _shape(features[part], layout, pad, prompt_pad, longest_input),
-            np.sort(part),
-        )
-        for part in parts
-    ]
+    shape = lambda part: _shape(features[part], layout, pad, prompt_pad, longest_input)
+    buckets = [Bucket(shape(part), np.sort(part)) for part in parts]
     buckets = [_with_scored(b, lengths, share) for b in buckets]
     if layout == "packed":
         step = 1 if free else max(-(-2 * share // forms), 2)
@@ -177,7 +162,7 @@ def length_buckets(
     check_batch_size(batch_size, ranks, group)
     raw = np.asarray(lengths, dtype=np.int64).tobytes()
     options = (max_shapes, min_batches, pad, prompt_pad, max_length, ranks, group)
-    return list(_cut_buckets(raw, batch_size, layout, *options))
+    return list(_cut_buckets(raw, batch_size, layout, options))
 
 
 def plan_batches(
@@ -185,12 +170,9 @@ def plan_batches(
     batch_size: int,
     grade: str = "plain",
     *,
-    max_length: int | None = None,
-    min_batches: int = 4,
-    max_shapes: int = 16,
     pad: int = 1,
     prompt_pad: int = 1,
-    ranks: int = 1,
+    **options: Any,
 ) -> list[Bucket]:
     """Choose how a data set's prompts are shared, and bucket it."""
     lengths = pair_lengths(dataset)
@@ -198,19 +180,9 @@ def plan_batches(
     layouts = [grade] if packed else LAYOUTS[LAYOUTS.index(grade) :]
     # Whole prompts bear tokens behind them, others don't.
     pads = {prompt_pad, pad} if grade == "ragged" else {1}
+    options |= {"pad": pad, "group": getattr(dataset, "group_size", 1)}
     plans = [
-        length_buckets(
-            lengths,
-            batch_size,
-            layout,
-            max_length=max_length,
-            min_batches=min_batches,
-            max_shapes=max_shapes,
-            pad=pad,
-            prompt_pad=own_pad,
-            ranks=ranks,
-            group=getattr(dataset, "group_size", 1),
-        )
+        length_buckets(lengths, batch_size, layout, prompt_pad=own_pad, **options)
         for own_pad in sorted(pads, reverse=True)
         for layout in layouts
     ]

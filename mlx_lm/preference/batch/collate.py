@@ -40,9 +40,7 @@ def _row(pair, answer, shape):
 
 
 def collate_pairs(
-    pairs: list[tuple],
-    batch_size: int | None = None,
-    shape: BatchShape | None = None,
+    pairs: list[tuple], batch_size: int | None = None, shape: BatchShape | None = None
 ) -> dict[str, Any]:
     """Put pairs into arrays, all chosen rows first, padded on the right."""
     shape = shape or _shape_for(pairs)
@@ -58,7 +56,7 @@ def collate_pairs(
         places, size_of_rows = pack_rows(room, shape.width, shape.packed)
     inputs = np.zeros(size_of_rows, dtype=np.int32)
     segments = np.zeros_like(inputs)
-    scored: list[tuple[np.ndarray, np.ndarray, int]] = []
+    scored: list[tuple[np.ndarray, ...]] = []
     for i, (tokens, targets, first) in enumerate(sequences):
         (row, start), is_filling = places[i], i % size >= count
         if not (shape.packed and is_filling):
@@ -66,7 +64,7 @@ def collate_pairs(
             segments[row, start : start + len(tokens)] = i + 1
         if not is_filling:
             at = row * inputs.shape[1] + start + first + np.arange(len(targets))
-            scored.append((targets, at, i))
+            scored.append((targets, at, np.full(len(targets), i)))
     batch = {
         "inputs": inputs,
         "lengths": np.array([n[:2] for *_, n in pairs] + [n[::2] for *_, n in pairs]),
@@ -88,13 +86,11 @@ def collate_pairs(
 
 
 def _scored_arrays(scored, total, nowhere):
-    count = sum(len(targets) for targets, _, _ in scored)
-    total = total or max(16 * -(-count // 16), 1)
-    targets, positions = np.zeros(total, np.int32), np.zeros(total, np.int32)
-    rows = np.full(total, nowhere, np.int32)
-    targets[:count] = np.concatenate([targets for targets, _, _ in scored])
-    positions[:count] = np.concatenate([positions for _, positions, _ in scored])
-    rows[:count] = np.repeat([r for *_, r in scored], [len(t) for t, *_ in scored])
+    targets, positions, rows = map(np.concatenate, zip(*scored))
+    total = total or max(16 * -(-len(targets) // 16), 1)
+    filling = (0, total - len(targets))
+    rows = np.pad(rows, filling, constant_values=nowhere)
+    targets, positions = np.pad(targets, filling), np.pad(positions, filling)
     return {"targets": targets, "positions": positions, "rows": rows}
 
 

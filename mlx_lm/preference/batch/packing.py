@@ -2,10 +2,6 @@
 
 """Several sequences in a row, each of which attends to itself alone.
 
-    pack_rows(lengths, ...)       which sequence goes where
-    best_width(inputs, ...)       how wide the rows of similar pairs should be
-    packed_states(model, batch)   hidden states, by block-diagonal attention
-
 Nothing is shared. A sequence begins somewhere in its row, which relative positions
 don't notice; ``check_packing`` finds the models that do.
 """

@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .frozen import FrozenLayers, FrozenStart, running
+from .frozen import FrozenLayers, running
 from .head import completion_logps, completion_scores, paired_completion_logps
 from .parts import head_logits
 from .shared import packed_states, plain_states, shared_states
@@ -51,9 +51,7 @@ def _weights(batch, ld_alpha):
 
 
 def sum_by_row(
-    values: mx.array,
-    batch: dict[str, mx.array],
-    token_weights: mx.array | None = None,
+    values: mx.array, batch: dict[str, mx.array], token_weights: mx.array | None = None
 ) -> mx.array:
     """Sum what was computed for each token over the batch's rows."""
     if token_weights is not None:
@@ -105,8 +103,7 @@ def paired_sequence_logps(
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Summed log-probs under the policy and the reference, and their exact KL."""
     # Layers that policy and reference have in common run once.
-    own = isinstance(reference_model, FrozenStart)
-    frozen = FrozenLayers(policy_model if own else None)
+    frozen = FrozenLayers(policy_model, reference_model)
     with running(reference_model) as reference, frozen.recording():
         reference_states = completion_states(reference, batch)
     with frozen.replaying():

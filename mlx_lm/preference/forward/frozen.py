@@ -143,8 +143,10 @@ def _replay(outputs, layer, *args, **kwargs):
 class FrozenLayers:
     """What the frozen layers of a model returned, to be returned again."""
 
-    def __init__(self, model: Any):
-        self._outputs: list = [(layer, []) for layer in frozen_layers(model)]
+    def __init__(self, policy: Any = None, reference: Any = None):
+        # Another model has other layers.
+        layers = frozen_layers(policy) if isinstance(reference, FrozenStart) else []
+        self._outputs: list = [(layer, []) for layer in layers]
 
     def recording(self) -> AbstractContextManager:
         """Keep what the frozen layers return, call by call."""

@@ -6,11 +6,6 @@ Only answers are scored, and the gradient of a token's log-prob with respect to
 its hidden state needs nothing but this token's logits. So the head walks over
 chunks of tokens: logits, log-prob, gradient, and the logits are gone. The
 backward pass multiplies by what the loss asks of each token.
-
-    completion_logps(model, states, targets)   log-probs
-    completion_scores(..., functions)          other functions of logits and targets
-      _with_gradient(score, sizes, ...)        the gradient in the forward pass
-    paired_completion_logps(...)               both models and their exact KL
 """
 
 from collections.abc import Callable

@@ -53,9 +53,8 @@ def calls_replaced(
 def find_trunk(model: Any) -> nn.Module | None:
     """Find the module that holds a model's layers, and returns hidden states."""
     layers = getattr(model, "layers", None)
-    if not isinstance(model, nn.Module) or not layers:
-        return None
-    if getattr(model, RUN_WHOLE, False):
+    whole = getattr(model, RUN_WHOLE, False)
+    if whole or not layers or not isinstance(model, nn.Module):
         return None
     first, waiting = layers[0], [(model, None)]
     while waiting:

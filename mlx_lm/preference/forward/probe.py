@@ -98,13 +98,12 @@ def check_packing(model: nn.Module, longest: int = 2048) -> Sharing:
     """Make sure that rows of several sequences leave the numbers as they are."""
     with running(model):
         pairs, plain, noise = _expected(model)
-        for offset in (0, max(longest - _PACKED.width, 0)):
-            ours = _logps(model, _PACKED, pairs, offset=offset)
-            if not _agree(ours, plain, noise):
-                raise InputError(
-                    "This model can't pack several sequences into a row: "
-                    "set pack: false."
-                )
+        offsets = (0, max(longest - _PACKED.width, 0))
+        tried = [_logps(model, _PACKED, pairs, offset=offset) for offset in offsets]
+    if not all(_agree(ours, plain, noise) for ours in tried):
+        raise InputError(
+            "This model can't pack several sequences into a row: set pack: false."
+        )
     return Sharing("packed", "")
 
 

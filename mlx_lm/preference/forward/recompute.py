@@ -85,7 +85,6 @@ class KeyedDropout(nn.Module):
         self._key = mx.random.key(0)
 
     def set_key(self, key: mx.array) -> None:
-        """Set the key of the next masks."""
         self._key = key
 
     def __call__(self, x: mx.array) -> mx.array:
@@ -94,14 +93,6 @@ class KeyedDropout(nn.Module):
         self._key, key = mx.random.split(self._key)
         mask = mx.random.bernoulli(self._keep, x.shape, key=key)
         return (mask * x) * (1 / self._keep)
-
-
-def _dropouts(layer):
-    return [
-        (name, module)
-        for name, module in layer.named_modules()
-        if isinstance(module, nn.Dropout) and module._p_1 < 1
-    ]
 
 
 class _Slot(int):
@@ -119,19 +110,13 @@ def _take_arrays(tree):
         return _Slot(len(arrays) - 1)
 
     template = tree_map(take, tree)
-    put = lambda new: tree_map(
-        lambda x: new[x] if isinstance(x, _Slot) else x, template
-    )
-    return arrays, put
+    pick = lambda x, new: new[x] if isinstance(x, _Slot) else x
+    return arrays, lambda new: tree_map(lambda x: pick(x, new), template)
 
 
 def _set_keys(dropouts, key):
     for i, dropout in enumerate(dropouts):
         dropout.set_key(mx.random.split(key, len(dropouts))[i])
-
-
-def _again(x):
-    return x if x is None else x * 1
 
 
 def _recomputed(layer, dropouts, key, original, args, kwargs):
@@ -151,12 +136,12 @@ def _recomputed(layer, dropouts, key, original, args, kwargs):
         args, kwargs = put(arrays)
         result = original(*args, **kwargs)
         # An array that is returned twice would lose its second gradient.
-        after = [tree_map(_again, kept.arrays) for kept in caches]
-        return result, after
+        again = lambda x: None if x is None else x * 1
+        return result, tree_map(again, [kept.arrays for kept in caches])
 
     before = [kept.arrays for kept in caches]
-    run = mx.checkpoint(inner)
-    result, after = run(layer.trainable_parameters(), key, before, arrays)
+    parameters = layer.trainable_parameters()
+    result, after = mx.checkpoint(inner)(parameters, key, before, arrays)
     for kept, new in zip(caches, after):
         kept.arrays = new
     return result
@@ -188,7 +173,11 @@ def keyed_layers(model: nn.Module, checkpoint: bool) -> Iterator[None]:
     calls = []
     with ExitStack() as stack:
         for layer in model.layers:
-            plain = _dropouts(layer)
+            plain = [
+                (name, module)
+                for name, module in layer.named_modules()
+                if isinstance(module, nn.Dropout) and module._p_1 < 1
+            ]
             if not plain and not checkpoint:
                 continue
             keyed = [(name, KeyedDropout(1 - module._p_1)) for name, module in plain]

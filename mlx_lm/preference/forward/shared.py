@@ -2,11 +2,6 @@
 
 """Each prompt once: chosen and rejected go on from its keys, values and states.
 
-    prompt_caches(model)         one cache of ours for each that the model makes
-    shared_states(model, batch)  prompts first, then both rows of every pair
-    plain_states(model, batch)   whole rows, for what can't share
-    packed_states(model, batch)  rows that hold several sequences
-
 Models take these caches where they take their own for generation; nothing is
 written in place, so gradients flow from the rows back into the prompt.
 """
@@ -137,7 +132,6 @@ class PromptState(_Recomputable, ArraysCache):
 
     @property
     def arrays(self) -> list[mx.array | None]:
-        """The state's arrays."""
         return self.cache
 
     @arrays.setter

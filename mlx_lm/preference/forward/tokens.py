@@ -2,13 +2,8 @@
 
 """The log-prob of every target token under two models, and their exact KL.
 
-    score_tokens(policy, reference)     both log-probs and the KL
-    token_logps(logits)                 one model's log-probs
-    token_log_sum_squares(logits)       how sure it is of each token
-      _kernel_scores                    where a kernel runs: chosen at each call
-      _plain_*                          elsewhere, and what tests compare with
-
-Everything from the logits on is float32.
+Everything from the logits on is float32. Kernels run where there are any, chosen at
+each call; tests compare them with the plain functions, which run elsewhere.
 """
 
 from typing import Any

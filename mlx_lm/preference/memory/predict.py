@@ -89,18 +89,14 @@ def check_fits(
         combined = len(change) > 1 and bool(fitting)
         if predict and tuple(change) not in fitting and not combined:
             if predict(change).total <= limit:
-                fitting[tuple(change)] = " with ".join(
-                    f"{key}: {str(value).lower()}" for key, value in change.items()
-                )
+                settings = [f"{k}: {str(v).lower()}" for k, v in change.items()]
+                fitting[tuple(change)] = " with ".join(settings)
     # 4 bits, and a 16-bit scale and bias for every 64 weights.
     saved = estimate.weights * (1 - 4.5 / weight_bits)
     if estimate.total - saved <= limit:
         fitting["model",] = "a 4-bit model"
-    parts = ", ".join(
-        f"{name} {size / 1e9:.1f}"
-        for name, size in vars(estimate).items()
-        if size >= 5e7
-    )
+    large = {name: size for name, size in vars(estimate).items() if size >= 5e7}
+    parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in large.items())
     advice = "No smaller setting that was tried would fit: take a smaller model."
     if fitting:
         advice = f"It would fit with {' or '.join(fitting.values())}."

@@ -18,12 +18,7 @@ MAX_ACTIVE_TASKS = 10
 DONATION_EXTRA = 16384
 # The operations and the 2**20 input elements that make a task of a GPU.
 METAL_TASKS = {"p": (20, 40), "g": (40, 40), "s": (50, 50), "d": (50, 50)}
-CUDA_TASKS = {
-    "sm_80": (20, 400),
-    "sm_90": (30, 400),
-    "sm_100": (50, 500),
-    "sm_121": (20, 25),
-}
+CUDA_TASKS = dict(sm_80=(20, 400), sm_90=(30, 400), sm_100=(50, 500), sm_121=(20, 25))
 ELEMENTWISE = UNARY | BINARY | {"Select", "Compiled"}
 RESHAPES = frozenset("Reshape Flatten Unflatten ExpandDims Squeeze".split())
 SAME_LAYOUT = frozenset("Copy StopGradient Depends CustomTransforms View".split())
@@ -94,10 +89,7 @@ class _Layout:
 
 
 def _row_strides(shape):
-    strides = [1]
-    for size in reversed(shape[1:]):
-        strides.append(strides[-1] * size)
-    return tuple(strides[::-1]) if shape else ()
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _reshaped(layout, shape):
@@ -149,9 +141,6 @@ class _Clock:
         self.dispatches = self.started = 0
         self.elements, self.read = 0, set()
 
-    def dispatch(self):
-        self.dispatches += 1
-
     def finish(self, layouts):
         """End of an operation: begins a new task if this one is full."""
         task = self.started
@@ -172,10 +161,6 @@ class _Clock:
             self.read.clear()
         return task
 
-    @property
-    def ended(self):
-        return self.started - MAX_ACTIVE_TASKS - 1
-
 
 class Replay:
     """Follows a step's buffers through the allocator."""
@@ -188,15 +173,14 @@ class Replay:
         self.in_flight: deque = deque()
         self.order = evaluation_order(tape)
         self.uses = Counter(name for op in self.order for name in op.inputs)
-        for name in {*tape.outputs, *kept, *tape.constants}:
-            self.uses[name] += 1
+        self.uses.update({*tape.outputs, *kept, *tape.constants})
         for name in [*tape.inputs, *sorted(tape.constants)]:
             self._place(name, self._allocate(tape.nbytes(name)))
 
     def run(self) -> int:
-        """Replay the step."""
         for op in self.order:
-            while self.in_flight and self.in_flight[0][0] <= self.clock.ended:
+            ended = self.clock.started - MAX_ACTIVE_TASKS - 1
+            while self.in_flight and self.in_flight[0][0] <= ended:
                 for buffer in self.in_flight.popleft()[1]:
                     self._release(buffer)
             held = self._evaluate(op)
@@ -239,13 +223,6 @@ class Replay:
         size = self.tape.nbytes(name) if size is None else size
         self._place(name, self._allocate(size), strides)
 
-    def _copy(self, layout, itemsize):
-        """A packed copy for the length of one operation."""
-        self.clock.dispatch()
-        buffer = self._allocate(prod(layout.shape) * itemsize)
-        buffer.holders += 1
-        return buffer
-
     def _donatable(self, source, target):
         layout = self.layouts[source]
         return (
@@ -258,12 +235,10 @@ class Replay:
     def _evaluate(self, op):
         """Place the outputs of one operation; returns its scratch buffers."""
         source = self.layouts[op.inputs[0]] if op.inputs else None
-        target, temporaries = op.outputs[0], []
+        temporaries: list[_Buffer] = []
         if op.name in SAME_LAYOUT:
-            sources = op.inputs[-len(op.outputs) :]
-            if op.name == "Depends":
-                sources = op.inputs
-            for name, other in zip(op.outputs, sources):
+            first = 0 if op.name == "Depends" else -len(op.outputs)
+            for name, other in zip(op.outputs, op.inputs[first:]):
                 layout = self.layouts[other]
                 self._place(name, layout.buffer, layout.strides)
             return temporaries
@@ -272,49 +247,40 @@ class Replay:
             for name in op.outputs:
                 self._place(name, source.buffer, strides)
             return temporaries
-        self.clock.dispatch()
+        self.clock.dispatches += 1
         if op.name in ELEMENTWISE:
             self._elementwise(op)
             return temporaries
         if op.name in MATMULS:
             for name in op.inputs[:2]:
-                layout = self.layouts[name]
-                if not self._matrix(layout):
-                    size = self.tape.itemsizes[name]
-                    temporaries.append(self._copy(layout, size))
-        elif (
-            op.name in DONATING
-            and source.rows
-            and self._donatable(op.inputs[0], target)
-        ):
-            self._place(target, source.buffer, source.strides)
-            return temporaries
+                rows, columns = self.tape.shapes[name][-2:]
+                if self.layouts[name].strides[-2:] not in ((columns, 1), (1, rows)):
+                    # A packed copy for the length of the operation.
+                    self.clock.dispatches += 1
+                    temporaries.append(self._allocate(self.tape.nbytes(name)))
+                    temporaries[-1].holders += 1
+        elif op.name in DONATING and source.rows:
+            if self._donatable(op.inputs[0], op.outputs[0]):
+                self._place(op.outputs[0], source.buffer, source.strides)
+                return temporaries
         for name in op.outputs:
             self._new(name)
         return temporaries
-
-    def _matrix(self, layout):
-        rows, columns = layout.shape[-2:]
-        return layout.strides[-2:] in ((columns, 1), (1, rows))
 
     def _view_strides(self, op, source):
         """The strides of an output that shares its input's buffer, or None."""
         shape = self.tape.shapes[op.outputs[0]]
         if op.name in RESHAPES:
             return _row_strides(shape) if source.rows else _reshaped(source, shape)
-        if op.name == "Contiguous":
-            return source.strides if source.rows else None
         if op.name == "Transpose":
             return tuple(source.strides[axis] for axis in op.arguments[0])
         if op.name in ("Broadcast", "BroadcastAxes"):
             return _broadcasted(source, shape)
-        if op.name == "Split":
+        if op.name == "Split" or (op.name == "Contiguous" and source.rows):
             return source.strides
         if op.name == "Slice":
             return tuple(s * n for s, n in zip(source.strides, op.arguments[2]))
-        if op.name == "AsStrided":
-            return tuple(op.arguments[1])
-        return None
+        return tuple(op.arguments[1]) if op.name == "AsStrided" else None
 
     def _elementwise(self, op):
         """Outputs take over an input's buffer, or its layout."""
@@ -322,20 +288,17 @@ class Replay:
         full = [n for n in arrays if self.layouts[n].elements > 1]
         layouts = [self.layouts[n] for n in full]
         shape = self.tape.shapes[op.outputs[0]]
-        same = all(x.shape == shape for x in layouts)
-        dense = same and (
-            all(x.rows for x in layouts)
-            or all(x.columns for x in layouts)
-            or (len(layouts) == 1 and layouts[0].contiguous)
-        )
+        one = len(layouts) == 1 and layouts[0].contiguous
+        alike = all(x.rows for x in layouts) or all(x.columns for x in layouts)
+        dense = (one or alike) and all(x.shape == shape for x in layouts)
         if not layouts and op.name != "Compiled":
             for name in op.outputs:
                 self._new(name, self.tape.itemsizes[name], (0,) * len(shape))
             return
         # Every output of a kernel refers to all its inputs: with several outputs
         # no input is free.
-        free = iter(n for n in full if dense or self.layouts[n].rows)
-        free = free if len(op.outputs) == 1 else iter(())
+        free = full if len(op.outputs) == 1 else []
+        free = [n for n in free if dense or self.layouts[n].rows]
         for name in op.outputs:
             donor = next((n for n in free if self._donatable(n, name)), None)
             if donor is not None:

@@ -56,8 +56,7 @@ class Tape:
             self._know((n, a.shape, a.dtype) for n, a in entry[kind])
             self.constants.update(name for name, _ in entry[kind])
         elif kind == "primitive":
-            self._know(entry["inputs"])
-            self._know(entry["outputs"])
+            self._know([*entry["inputs"], *entry["outputs"]])
             names = [[n for n, *_ in entry[k]] for k in ("inputs", "outputs")]
             self.ops.append(Op(entry["name"], entry["arguments"], *names))
 
@@ -65,11 +64,6 @@ class Tape:
         for name, shape, dtype in arrays:
             self.shapes[name] = tuple(shape)
             self.itemsizes[name] = dtype.size
-
-    def replace(self, op: Op) -> None:
-        """Let another operation make some arrays."""
-        outputs = set(op.outputs)
-        self.ops = [x for x in self.ops if outputs.isdisjoint(x.outputs)] + [op]
 
     def tie(self, names: dict[str, str]) -> None:
         """Read other arrays in the place of some, and put the operations in order."""
@@ -100,7 +94,6 @@ class Tape:
         self.ops = ordered
 
     def nbytes(self, name: str) -> int:
-        """Size of an array."""
         return prod(self.shapes[name]) * self.itemsizes[name]
 
 
@@ -140,12 +133,8 @@ class _Fuser:
             return
         op = self.makers.get(name)
         is_output = name in self.outputs
-        if (
-            depth >= MAX_FUSED_DEPTH
-            or op is None
-            or op.name not in FUSABLE
-            or (is_output and self.tape.shapes[name] != shape)
-        ):
+        too_far = depth >= MAX_FUSED_DEPTH or op is None or op.name not in FUSABLE
+        if too_far or (is_output and self.tape.shapes[name] != shape):
             pending.add(name)
             return
         if depth and any(r.outputs[0] not in members for r in self.readers[name]):

@@ -4,6 +4,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -74,8 +75,8 @@ class _Segments:
     def replacing(self) -> Iterator[None]:
         """All that tracing replaces for the whole process, while a step is traced."""
         stand_ins = {
-            (mx, "checkpoint"): self.checkpoint,
-            (mx, "custom_function"): self.custom_function,
+            (mx, "checkpoint"): lambda fun: partial(self.call, fun, _recompute),
+            (mx, "custom_function"): partial(_CustomFunction, self),
             (mx, "value_and_grad"): self.value_and_grad,
             # Messages to other ranks can't be exported, and take no memory here.
             (mx.distributed, "all_sum"): lambda x, **_: x,
@@ -98,7 +99,7 @@ class _Segments:
         finally:
             self._handle = before
 
-    def call(self, fun, backward, args, kwargs):
+    def call(self, fun, backward, /, *args, **kwargs):
         """Call a function with a gradient of its own."""
         handle = self._handle
         self.strays += handle is None
@@ -106,12 +107,6 @@ class _Segments:
             return fun(*args, **kwargs)
         with self._handled_by(_plainly):
             return handle(fun, backward, (args, kwargs))
-
-    def checkpoint(self, fun):
-        return lambda *args, **kwargs: self.call(fun, _recompute, args, kwargs)
-
-    def custom_function(self, fun):
-        return _CustomFunction(self, fun)
 
     def value_and_grad(self, fun, argnums=None, argnames=()):
         if argnums not in (None, 0) or argnames:
@@ -183,7 +178,7 @@ class _CustomFunction:
     def __call__(self, *args, **kwargs):
         if self._vjp is None:
             return self._fun(*args, **kwargs)
-        return self._segments.call(self._fun, self._backward, args, kwargs)
+        return self._segments.call(self._fun, self._backward, *args, **kwargs)
 
     def _backward(self, _, args, out, cotangents):
         primals = args[0] if len(args[0]) > 1 else args[0][0]
@@ -228,11 +223,10 @@ def _put_back(containers):
     for tree, before in containers:
         if isinstance(tree, list):
             tree[:] = before
-            continue
-        for key in tree.keys() - before.keys():
-            dict.__delitem__(tree, key)
-        # A model's own update is another function.
-        dict.update(tree, before)
+        else:
+            # A model's own update is another function.
+            dict.clear(tree)
+            dict.update(tree, before)
 
 
 def _trace(fn, args, state):
@@ -273,7 +267,9 @@ def _trace(fn, args, state):
     ties = dict(zip(*groups[2 * len(segments.calls) :]))
     for sources, results in zip(*[iter(groups[: 2 * len(segments.calls)])] * 2):
         # What stood for the results becomes what MLX has here: a view of them.
-        tape.replace(Op("CustomTransforms", [], sources, results))
+        made = set(results)
+        tape.ops = [op for op in tape.ops if made.isdisjoint(op.outputs)]
+        tape.ops.append(Op("CustomTransforms", [], sources, results))
     tape.tie(ties)
     return tape
 

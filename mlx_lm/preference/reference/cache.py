@@ -68,9 +68,8 @@ def _transaction(path: Path, start: str) -> Iterator[Any]:
     except sqlite3.Error as e:
         code = getattr(e, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
         # What is neither locked nor full nor closed to us is damaged.
-        is_outside = (
-            isinstance(e, sqlite3.OperationalError) and code != sqlite3.SQLITE_ERROR
-        )
+        is_known = code != sqlite3.SQLITE_ERROR
+        is_outside = is_known and isinstance(e, sqlite3.OperationalError)
         raise (OSError if is_outside else ValueError)(str(e)) from e
 
 
@@ -169,9 +168,8 @@ class ReferenceCache:
         names = [row.tobytes() for row in np.array(keys)]
         rows = map(tuple, np.array(logps).tolist())
         theirs: Entries = dict(zip(names, rows, strict=True))
-        self._entries = theirs | {
-            k: v for k, v in self._entries.items() if k not in theirs
-        }
+        ours = {k: v for k, v in self._entries.items() if k not in theirs}
+        self._entries = theirs | ours
         self._unshared |= theirs
         self._unsaved = self._unsaved or bool(theirs)
 

@@ -60,6 +60,4 @@ def model_fingerprint(model: nn.Module) -> str:
 
 def variant_fingerprint(fingerprint: str, variant: str = "") -> str:
     """Name what is computed from a model in another way than usual."""
-    if not variant:
-        return fingerprint
-    return digest(fingerprint, variant, size=32)
+    return digest(fingerprint, variant, size=32) if variant else fingerprint

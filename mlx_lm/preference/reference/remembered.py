@@ -20,7 +20,7 @@ class RememberedReference:
 
     def __init__(
         self,
-        model: Callable[[mx.array], mx.array] | None,
+        model: Callable[[mx.array], mx.array] | None = None,
         cache: ReferenceCache | None = None,
         keep: bool = True,
         moving: bool = False,
@@ -43,12 +43,9 @@ class RememberedReference:
     def remember(self, dataset: Any, batch: PairBatch, logps: mx.array) -> None:
         """Keep what the reference gave for a batch."""
         # Copies that fill a batch up come last and are not scored.
-        places = list(
-            {index: i for i, index in reversed(list(enumerate(batch.indices)))}.items()
-        )
-        keys = _keys(dataset, [index for index, _ in places])
+        places = {index: i for i, index in reversed(list(enumerate(batch.indices)))}
         rows = np.array(logps, dtype=np.float32).reshape(2, -1).T
-        self.cache.store(keys, rows[[i for _, i in places]])
+        self.cache.store(_keys(dataset, places), rows[list(places.values())])
 
     def forget(self) -> None:
         """Drop all numbers; from now on they are remembered in memory alone."""
@@ -92,11 +89,10 @@ class RememberedReference:
         """Let the model go if every pair of some data sets is known."""
         if self.keep or self.model is None:
             return False
-        for dataset in datasets:
-            # Most often the first few pairs tell.
-            for index in range(len(dataset)):
-                if self.cache.unknown(_keys(dataset, [index])):
-                    return False
+        # Most often the first few pairs tell.
+        pairs = ((dataset, i) for dataset in datasets for i in range(len(dataset)))
+        if any(self.cache.unknown(_keys(dataset, [i])) for dataset, i in pairs):
+            return False
         self.model = None
         for forms in self._forms:
             # Programs hold what they were compiled for.
@@ -111,19 +107,18 @@ class RememberedReference:
         compile: bool = True,
     ) -> Callable:
         """Compile a function of the reference and a batch, in both its forms."""
-        compile_it = partial(mx.compile, outputs=outputs)
         forms: dict[bool, Callable] = {}
         self._forms.append(forms)
 
         def run(batch, *args):
             known = "reference_logps" in batch
             if known not in forms:
-                # An argument, not a constant: it may change during the run.
-                state = [] if known else [getattr(self.model, "state", {})]
-                form = partial(function, None if known else self.model)
-                forms[known] = form
+                model = None if known else self.model
+                forms[known] = partial(function, model)
                 if compile:
-                    forms[known] = compile_it(form, inputs=[*inputs, *state])
+                    # An argument, not a constant: it may change during the run.
+                    given = [*inputs, getattr(model, "state", {})]
+                    forms[known] = mx.compile(forms[known], given, outputs)
             return forms[known](batch, *args)
 
         return run
@@ -132,19 +127,14 @@ class RememberedReference:
 class NoReference(RememberedReference):
     """What a loss without a reference gets: log-probs of 0, which cost nothing."""
 
-    def __init__(self, model: Callable[[mx.array], mx.array] | None = None):
-        super().__init__(model)
-
     def recall(self, dataset: Any, batch: PairBatch) -> dict[str, mx.array]:
-        """Add zeros to a batch, see ``RememberedReference.recall``."""
         zeros = mx.zeros((2 * len(batch.indices),))
         return batch.arrays | {"reference_logps": zeros}
 
     def remember(self, dataset: Any, batch: PairBatch, logps: mx.array) -> None:
-        """Keep nothing."""
+        pass
 
     def unknown(self, *datasets: Any) -> int:
-        """Count the pairs that have to be computed: none."""
         return 0
 
 
