@@ -105,9 +105,9 @@ def _cut_buckets(raw, batch_size, layout, options):
     lengths = np.frombuffer(raw, dtype=np.int64).reshape(-1, 3)
     share = -(-batch_size // ranks)
     if layout == "packed":
-        free = max_shapes >= FREE_SHAPES
         # So many numbers of rows for each width.
         forms = min(share, max_shapes, 4)
+        step = 1 if max_shapes >= FREE_SHAPES else max(-(-2 * share // forms), 2)
         max_shapes //= forms
     features, prices = _features(input_lengths(lengths), layout)
     # Pairs that belong together are cut as one, as long as the longest of them.
@@ -119,7 +119,6 @@ def _cut_buckets(raw, batch_size, layout, options):
     buckets = [Bucket(shape(part), np.sort(part)) for part in parts]
     buckets = [_with_scored(b, lengths, share) for b in buckets]
     if layout == "packed":
-        step = 1 if free else max(-(-2 * share // forms), 2)
         inputs = input_lengths(lengths)[:, 1:]
         width = lambda part: best_width(inputs[part], share, step, pad, longest_input)
         buckets = [
@@ -176,8 +175,7 @@ def plan_batches(
 ) -> list[Bucket]:
     """Choose how a data set's prompts are shared, and bucket it."""
     lengths = pair_lengths(dataset)
-    packed = grade == "packed"
-    layouts = [grade] if packed else LAYOUTS[LAYOUTS.index(grade) :]
+    layouts = [grade] if grade == "packed" else LAYOUTS[LAYOUTS.index(grade) :]
     # Whole prompts bear tokens behind them, others don't.
     pads = {prompt_pad, pad} if grade == "ragged" else {1}
     options |= {"pad": pad, "group": getattr(dataset, "group_size", 1)}

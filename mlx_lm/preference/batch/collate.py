@@ -130,11 +130,10 @@ def epoch_batches(
     rng = None if seed is None else np.random.default_rng([seed, epoch])
     batches = []
     for shape, indices in buckets:
-        order = indices
         if rng is not None:
-            order = rng.permutation(indices.reshape(-1, group)).reshape(-1)
-        for i in range(0, len(order), batch_size):
-            batches.append((shape, order[i : i + batch_size].tolist()))
+            indices = rng.permutation(indices.reshape(-1, group)).reshape(-1)
+        for i in range(0, len(indices), batch_size):
+            batches.append((shape, indices[i : i + batch_size].tolist()))
     if rng is not None:
         batches = [batches[i] for i in rng.permutation(len(batches))]
     if 0 < num_batches < len(batches):

@@ -143,18 +143,16 @@ class _Clock:
 
     def finish(self, layouts):
         """End of an operation: begins a new task if this one is full."""
-        task = self.started
         if self.limits is None:
             # The CPU's operations end with a dispatch that lets go of buffers.
             self.dispatches += 1
-            task = (self.dispatches - 1) // 10
             self.started = self.dispatches // 10
-            return task
+            return (self.dispatches - 1) // 10
         for layout in layouts:
             if layout.buffer not in self.read:
                 self.read.add(layout.buffer)
                 self.elements += layout.elements
-        operations, elements = self.limits
+        task, (operations, elements) = self.started, self.limits
         if self.dispatches > operations or self.elements >> 20 > elements:
             self.started += 1
             self.dispatches = self.elements = 0
