@@ -65,16 +65,16 @@ def missing_hints(function):
 
 
 # The modules whose names people import, and what else the guide and they name.
-ROOMS = ("mlx_lm.dpo", "mlx_lm.tuner.losses", "mlx_lm.tuner.datasets")
-ROOMS += ("mlx_lm.tuner.trainer",)
+ROOMS = ["mlx_lm.dpo", "mlx_lm.tuner.losses", "mlx_lm.tuner.datasets"]
+ROOMS += ["mlx_lm.tuner.trainer"]
 CLASSES = (
     "mlx_lm.preference.forward.frozen.FrozenStart",
     "mlx_lm.preference.objective.objective.Objective",
     "mlx_lm.preference.data.options.RowOptions",
 )
 # Public by their spelling alone: the command, the loop and the tests share them.
-INNER = ("mlx_lm.dpo.train_model", "mlx_lm.dpo.evaluate_model")
-INNER += ("mlx_lm.tuner.trainer.training_step",)
+INNER = ["mlx_lm.dpo.train_model", "mlx_lm.dpo.evaluate_model"]
+INNER += ["mlx_lm.tuner.trainer.training_step"]
 
 
 def is_public(name):

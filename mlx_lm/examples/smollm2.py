@@ -55,7 +55,8 @@ def build_tokenizer(
 ) -> Tokenizer:
     """Build SmolLM2's byte-level BPE tokenizer from a GGUF's tables."""
     vocab = {token: i for i, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocab, [tuple(m.split(" ")) for m in merges]))
+    pairs: Any = [tuple(m.split(" ")) for m in merges]
+    tokenizer = Tokenizer(models.BPE(vocab, pairs))
     digits = pre_tokenizers.Digits(individual_digits=True)
     letters = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, letters])
@@ -169,8 +170,9 @@ def build_smollm2(
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     (output / "config.json").unlink(missing_ok=True)
-    tables = (f"tokenizer.ggml.{name}" for name in ("tokens", "merges", "token_type"))
-    build_tokenizer(*map(metadata.get, tables)).save(str(output / "tokenizer.json"))
+    names = ("tokens", "merges", "token_type")
+    tables: Any = (metadata.get(f"tokenizer.ggml.{name}") for name in names)
+    build_tokenizer(*tables).save(str(output / "tokenizer.json"))
     mx.save_safetensors(str(output / "model.safetensors"), weights, {"format": "mlx"})
     files = {"tokenizer_config": tokenizer_config, "config": config}
     for name, content in files.items():

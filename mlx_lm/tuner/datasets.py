@@ -421,7 +421,9 @@ def load_preference_dataset(
             _hold_out(sets, valid_fraction, seed)
         for name, dataset in sets.items():
             results[name].append(dataset)
-    found = [p and PreferenceDataset.concatenate(p) for p in results.values()]
+    found: list[Any] = [
+        p and PreferenceDataset.concatenate(p) for p in results.values()
+    ]
     # A batch size that one of them can take, all can.
     group = max((dataset.group_size for dataset in found if dataset), default=1)
     for dataset in filter(None, found):

@@ -3,7 +3,7 @@
 """What a preference run reports, as sums that can be added and then averaged."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 
@@ -39,12 +39,15 @@ LENGTH_GROUPS = {
     "equal_length": "about as long",
     "chosen_longer": "chosen is longer",
 }
-_REWARDS = {"chart": ("Rewards", "nats")}
-_LOGPS = {"chart": ("Log-probs of the answers", "nats")}
-_RIGHT = {"chart": ("Reward accuracy", "%")}
-_MARGIN = {"chart": ("Reward margin", "nats")}
-_KL = {"chart": ("KL from the reference, estimated", "nats"), "of_reference": True}
-_BOTH = {"of_two": True, "of_reference": True}
+_REWARDS: dict[str, Any] = {"chart": ("Rewards", "nats")}
+_LOGPS: dict[str, Any] = {"chart": ("Log-probs of the answers", "nats")}
+_RIGHT: dict[str, Any] = {"chart": ("Reward accuracy", "%")}
+_MARGIN: dict[str, Any] = {"chart": ("Reward margin", "nats")}
+_KL: dict[str, Any] = {
+    "chart": ("KL from the reference, estimated", "nats"),
+    "of_reference": True,
+}
+_BOTH: dict[str, Any] = {"of_two": True, "of_reference": True}
 _ENDS = "rewards/accuracies_low rewards/accuracies_high"
 _CHOSEN, _TEXT = "perplexity of chosen", "perplexity of ordinary text"
 
@@ -93,8 +96,7 @@ METRICS = (
     Metric("tokens_per_second", chart=("Speed", "tokens/s")),
     Metric("peak_memory", chart=("Peak memory", "GB")),
 )
-COUNTS = ("tokens/chosen", "tokens/completion", "tokens/all", "pairs")
-COUNTS += ("chosen", "rejected")
+COUNTS = "tokens/chosen tokens/completion tokens/all pairs chosen rejected".split()
 # Of a training step: the exact KL is a test's.
 SUMS = (
     *(m.name for m in METRICS if m.over and m.name != "kl"),

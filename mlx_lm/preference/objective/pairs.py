@@ -96,10 +96,16 @@ def pair_logps(
         scored = lengths[:, 1] - mx.maximum(lengths[:, 0], 1)
         counts = mx.maximum(scored, 1).astype(mx.float32)
     divergence = DIVERGENCES[objective.f_divergence]
+    chosen, rejected = mx.split(policy_logps, 2)
+    reference_chosen, reference_rejected = mx.split(reference_logps, 2)
+    chosen_lengths, rejected_lengths = mx.split(counts, 2)
     return PairLogps(
-        *mx.split(policy_logps, 2),
-        *mx.split(reference_logps, 2),
-        *mx.split(counts, 2),
+        chosen,
+        rejected,
+        reference_chosen,
+        reference_rejected,
+        chosen_lengths,
+        rejected_lengths,
         weights=batch["weights"],
         divergence=lambda logratios: divergence(logratios, objective.f_alpha),
         margins=batch.get("margins", 0.0),

@@ -61,7 +61,7 @@ def _transaction(path: Path, start: str) -> Iterator[Any]:
         # SQLite needs POSIX locks from the file system, and fails where there are
         # none; a page lost where they do not work does not pass for a number. Its
         # journal is the default one: a write-ahead log needs shared memory.
-        options = {"timeout": LOCK_SECONDS, "isolation_level": None}
+        options: Any = {"timeout": LOCK_SECONDS, "isolation_level": None}
         with closing(sqlite3.connect(path, **options)) as database, database:
             database.execute(start)
             yield database

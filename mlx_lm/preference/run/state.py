@@ -21,7 +21,8 @@ def take_snapshot(
     parts: dict[str, Part], group: mx.distributed.Group
 ) -> tuple[Arrays, dict[str, Any]]:
     """Collect the states of all parts of a run; every rank has to call it."""
-    arrays, info = {}, {}
+    arrays: Arrays = {}
+    info: dict[str, Any] = {}
     for name, part in parts.items():
         found, info[name] = part.state_dict()
         if name in APART and group.size() > 1:

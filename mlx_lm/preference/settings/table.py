@@ -20,8 +20,8 @@ from ..setting import Setting, declared
 # Keys of mlx_lm.lora for data without preferences: accepted, without effect.
 UNUSED_KEYS = ("text_feature", "completion_feature", "chat_feature")
 # What an entry of hf_dataset has beside settings.
-DATASET_KEYS = ("path", "config", "train_split", "valid_split", "test_split")
-DATASET_KEYS += (*UNUSED_KEYS, "mask_prompt")
+DATASET_KEYS = ["path", "config", "train_split", "valid_split", "test_split"]
+DATASET_KEYS += [*UNUSED_KEYS, "mask_prompt"]
 LORA_KEYS = {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": None}
 
 
@@ -31,7 +31,7 @@ def _shared(name: str, help: str, **marks: Any) -> Setting:
 
 
 def _policy() -> Iterable[Setting]:
-    adapter = {"resume": "shape", "tested": True}
+    adapter: dict[str, Any] = {"resume": "shape", "tested": True}
     yield _shared(
         "model",
         "The policy: a local folder or a Hugging Face repo.",
@@ -162,7 +162,7 @@ def _data() -> Iterable[Setting]:
 
 
 def _run() -> Iterable[Setting]:
-    free = {"resume": "free"}
+    free: dict[str, Any] = {"resume": "free"}
     yield _shared("config", "YAML file with these settings.", kind=str, short="-c")
     yield _shared("train", "Train; needs a train split.", **free)
     yield _shared(
@@ -226,7 +226,7 @@ def _run() -> Iterable[Setting]:
 
 
 def _watchers() -> Iterable[Setting]:
-    free = {"resume": "free"}
+    free: dict[str, Any] = {"resume": "free"}
     yield Setting(
         "report",
         False,
