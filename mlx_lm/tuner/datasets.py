@@ -76,10 +76,8 @@ class PreferenceDataset:
         ([0, 1], [2], [3], (2, 3, 3))
         >>> dataset.itemlen(0), dataset.source_row(1), dataset.largest_token()
         (3, 1, 3)
-        >>> dataset.pair_lengths().tolist()
-        [[2, 3, 3], [2, 3, 3]]
-        >>> dataset.shape, dataset.format
-        ('text', 'text')
+        >>> dataset.pair_lengths().tolist(), dataset.shape, dataset.format
+        ([[2, 3, 3], [2, 3, 3]], 'text', 'text')
         >>> train, valid = dataset.hold_out(0.5)
         >>> len(train), len(valid), len(dataset.select([1]))
         (1, 1, 1)
@@ -402,7 +400,7 @@ def load_preference_dataset(
         token_cache = user_cache_folder("tokens")
     sources = open_sources(data, data_dir)
     names = needed_splits(sources, train, test, inspect)
-    results: dict[str, list] = {"train": [], "valid": [], "test": []}
+    results: dict[str, list] = {name: [] for name in SPLIT_NAMES}
     for source, own, splits in sources:
         sets = {
             name: PreferenceDataset(

@@ -4,7 +4,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -31,8 +31,9 @@ class RowNotes:
 
     def of_part(self, num_rows: int) -> "RowNotes":
         """Notes on some of the rows, none of which was skipped."""
-        tail, criteria = self.dropped_tail, self.criteria
-        return RowNotes(num_rows, dropped_tail=tail, criteria=criteria)
+        return replace(
+            self, num_rows=num_rows, skipped={}, first_skipped={}, details={}
+        )
 
     @staticmethod
     def joined(parts: Sequence["RowNotes"]) -> "RowNotes":

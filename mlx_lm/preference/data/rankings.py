@@ -25,7 +25,7 @@ A row becomes several pairs, or none of it is used:
   two of them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
@@ -53,8 +53,7 @@ def check_criteria(criteria: Any) -> None:
     """Refuse criteria whose weights are no positive numbers."""
     if criteria is None:
         return
-    is_mapping = isinstance(criteria, Mapping) and criteria
-    if not is_mapping or any(not _is_number(w) or w <= 0 for w in criteria.values()):
+    if not criteria or not all(_is_number(w) and w > 0 for w in criteria.values()):
         raise InputError(
             f"criteria needs a weight above 0 for every name, got {criteria!r}."
         )
@@ -94,12 +93,7 @@ def read_rows(
         for name in ("prompt", "chosen", "rejected")
     )
 
-    def read(chosen: Any, rejected: Any, shape: str, **values: Any) -> PreferenceRow:
-        # Answers are given under their own names, whatever other columns are called.
-        pair = read_row({**row, **dict(zip(answers, (chosen, rejected)))}, **options)
-        pair.shape, pair.values = shape, values
-        return pair
-
+    read = _reader(row, answers, options)
     several = _has(row, "ranking", "criteria", "completions", "completion")
     is_pair = all(name in row for name in answers) or not several
     if criteria and criteria_names(row):
@@ -131,6 +125,16 @@ def read_rows(
         for pair in pairs:
             pair.values["margins"] = margin
     return pairs
+
+
+def _reader(row: Mapping, answers: Sequence[str], options: dict) -> Callable:
+    def read(chosen: Any, rejected: Any, shape: str, **values: Any) -> PreferenceRow:
+        # Answers are given under their own names, whatever other columns are called.
+        pair = read_row({**row, **dict(zip(answers, (chosen, rejected)))}, **options)
+        pair.shape, pair.values = shape, values
+        return pair
+
+    return read
 
 
 def _has(row: Mapping, *names: str) -> bool:
@@ -191,16 +195,10 @@ def _read_criteria(
     else:
         shape = "UltraFeedback"
         choices = _annotated_choices(row, criteria)
-        question = row.get("instruction")
         # It has names of its own.
         options = {k: v for k, v in options.items() if not k.endswith("_feature")}
-
-        def read(chosen, rejected, shape, **values):
-            pair = {"question": question, "chosen": chosen, "rejected": rejected}
-            found = read_row(pair, **options)
-            found.shape, found.values = shape, values
-            return found
-
+        question = {"question": row.get("instruction")}
+        read = _reader(question, ("chosen", "rejected"), options)
     if not choices:
         raise RowFault("no known criterion", ", ".join(sorted(criteria_names(row))))
     pairs = [

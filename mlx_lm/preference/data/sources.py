@@ -230,7 +230,11 @@ def open_sources(
 ) -> list[tuple[str, Mapping[str, Any], Splits]]:
     """For each dataset its name, the options of its own, and its splits."""
     if isinstance(data, (str, Path)):
-        return [(str(data), {}, _open_data(str(data), data_dir))]
+        name = str(data)
+        is_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+        if is_path or Path(name).exists():
+            return [(name, {}, open_local_splits(name, data_dir))]
+        data = {"path": name, "data_dir": data_dir}
     sources = []
     for entry in [data] if isinstance(data, Mapping) else data:
         if not isinstance(entry, Mapping) or not entry.get("path"):
@@ -243,14 +247,6 @@ def open_sources(
         splits = {split: entry.get(f"{split}_split") for split in SPLIT_ALIASES}
         sources.append((name, entry, open_hub_splits(name, config, splits)))
     return sources
-
-
-def _open_data(data: str, data_dir: str | None) -> Splits:
-    is_path = data.startswith(("/", "./", "../", "~")) or data.count("/") > 1
-    if is_path or Path(data).exists():
-        return open_local_splits(data, data_dir)
-    rprint(f"Loading Hugging Face dataset {data}.")
-    return open_hub_splits(data, {"data_dir": data_dir} if data_dir else {})
 
 
 def needed_splits(sources: list, train: bool, test: bool, inspect: bool) -> list[str]:

@@ -159,16 +159,16 @@ def _check_losses(o):
             f"loss_weights must be a list of {len(names)}, one for each loss_type, "
             f"got {weights!r}."
         )
-    is_number = lambda x: isinstance(x, (int, float)) and not isinstance(x, bool)
     for weight in weights or []:
-        if not (is_number(weight) and math.isfinite(weight) and weight > 0):
+        is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not is_number or not 0 < weight < math.inf:
             raise InputError(f"loss_weights must be positive numbers, got {weight!r}.")
-    specs = {name: LOSSES[name] for name in names}
-    for name, spec in specs.items():
-        if len(specs) > 1 and spec.data != "pairs":
-            raise InputError(f"{name} learns from {spec.data} and goes with no other.")
-    with_reference = [n for n, s in specs.items() if s.reference]
-    without = [n for n, s in specs.items() if not s.reference and n != "sft"]
+    for name in names:
+        data = LOSSES[name].data
+        if len(names) > 1 and data != "pairs":
+            raise InputError(f"{name} learns from {data} and goes with no other.")
+    with_reference = [n for n in names if LOSSES[n].reference]
+    without = [n for n in names if not LOSSES[n].reference and n != "sft"]
     if with_reference and without:
         raise InputError(
             f"{with_reference[0]} measures from a reference and {without[0]} does "
