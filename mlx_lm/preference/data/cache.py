@@ -54,9 +54,7 @@ _STRFTIME = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")")
 class TokenCache:
     """The files of one tokenizer with some options, in one folder."""
 
-    def __init__(
-        self, folder: str | Path, tokenizer: Any, options: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, folder: str | Path, tokenizer: Any, options: Mapping[str, Any]):
         self._folder = Path(folder).expanduser()
         self._tokenizer = tokenizer
         self._options = dict(options)
@@ -166,9 +164,7 @@ def _dates(templates: str) -> list[str]:
     return [now.strftime(format) for format in found]
 
 
-def _arrays(
-    name: str, columns: TokenColumns, notes: Mapping[str, Any]
-) -> list[np.ndarray]:
+def _arrays(name: str, columns: TokenColumns, notes: Mapping[str, Any]) -> list:
     """What a file holds: its head as JSON, and the columns."""
     head = {
         "name": name,

@@ -88,9 +88,7 @@ class RowOptions:
         return replace(self, **found)
 
 
-def row_arguments(
-    options: RowOptions, encode: PairTokenizer, kind: str
-) -> dict[str, Any]:
+def row_arguments(options: RowOptions, encode: PairTokenizer, kind: str) -> dict:
     """What ``read_rows`` takes, checked against the tokenizer and the kind of data."""
     if options.wrap_text and not encode.has_chat_template:
         raise InputError("wrap_text needs a tokenizer with a chat template.")

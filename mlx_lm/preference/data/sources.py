@@ -225,9 +225,7 @@ def _as_row(row: Any) -> Any:
     return RowFault("not a JSON object", type(row).__name__)
 
 
-def open_sources(
-    data: Any, data_dir: str | None = None
-) -> list[tuple[str, Mapping[str, Any], Splits]]:
+def open_sources(data: Any, data_dir: str | None = None) -> list[tuple]:
     """For each dataset its name, the options of its own, and its splits."""
     if isinstance(data, (str, Path)):
         name = str(data)

@@ -49,7 +49,7 @@ def tokenize_rows(
         columns = columns.regroup(max(counts), counts)
     if kind == "labels" and counts:
         columns = columns.by_turns()
-    notes = {
+    return columns, {
         "num_rows": len(data),
         "skipped": skipped,
         "first_skipped": first_skipped,
@@ -57,7 +57,6 @@ def tokenize_rows(
         "dropped_tail": dropped_tail,
         "criteria": sorted(criteria),
     }
-    return columns, notes
 
 
 def _tokenize(

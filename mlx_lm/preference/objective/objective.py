@@ -148,9 +148,8 @@ def _check_losses(o):
     names = [o.loss_type] if isinstance(o.loss_type, str) else list(o.loss_type)
     for name in names:
         if not isinstance(name, str) or name not in LOSSES:
-            raise InputError(
-                f"Unknown loss_type {name!r}, choose from {', '.join(LOSSES)}."
-            )
+            known = ", ".join(LOSSES)
+            raise InputError(f"Unknown loss_type {name!r}, choose from {known}.")
     if len(set(names)) < len(names):
         raise InputError(f"loss_type names a loss twice: {', '.join(names)}.")
     weights = o.loss_weights
@@ -221,10 +220,8 @@ def _check_modifiers(o):
             )
         counts_tokens = spec.per_token and not spec.by_difference
         if o.ld_alpha < 1 and (counts_tokens or spec.data != "pairs"):
-            raise InputError(
-                f"ld_alpha does not go with {name}: "
-                + ("it weighs lengths itself." if counts_tokens else "no two answers.")
-            )
+            why = "it weighs lengths itself" if counts_tokens else "no two answers"
+            raise InputError(f"ld_alpha does not go with {name}: {why}.")
     if o.reference_free and o.f_divergence != "reverse_kl":
         raise InputError("f_divergence needs a reference: leave out reference_free.")
 
