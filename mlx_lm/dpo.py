@@ -30,6 +30,8 @@ from .preference.policy.optimizer import with_master_weights
 from .preference.ranks import is_lost_rank, start_together
 from .preference.reference.remembered import RememberedReference
 from .preference.report import evaluate
+from .preference.report.inspect import show_pairs
+from .preference.report.table import short_names
 from .preference.report.watchers import WatchedRun, run_watchers, show_report
 from .preference.run import setup
 from .preference.run.folder import CallbackList, open_folder
@@ -191,14 +193,16 @@ def evaluate_model(
         model, reference_model, dataset, settings, args.test_batches
     )
     if args.test and args.adapter_path:
-        kept = evaluate.KeptTest(
+        data, longest = str(args.hf_dataset or args.data), args.max_seq_length
+        metrics |= evaluate.keep_test(
             args.adapter_path,
-            str(args.hf_dataset or args.data),
-            args.max_seq_length,
+            metrics,
+            dataset,
+            scored,
+            {"test/data": data, "test/max_seq_length": longest},
             ordinary_text=args.retain_data is not None,
             pair_texts=args.report,
         )
-        metrics |= kept.save(metrics, dataset, scored)
     if args.test and show:
         own = isinstance(reference_model, FrozenStart)
         before = "start" if own else "reference"
@@ -210,7 +214,7 @@ def evaluate_model(
         if is_test:
             again.train, again.test = False, True
         read_uncut = partial(setup.load_data, again, dataset.tokenizer)
-        evaluate.show_pairs(dataset, scored, args.inspect, read_uncut)
+        show_pairs(dataset, scored, args.inspect, read_uncut)
     return metrics
 
 
@@ -236,12 +240,15 @@ def _compare(args):
         start_together()
         return evaluate_model(run, model, sets[columns], reference, show=False)
 
+    results = [test(folder) for folder in runs]
     first = next(iter(runs.values()))
     starts = {(run.reference_model, run.resume_adapter_file) for run in runs.values()}
     before = "reference" if first.reference_model else "start"
-    evaluate.compare_runs(
-        list(runs), test, before if len(starts) == 1 else None, objective_of(first).noun
-    )
+    if len(starts) > 1:
+        before = None
+        rprint("The runs have different references: rewards and KL are from each own.")
+    table = dict(zip(short_names(list(runs)), results))
+    evaluate.show_metrics(table, before, objective_of(first).noun)
     for folder in runs if args.report else []:
         show_report(folder)
 

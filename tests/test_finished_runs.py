@@ -10,7 +10,7 @@ from test_dpo_command import CommandCase, command
 from tiny import ROWS, save_rows, save_tiny_model
 
 from mlx_lm import dpo
-from mlx_lm.preference.report.inspect import read_pairs
+from mlx_lm.preference.run.folder import read_json
 
 
 def read(folder):
@@ -122,9 +122,10 @@ class TestComparison(CommandCase):
         folder = shutil.copytree(self.runs / "fast", self.folder / "copy")
         one = (*self.compare(folder), "--batch-size", 2, "--test-batches", 1)
         self.succeed(*one, "--report")
-        found = read_pairs(folder)
+        found = read_json(folder / "test_pairs.json")
         self.assertEqual(len(found["after"]), 2)
-        whole = self.succeed(*self.compare(folder), "--report") and read_pairs(folder)
+        self.succeed(*self.compare(folder), "--report")
+        whole = read_json(folder / "test_pairs.json")
         self.assertEqual(len(whole["after"]), 11)
         texts = {pair["pair"]: pair["prompt"] for pair in whole["pairs"]}
         for pair in found["pairs"]:
@@ -132,7 +133,7 @@ class TestComparison(CommandCase):
         self.assertNotEqual([p["pair"] for p in found["pairs"]], [0, 1])
         # Without a report no text stays of pairs that were not tested last.
         self.succeed(*one)
-        kept = read_pairs(folder)
+        kept = read_json(folder / "test_pairs.json")
         self.assertEqual((len(kept["after"]), kept["pairs"]), (2, []))
 
     def test_each_has_its_own_margins(self):

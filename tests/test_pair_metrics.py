@@ -7,6 +7,7 @@ import re
 import tempfile
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from rich.console import Console
@@ -21,9 +22,9 @@ from mlx_lm.preference.measure.pair_metrics import (
     preference_probabilities,
     reliability_curve,
     wilson_interval,
-    write_test_metrics,
 )
 from mlx_lm.preference.objective.objective import Objective
+from mlx_lm.preference.report.evaluate import keep_test
 from mlx_lm.preference.report.table import metrics_table, print_test_table, short_names
 
 # Three pairs: a right one whose chosen answer is shorter, a wrong one that is about
@@ -109,14 +110,15 @@ class TestPairMetrics(unittest.TestCase):
     def test_file_is_json_whatever_the_numbers(self):
         with tempfile.TemporaryDirectory() as folder:
             metrics = pair_metrics(MEANS, scored()) | {"loss": float("inf")}
-            write_test_metrics(folder, metrics)
+            rows = SimpleNamespace(kind="labels")
+            keep_test(folder, metrics, rows, scored(), {"test/data": "d"})
             (path,) = Path(folder).iterdir()
             self.assertEqual(path.name, "test_metrics.json")
             read = json.loads(path.read_text(), parse_constant=self.fail)
         self.assertIsNone(read["loss"])
         self.assertIn(None, read["calibration/accuracy"])
         for name, value in read.items():
-            self.assertIsInstance(value, (int, float, list, type(None)), name)
+            self.assertIsInstance(value, (int, float, list, str, type(None)), name)
 
 
 class TestCalibration(unittest.TestCase):

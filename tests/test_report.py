@@ -30,9 +30,9 @@ from mlx_lm.preference.report.charts import (
     svg,
     write_png,
 )
-from mlx_lm.preference.report.inspect import LONGEST, pick_pairs, read_pairs, save_pairs
+from mlx_lm.preference.report.inspect import LONGEST, pick_pairs, save_pairs
 from mlx_lm.preference.report.page import render, write_report
-from mlx_lm.preference.run.folder import run_versions, saved_settings
+from mlx_lm.preference.run.folder import read_json, run_versions, saved_settings
 from mlx_lm.preference.settings.checks import check_args
 from mlx_lm.preference.watch.retained_text import RetainedText
 from mlx_lm.preference.watch.trackers import check_matplotlib
@@ -104,7 +104,7 @@ class TestPairs(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             save_pairs(folder, [{"prompt": "ä"}], [0.123456], [1.0])
             self.assertEqual(
-                read_pairs(folder),
+                read_json(Path(folder) / "test_pairs.json"),
                 {"before": [0.1235], "after": [1.0], "pairs": [{"prompt": "ä"}]},
             )
 

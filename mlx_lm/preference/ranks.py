@@ -56,6 +56,7 @@ def sum_over_ranks(
     names = sorted(arrays)
     message = mx.concatenate([arrays[k].reshape(-1) for k in names])
     mx.eval(message)
+    # No stream is given: NCCL can't take the CPU's.
     total = mx.distributed.all_sum(message, group=group)
     mx.eval(total)
     sums, start = {}, 0

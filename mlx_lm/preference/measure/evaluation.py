@@ -3,7 +3,7 @@
 """What policy and reference say of every held-out pair, each scored once."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -15,7 +15,7 @@ from ..batch.shape import Bucket, pair_lengths
 from ..device import trim_cache
 from ..errors import InputError
 from ..ranks import sum_over_ranks
-from .metrics import add_metrics, all_sum_metrics, mean_metrics, sum_values
+from .metrics import mean_metrics, sum_values
 
 CHOSEN, REJECTED = 0, 1
 
@@ -41,21 +41,18 @@ class ScoredPairs:
 
     def select(self, which: Any) -> "ScoredPairs":
         """Take some of the pairs."""
-        names = [f.name for f in fields(self)]
-        return replace(self, **{name: getattr(self, name)[which] for name in names})
+        return ScoredPairs(**{name: x[which] for name, x in vars(self).items()})
 
 
 class PairCollector:
-    """Keeps the scores of an evaluation's pairs, whatever batch and rank they are
-    in."""
+    """Keeps the scores of an evaluation's pairs, of any batch and rank."""
 
     def __init__(self, dataset: Any):
         lengths = np.asarray(pair_lengths(dataset), dtype=np.int64).reshape(-1, 3)
         self._tokens = lengths[:, 1:] - np.maximum(lengths[:, :1], 1)
         shape = (len(lengths), 2)
-        names = ("policy_logps", "reference_logps", "kl", "rewards")
+        names = ("policy_logps", "reference_logps", "kl", "rewards", "counted")
         self._arrays = {name: np.zeros(shape, np.float32) for name in names}
-        self._counted = np.zeros(len(lengths), np.float32)
 
     def add(self, batch: Any, values: dict[str, mx.array]) -> None:
         """Keep what a batch's pairs scored."""
@@ -64,15 +61,14 @@ class PairCollector:
         rewards = [values["chosen_rewards"], values["rejected_rewards"]]
         rows = {k: values[k].reshape(2, -1) for k in self._arrays if k in values}
         rows["rewards"] = mx.stack(rewards)
+        rows["counted"] = mx.ones_like(rows["rewards"])
         for name, array in rows.items():
             self._arrays[name][indices] = np.array(array.astype(mx.float32)).T[real]
-        self._counted[indices] = 1
 
     def gather(self, group: mx.distributed.Group | None = None) -> ScoredPairs:
         """Put the pairs of all ranks together; each of them has to call it."""
-        arrays = {k: mx.array(v) for k, v in self._arrays.items()}
-        sums = sum_over_ranks({**arrays, "counted": mx.array(self._counted)}, group)
-        found = np.flatnonzero(np.array(sums.pop("counted")))
+        sums = sum_over_ranks({k: mx.array(v) for k, v in self._arrays.items()}, group)
+        found = np.flatnonzero(np.array(sums.pop("counted"))[:, CHOSEN])
         return ScoredPairs(
             indices=found,
             tokens=self._tokens[found],
@@ -92,8 +88,7 @@ def evaluate_pairs(
     hidden: frozenset[str] = frozenset(),
     collector: PairCollector | None = None,
 ) -> dict[str, float]:
-    """Average over held-out pairs, or a sample, and all ranks; ``score`` returns a
-    batch's values and the arrays that they are of."""
+    """Average over pairs and ranks what ``score`` gives: values and their arrays."""
     if len(dataset) == 0 or num_batches == 0:
         raise InputError("There are no pairs to evaluate.")
     policy_model.eval()
@@ -105,11 +100,12 @@ def evaluate_pairs(
         values, arrays = score(batch)
         if collector is not None:
             collector.add(batch, values)
-        totals = add_metrics(totals or None, sum_values(values, arrays))
+        sums = sum_values(values, arrays)
+        totals = {k: totals.get(k, 0) + x for k, x in sums.items()}
         mx.eval(totals)
         trim_cache(clear_cache_threshold)
         if progress_callback is not None:
             progress_callback()
-    totals = all_sum_metrics(totals, group)
+    totals = sum_over_ranks(totals, group)
     means = {k: v.item() for k, v in mean_metrics(totals, hidden=hidden).items()}
     return means | {"pairs": totals["pairs"].item()}

@@ -96,11 +96,11 @@ METRICS = (
     Metric("tokens_per_second", chart=("Speed", "tokens/s")),
     Metric("peak_memory", chart=("Peak memory", "GB")),
 )
-COUNTS = "tokens/chosen tokens/completion tokens/all pairs chosen rejected".split()
 # Of a training step: the exact KL is a test's.
 SUMS = (
     *(m.name for m in METRICS if m.over and m.name != "kl"),
-    *("nll/policy", "nll/reference", *COUNTS),
+    *("nll/policy", "nll/reference", "tokens/chosen", "tokens/completion"),
+    *("tokens/all", "pairs", "chosen", "rejected"),
 )
 
 
@@ -120,7 +120,12 @@ def preference_sums(
     policy, real = mx.stop_gradient(policy_logps), (weights > 0).astype(mx.float32)
     counts = (lengths[:, 1] - mx.maximum(lengths[:, 0], 1)).astype(mx.float32)
     sums = {"loss": (mx.stop_gradient(losses) * weights).sum()}
-    sums |= _compare(policy, reference_logps, counts, real)
+    # How often the chosen answer is the likelier one, summed and per token.
+    for name, logps in (("logps", policy), ("reference_logps", reference_logps)):
+        per_token = logps / mx.maximum(counts, 1)
+        for suffix, x in (("", logps), ("_per_token", per_token)):
+            chosen, rejected = mx.split(x, 2)
+            sums[f"{name}/accuracies{suffix}"] = ((chosen > rejected) * real).sum()
     if labels is None:
         is_chosen, is_rejected = real, real
         right = chosen_rewards > rejected_rewards
@@ -137,10 +142,10 @@ def preference_sums(
     sums["rewards/accuracies"] = (right * real).sum()
     sums["rewards/chosen"] = (chosen_rewards * is_chosen).sum()
     sums["rewards/rejected"] = (rejected_rewards * is_rejected).sum()
+    if labels is not None:
+        rejected = chosen
     sums["logps/chosen"] = (chosen * is_chosen).sum()
-    sums["logps/rejected"] = (
-        (rejected if labels is None else chosen) * is_rejected
-    ).sum()
+    sums["logps/rejected"] = (rejected * is_rejected).sum()
     if kl is None:
         # Half the squared log-ratio: Schulman's k2, on the data's answers.
         sums["kl_estimate"] = (0.5 * (policy - reference_logps) ** 2 * rows).sum()
@@ -154,17 +159,6 @@ def preference_sums(
     sums["tokens/all"] = (lengths[:, 1] * rows).sum()
     totals = {"pairs": real, "chosen": is_chosen, "rejected": is_rejected}
     return sums | {k: v.sum() for k, v in totals.items()}
-
-
-def _compare(policy, reference_logps, counts, real):
-    """How often the chosen answer is the likelier one, summed and per token."""
-    sums = {}
-    for name, logps in (("logps", policy), ("reference_logps", reference_logps)):
-        per_token = logps / mx.maximum(counts, 1)
-        for suffix, x in (("", logps), ("_per_token", per_token)):
-            chosen, rejected = mx.split(x, 2)
-            sums[f"{name}/accuracies{suffix}"] = ((chosen > rejected) * real).sum()
-    return sums
 
 
 def metric_columns(batch: dict[str, mx.array]) -> dict[str, mx.array]:
@@ -195,9 +189,7 @@ def hidden_metrics(objective: Objective, tested: bool = False) -> frozenset[str]
 
 
 def mean_metrics(
-    sums: dict[str, mx.array],
-    prefix: str = "",
-    hidden: frozenset[str] = frozenset(),
+    sums: dict[str, mx.array], hidden: frozenset[str] = frozenset()
 ) -> dict[str, mx.array]:
     """Average summed metrics: per pair, KL per token, perplexity of the chosen."""
     means: dict[str, mx.array] = {}
@@ -209,21 +201,4 @@ def mean_metrics(
     tokens = mx.maximum(sums["tokens/chosen"], 1.0)
     for who in ("policy", "reference"):
         means[f"perplexity/{who}"] = mx.exp(sums[f"nll/{who}"] / tokens)
-    return {f"{prefix}{k}": v for k, v in means.items() if k not in hidden}
-
-
-def all_sum_metrics(
-    sums: dict[str, mx.array], group: mx.distributed.Group | None = None
-) -> dict[str, mx.array]:
-    """Add summed metrics over all ranks, in one message."""
-    names = sorted(sums)
-    vector = mx.stack([mx.array(sums[k], dtype=mx.float32) for k in names])
-    # No stream is given: NCCL can't take the CPU's.
-    return dict(zip(names, mx.distributed.all_sum(vector, group=group)))
-
-
-def add_metrics(
-    totals: dict[str, mx.array] | None, sums: dict[str, mx.array]
-) -> dict[str, mx.array]:
-    """Add a batch's sums to those of earlier batches."""
-    return sums if totals is None else {k: totals[k] + sums[k] for k in sums}
+    return {name: x for name, x in means.items() if name not in hidden}

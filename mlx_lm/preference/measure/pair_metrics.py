@@ -4,13 +4,10 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..files import write_json
 from ..objective.objective import Objective
 from .evaluation import CHOSEN, REJECTED, ScoredPairs
 from .metrics import LENGTH_GROUPS
@@ -22,8 +19,7 @@ def preference_probabilities(margins: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -np.asarray(margins, dtype=np.float64)))
 
 
-@dataclass(frozen=True, eq=False)
-class Reliability:
+class Reliability(NamedTuple):
     """A reliability curve: in bins of confidence, how often the policy was right."""
 
     confidence: np.ndarray
@@ -117,16 +113,12 @@ def _by_length(pairs):
 
 
 def pair_metrics(
-    means: Mapping[str, float],
-    pairs: ScoredPairs,
-    objective: Objective | None = None,
+    means: Mapping[str, float], pairs: ScoredPairs, objective: Objective = Objective()
 ) -> dict[str, Any]:
     """Everything that a test reports, by flat names."""
     metrics: dict[str, Any] = dict(means)
-    share, count = metrics["rewards/accuracies"], round(metrics["pairs"])
-    ends = wilson_interval(share, count)
+    ends = wilson_interval(metrics["rewards/accuracies"], round(metrics["pairs"]))
     metrics |= zip(("rewards/accuracies_low", "rewards/accuracies_high"), ends)
-    objective = objective or Objective()
     if objective.data != "pairs":
         return metrics
     tokens = np.maximum(pairs.tokens.sum(axis=0), 1)
@@ -137,8 +129,3 @@ def pair_metrics(
     if objective.rewards_are == "log-ratios":
         metrics |= _calibration(0 * pairs.margins, "reference_")
     return metrics
-
-
-def write_test_metrics(folder: str | Path, metrics: Mapping[str, Any]) -> None:
-    """Write a test's metrics to ``test_metrics.json``, completely or not at all."""
-    write_json(Path(folder) / FILE_NAME, metrics, indent=2)

@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from .metrics import SUMS, all_sum_metrics, mean_metrics
+from ..ranks import sum_over_ranks
+from .metrics import SUMS, mean_metrics
 
 # Steps that compiled a new shape tell nothing about the speed.
 UNTIMED = {"untimed/pairs": "pairs", "untimed/tokens": "tokens/all"}
@@ -51,13 +52,13 @@ class MetricsWindow:
         """Add the time of a step; its sums if it compiled a new shape."""
         if sums is None:
             self.seconds += seconds
-            return
-        self.compile_seconds += seconds
-        self._add({name: sums[which] for name, which in UNTIMED.items()})
+        else:
+            self.compile_seconds += seconds
+            self._add({name: sums[which] for name, which in UNTIMED.items()})
 
     def report(self, group: mx.distributed.Group | None = None) -> dict[str, float]:
         """Average over all ranks and start a new window."""
-        sums = all_sum_metrics(self.sums, group)
+        sums = sum_over_ranks(self.sums, group)
         means = mean_metrics(sums, hidden=self.hidden)
         pairs, tokens = sums["pairs"].item(), sums["tokens/all"].item()
         timed = [pairs, tokens]
@@ -65,19 +66,18 @@ class MetricsWindow:
             timed = [n - sums[name].item() for n, name in zip(timed, UNTIMED)]
         self.trained_pairs += pairs
         self.trained_tokens += tokens
-        compile_seconds = self.compile_seconds
-        seconds = max(self.seconds or compile_seconds, 1e-9)
-        padding = 1 - sums["real"].item() / max(sums["padded"].item(), 1.0)
-        self._clear()
-        return {k: v.item() for k, v in means.items()} | {
+        seconds = max(self.seconds or self.compile_seconds, 1e-9)
+        report = {k: v.item() for k, v in means.items()} | {
             "pairs_per_second": timed[0] / seconds,
             "tokens_per_second": timed[1] / seconds,
-            "compile_seconds": compile_seconds,
-            "padding": padding,
+            "compile_seconds": self.compile_seconds,
+            "padding": 1 - sums["real"].item() / max(sums["padded"].item(), 1.0),
             "trained_pairs": self.trained_pairs,
             "trained_tokens": self.trained_tokens,
             "peak_memory": mx.get_peak_memory() / 1e9,
         }
+        self._clear()
+        return report
 
 
 def _by_module(tree):

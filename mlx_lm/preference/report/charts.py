@@ -26,8 +26,7 @@ PAPER = {
     "two": "#c2570c",
 }
 _STAND_INS = {role: f"#0102{i:02x}" for i, role in enumerate(PAPER, 10)}
-# Inches: small on the page, so that its texts have the size of the page's.
-_ON_PAGE, _IN_PNG = (3.4, 2.1), (4.6, 2.8)
+Colors = dict[str, str]
 
 
 @dataclass
@@ -72,7 +71,7 @@ def curves(reports: list[dict[str, Any]]) -> list[Chart]:
     return list(charts.values())
 
 
-def svg(draw: Any, prefix: str) -> str:
+def svg(draw: Any, prefix: str, **what: Any) -> str:
     """Draw one picture as SVG that takes its colours from CSS variables."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -80,8 +79,9 @@ def svg(draw: Any, prefix: str) -> str:
     # Texts stay texts, and the same run gives the same file.
     settings = {"svg.fonttype": "none", "svg.hashsalt": prefix}
     with rc_context(_style(_STAND_INS) | settings):
-        figure = Figure(_ON_PAGE, layout="constrained")
-        draw(figure.subplots(), _STAND_INS)
+        # Inches: small on the page, so that its texts have the size of the page's.
+        figure = Figure((3.4, 2.1), layout="constrained")
+        draw(figure.subplots(), _STAND_INS, **what)
         buffer = io.StringIO()
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
@@ -95,7 +95,7 @@ def svg(draw: Any, prefix: str) -> str:
     return re.sub(r'(<svg[^>]*?) height="[^"]*"([^>]*?) width="[^"]*"', r"\1\2", text)
 
 
-def draw_curves(axes: Any, colors: dict[str, str], chart: Chart) -> None:
+def draw_curves(axes: Any, colors: Colors, chart: Chart) -> None:
     """Draw a chart's lines."""
     for series in chart.series:
         few = len(series.x) <= 30
@@ -111,41 +111,29 @@ def draw_curves(axes: Any, colors: dict[str, str], chart: Chart) -> None:
     axes.set(xlabel="iteration", ylabel=chart.unit)
     axes.xaxis.get_major_locator().set_params(integer=True)
     if len(chart.series) > 1 or chart.series[0].held_out:
-        _legend(axes, min(len(chart.series), 2))
+        axes.legend(bbox_to_anchor=(0, 1), ncols=min(len(chart.series), 2))
 
 
 def draw_histogram(
-    axes: Any,
-    colors: dict[str, str],
-    before: Sequence[float],
-    after: Sequence[float],
-    start: str = "before",
+    axes: Any, colors: Colors, before: Sequence, after: Sequence, start: str = "before"
 ) -> None:
     """Draw the margins of all pairs, before and after, over the same bins."""
+    finite = sorted(v for v in [*before, *after] if math.isfinite(v)) or [0.0]
+    # A few extreme pairs must not squeeze all others into one bar.
+    low, high = finite[len(finite) // 200], finite[-1 - len(finite) // 200]
+    span = (low, high) if high > low else (low - 1, high + 1)
     for name, values, color in ((start, before, "two"), ("after", after, "one")):
-        bins = min(5 + math.isqrt(len(values)), 30)
-        shared = {"bins": bins, "range": _range([*before, *after]), "label": name}
+        shared = {"bins": min(5 + math.isqrt(len(values)), 30), "range": span}
         kept = [v for v in values if math.isfinite(v)]
-        axes.hist(kept, color=colors[color], alpha=0.35, **shared)
-        shared.pop("label")
+        axes.hist(kept, color=colors[color], alpha=0.35, label=name, **shared)
         axes.hist(kept, histtype="step", color=colors[color], linewidth=1.2, **shared)
     axes.axvline(0, color=colors["ink"], linewidth=0.8, linestyle=":")
     axes.set(xlabel="log p(chosen) - log p(rejected), nats", ylabel="pairs")
-    _legend(axes)
-
-
-def _range(values):
-    finite = sorted(v for v in values if math.isfinite(v)) or [0.0]
-    # A few extreme pairs must not squeeze all others into one bar.
-    low, high = finite[len(finite) // 200], finite[-1 - len(finite) // 200]
-    return (low, high) if high > low else (low - 1, high + 1)
+    axes.legend(bbox_to_anchor=(0, 1), ncols=2)
 
 
 def draw_reliability(
-    axes: Any,
-    colors: dict[str, str],
-    confidence: Sequence[float | None],
-    accuracy: Sequence[float | None],
+    axes: Any, colors: Colors, confidence: Sequence, accuracy: Sequence
 ) -> None:
     """Draw how often a policy is right against how sure it is."""
     pairs = zip(confidence, accuracy)
@@ -156,7 +144,7 @@ def draw_reliability(
     axes.plot(x, y, label="policy", color=colors["one"], marker="o", markersize=3.5)
     axes.set_ylim(min([*y, 45]) - 5, 105)
     axes.set(xlabel="confidence, %", ylabel="right pairs, %")
-    _legend(axes)
+    axes.legend(bbox_to_anchor=(0, 1), ncols=2)
 
 
 def _style(colors):
@@ -184,17 +172,13 @@ def _style(colors):
     }
 
 
-def _legend(axes, columns=2):
-    axes.legend(bbox_to_anchor=(0, 1), ncols=columns)
-
-
 def write_png(charts: list[Chart], path: str | Path, title: str) -> None:
     """Draw all charts into one picture."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rows = -(-len(charts) // 2)
-    size = (2 * _IN_PNG[0], rows * _IN_PNG[1] + 0.4)
+    size = (9.2, rows * 2.8 + 0.4)
     with rc_context(_style(PAPER)):
         figure = Figure(size, layout="constrained", facecolor="white", dpi=110)
         # A $ in a name is no formula.

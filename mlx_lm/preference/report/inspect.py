@@ -4,16 +4,17 @@
 
 import contextlib
 import io
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from ...cli_ui import make_console
 from ..files import write_json
 from ..measure.evaluation import CHOSEN, REJECTED, ScoredPairs
 from ..measure.pair_metrics import preference_probabilities
@@ -21,6 +22,7 @@ from ..measure.pair_metrics import preference_probabilities
 PROMPT_LINES = 6
 ANSWER_LINES = 10
 CUT_LINES = 2
+WIDEST = 100
 
 
 def inspection_order(margins: np.ndarray, count: int) -> list[int]:
@@ -39,17 +41,15 @@ def _visible(text):
 def _wrapped(text, width, most, from_end=False):
     """Indented lines, of which the middle, or the start, may be left out."""
     console = Console(width=width, color_system=None)
-    room = width - 4
     lines = [
         line.plain.rstrip()
         for paragraph in _visible(text).split("\n")
-        for line in (Text(paragraph).wrap(console, room) or [Text("")])
+        for line in (Text(paragraph).wrap(console, width - 4) or [Text("")])
     ]
     while lines and not lines[-1]:
         lines.pop()
     if len(lines) > most:
-        left_out = len(lines) - most + 1
-        note = f"[… {left_out} lines …]"
+        note = f"[… {len(lines) - most + 1} lines …]"
         head = 0 if from_end else (2 * most) // 3
         tail = most - 1 - head
         lines = lines[:head] + [note] + lines[len(lines) - tail :]
@@ -108,18 +108,15 @@ def uncut_pairs(
     # The same lines were printed when the data was read first.
     with contextlib.redirect_stdout(io.StringIO()):
         sets = read_uncut()
-    places: dict[str | int, list[tuple]] = {}
-    wanted = {dataset.source_row(i) for i in long}
-    for other in sets:
-        for i in range(len(other)):
-            if (place := other.source_row(i)) in wanted:
-                places.setdefault(place, []).append(other[i])
-    found = {}
+    wanted: dict[str | int, list[int]] = {}
     for i in long:
-        candidates = places.get(dataset.source_row(i), [])
-        match = next((pair for pair in candidates if _begins(pair, dataset[i])), None)
-        if match is not None:
-            found[i] = match
+        wanted.setdefault(dataset.source_row(i), []).append(i)
+    found: dict[int, tuple] = {}
+    for other in sets:
+        for place in range(len(other)):
+            for i in wanted.get(other.source_row(place), []):
+                if _begins(other[place], dataset[i]):
+                    found.setdefault(i, other[place])
     return found
 
 
@@ -128,6 +125,21 @@ def _begins(whole, cut):
     return np.array_equal(whole[0], cut[0]) and all(
         np.array_equal(a[: len(b)], b) for a, b in zip(whole[1:3], cut[1:3])
     )
+
+
+def show_pairs(
+    dataset: Any, scored: ScoredPairs, count: int, read_uncut: Callable[[], Any]
+) -> None:
+    """Show single pairs of a data set, the surest mistakes first."""
+    if mx.distributed.init().rank() != 0:
+        return
+    chosen = scored.select(inspection_order(scored.margins, count))
+    whole = uncut_pairs(dataset, chosen.indices.tolist(), read_uncut)
+    console = make_console()
+    console.print()
+    for line in inspection_lines(dataset, chosen, whole, min(console.width, WIDEST)):
+        # Not as markup: a row may hold brackets.
+        console.print(Text(line), no_wrap=True, crop=False)
 
 
 FILE_NAME = "test_pairs.json"
@@ -164,18 +176,9 @@ def _shortened(text):
 
 
 def save_pairs(
-    folder: str | Path,
-    pairs: list[dict[str, Any]],
-    before: Sequence[float],
-    after: Sequence[float],
+    folder: str | Path, pairs: list[dict], before: Iterable, after: Iterable
 ) -> None:
     """Keep what a report shows of single pairs, in ``test_pairs.json``."""
     rounded = [[round(float(x), 4) for x in margins] for margins in (before, after)]
     content = {"before": rounded[0], "after": rounded[1], "pairs": pairs}
     write_json(Path(folder) / FILE_NAME, content)
-
-
-def read_pairs(folder: str | Path) -> dict[str, Any]:
-    """Read what ``save_pairs`` wrote."""
-    path = Path(folder) / FILE_NAME
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}

@@ -9,25 +9,21 @@ import argparse
 import json
 import math
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from ..errors import InputError
 from ..files import write_text, writing
 from ..measure.pair_metrics import FILE_NAME as TEST_FILE
 from ..objective.objective import objective_of
-from ..run.folder import read_lines
-from ..watch import retained_text
-from ..watch.samples import FILE_NAME as SAMPLES_FILE
-from ..watch.samples import prompt_text
+from ..run.folder import read_json, read_lines
+from ..watch import retained_text, samples
 from ..watch.trackers import check_matplotlib
 from . import charts as drawing
-from .inspect import read_pairs
+from .inspect import FILE_NAME as PAIRS_FILE
 from .table import metrics_table
 
 PAGE, PICTURE = "report.html", "curves.png"
@@ -44,15 +40,14 @@ def write_report(folder: str | Path) -> Path:
         )
     check_matplotlib()
     reports = read_lines(folder / "metrics.jsonl")
-    config = _read_json(folder / "adapter_config.json")
-    page, picture = folder / PAGE, folder / PICTURE
+    config = read_json(folder / "adapter_config.json")
+    page = folder / PAGE
     charts = drawing.curves(reports)
     title = f"{Path(str(config.get('model', 'A model'))).name} · {folder.name}"
     with writing(page):
-        text = render(folder, title, config, reports, charts)
-        write_text(page, text)
+        write_text(page, render(folder, title, config, reports, charts))
         if charts:
-            drawing.write_png(charts, picture, title)
+            drawing.write_png(charts, folder / PICTURE, title)
     return page
 
 
@@ -64,9 +59,9 @@ def render(
     charts: list[drawing.Chart],
 ) -> str:
     """Render the page. Every text in it is escaped."""
-    metrics = _read_json(folder / TEST_FILE)
-    retained = _read_json(folder / retained_text.FILE_NAME)
-    single = read_pairs(folder)
+    metrics = read_json(folder / TEST_FILE)
+    retained = read_json(folder / retained_text.FILE_NAME)
+    single = read_json(folder / PAIRS_FILE)
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
@@ -80,28 +75,19 @@ def render(
         subtitle=_subtitle(config, reports),
         tiles=_tiles(reports, retained, noun),
         charts=[
-            {"title": chart.title, "svg": _svg(drawing.draw_curves, i, chart=chart)}
+            (chart.title, drawing.svg(drawing.draw_curves, f"c{i}", chart=chart))
             for i, chart in enumerate(charts)
         ],
-        table=_table(metrics, noun, before),
-        tested=_tested_line(metrics, noun),
+        metrics=metrics,
+        noun=noun,
+        table=metrics_table({"after": metrics}, before, noun) if metrics else [],
         retained=_retained_line(retained),
-        histogram=_histogram(single, before),
-        reliability=_reliability(metrics),
-        samples=_samples(read_lines(folder / SAMPLES_FILE)),
+        pictures=list(_test_pictures(metrics, single, before)),
+        samples=_samples(read_lines(folder / samples.FILE_NAME)),
         pairs=_pair_groups(single.get("pairs", [])),
         settings=sorted(shown.items()),
         versions=sorted(versions.items()),
     )
-
-
-def _read_json(path):
-    return json.loads(path.read_text("utf-8")) if path.exists() else {}
-
-
-def _svg(draw, number, **what):
-    # Matplotlib escapes its texts.
-    return Markup(drawing.svg(partial(draw, **what), f"c{number}"))
 
 
 def _subtitle(config, reports):
@@ -128,15 +114,14 @@ def _tiles(reports, retained, noun):
         ("Chosen likelier", "val_logps/accuracies", "{:.1%}"),
     ):
         values = [r[key] for r in held_out if key in r]
+        values = ["-" if x is None else form.format(x) for x in values]
         if values:
-            first, last = (
-                "-" if x is None else form.format(x) for x in (values[0], values[-1])
-            )
-            note = f"at the start {first}"
+            note = f"at the start {values[0]}"
             if "rewards/" in key:
                 # The start is its own reference: it has no rewards.
                 note = f"{held_out[-1].get('val_pairs', 0):,.0f} {noun}"
-            tiles.append({"label": f"{label}, held out", "value": last, "note": note})
+            label = f"{label}, held out"
+            tiles.append({"label": label, "value": values[-1], "note": note})
     if retained.get("change") is not None:
         change = f"{100 * retained['change']:+.1f} %"
         note = f"of {Path(retained['file']).name}"
@@ -154,81 +139,42 @@ def _retained_line(retained):
     return retained_text.RetainedText(**fields).line()
 
 
-def _tested_line(metrics, noun):
-    # A finished run can be tested on other data than it was trained with.
-    if "test/data" not in metrics:
-        return ""
-    longest = metrics["test/max_seq_length"]
-    count = f"{metrics['pairs']:,.0f} {noun}"
-    return f"{count} of {metrics['test/data']}, at most {longest:,} tokens long."
-
-
-def _table(metrics, noun, before):
-    if not metrics:
-        return None
-    head, *rows = metrics_table({"after": metrics}, before, noun)
-    return {"head": head, "rows": rows}
-
-
-def _reliability(metrics):
-    curve = {
-        name: metrics.get(f"calibration/{name}") for name in ("confidence", "accuracy")
-    }
-    if not curve["accuracy"]:
-        return None
-    picture = _svg(drawing.draw_reliability, "r", **curve)
-    return {"title": "Is it as sure as it is right?", "svg": picture}
-
-
-def _histogram(single, before):
+def _test_pictures(metrics, single, before):
     margins = {
         name: [x for x in single.get(name, []) if x is not None]
         for name in ("before", "after")
     }
-    if not margins["after"]:
-        return None
-    picture = _svg(drawing.draw_histogram, "h", **margins, start=before)
-    return {"title": "Margins of the test pairs", "svg": picture}
+    if margins["after"]:
+        picture = drawing.svg(drawing.draw_histogram, "ch", **margins, start=before)
+        yield "Margins of the test pairs", picture
+    names = ("confidence", "accuracy")
+    curve = {name: metrics.get(f"calibration/{name}") for name in names}
+    if curve["accuracy"]:
+        picture = drawing.svg(drawing.draw_reliability, "cr", **curve)
+        yield "Is it as sure as it is right?", picture
 
 
 def _samples(lines):
-    """Answers by prompt: the first and the last one, and those between."""
+    """Prompts, and the answers to each one from the first to the last."""
     by_prompt: dict[str, list[dict[str, str]]] = {}
     for line in lines:
         when = f"step {line['iteration']:,}" if line["iteration"] else "before"
         answers = by_prompt.setdefault(json.dumps(line["prompt"]), [])
         answers.append({"when": when, "answer": line["answer"]})
-    return [
-        {
-            "prompt": prompt_text(json.loads(prompt)),
-            "shown": answers[:1] + answers[1:][-1:],
-            "between": answers[1:-1],
-        }
-        for prompt, answers in by_prompt.items()
-    ]
+    return [(samples.prompt_text(json.loads(k)), x) for k, x in by_prompt.items()]
 
 
 def _pair_groups(pairs):
-    groups = []
     for right, title, note in (
         (False, "wrong", "The reward prefers the rejected answer, the most first."),
         (True, "right", "The reward prefers the chosen answer, the most first."),
     ):
-        shown = [
-            {**pair, "margin": f"{pair['margin']:+.3f}", "place": _place(pair)}
-            for pair in pairs
-            if pair["right"] is right
-        ]
+        shown = [pair for pair in pairs if pair["right"] is right]
+        heading = (
+            f"A {title} pair" if len(shown) == 1 else f"{len(shown)} {title} pairs"
+        )
         if shown:
-            heading = (
-                f"{len(shown)} {title} pairs" if len(shown) > 1 else f"A {title} pair"
-            )
-            groups.append({"title": heading, "note": note, "pairs": shown})
-    return groups
-
-
-def _place(pair):
-    return f"pair {pair['pair']:,} · " if "pair" in pair else ""
+            yield {"title": heading, "note": note, "pairs": shown}
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ from ..run.folder import METRICS
 from ..watch import retained_text
 from ..watch import samples as prompt_samples
 from ..watch.falling_chosen import FallingChosen
-from ..watch.samples import PromptSamples, read_prompts
 from . import inspect as report_pairs
 from .page import PAGE, PICTURE, write_report
 
@@ -63,10 +62,10 @@ def run_watchers(
     if run.sample_prompts is not None and not run.valid_set:
         rprint("[WARNING] sample_prompts needs validation pairs: none are answered.")
     elif run.sample_prompts is not None:
-        samples = PromptSamples(
+        samples = prompt_samples.PromptSamples(
             run.model,
             run.tokenizer,
-            read_prompts(run.sample_prompts),
+            prompt_samples.read_prompts(run.sample_prompts),
             run.folder / prompt_samples.FILE_NAME,
             run.sample_tokens,
             keep,

@@ -70,6 +70,11 @@ def read_lines(path: str | Path) -> list[dict]:
     return objects
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file; nothing if there is none."""
+    return json.loads(Path(path).read_text("utf-8")) if Path(path).exists() else {}
+
+
 TRAINED_WITH = "mlx_lm.dpo"
 METRICS = "metrics.jsonl"
 

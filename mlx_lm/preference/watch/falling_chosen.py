@@ -22,8 +22,7 @@ class FallingChosen(TrainingCallback):
         self.start: float | None = None
         self.in_a_row, self.warned = 0, False
         for report in read_lines(metrics_file) if metrics_file else []:
-            part = "val_" if "val_loss" in report else ""
-            self._is_due(report, part)
+            self._is_due(report)
 
     def _fall(self, info, part):
         """``logps/chosen`` over its start; None if that can't be told."""
@@ -43,7 +42,8 @@ class FallingChosen(TrainingCallback):
         # Beyond what a float32 holds it is infinite, and has fallen all the more.
         return math.log(now) / math.log(start)
 
-    def _is_due(self, info, part):
+    def _is_due(self, info):
+        part = "val_" if "val_loss" in info else ""
         fall = self._fall(info, part)
         if fall is None:
             return False
@@ -53,15 +53,11 @@ class FallingChosen(TrainingCallback):
         self.warned = True
         return True
 
-    def _report(self, info, part):
-        if self._is_due(info, part):
+    def on_train_loss_report(self, train_info: dict) -> None:
+        if self._is_due(train_info):
             rprint(
-                f"[WARNING] Step {info['iteration']}: logps/chosen has fallen 20 % "
-                "below its start. Lower learning_rate, add sft or raise beta."
+                f"[WARNING] Step {train_info['iteration']}: logps/chosen has fallen "
+                "20 % below its start. Lower learning_rate, add sft or raise beta."
             )
 
-    def on_train_loss_report(self, train_info: dict) -> None:
-        self._report(train_info, "")
-
-    def on_val_loss_report(self, val_info: dict) -> None:
-        self._report(val_info, "val_")
+    on_val_loss_report = on_train_loss_report

@@ -2,7 +2,6 @@
 
 """Whether a model is still good at ordinary text: perplexity before and after."""
 
-import json
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from ..forward.head import completion_logps
 from ..forward.probe import check_sharing
 from ..forward.shared import plain_states
 from ..policy.model import read_weights
+from ..run.folder import read_json
 
 FEWEST_CHARACTERS = 1000
 FILE_NAME = "retained_text.json"
@@ -50,13 +50,10 @@ class RetainedText:
         name = Path(self.file).name
         return f"Perplexity of {name}: {values}, {self.tokens:,} tokens"
 
-    def as_dict(self) -> dict[str, Any]:
-        """What files hold of it."""
-        return {**asdict(self), "change": self.change}
-
     def save(self, folder: str | Path) -> None:
         """Write ``retained_text.json``."""
-        write_json(Path(folder) / FILE_NAME, self.as_dict(), indent=1)
+        content = {**asdict(self), "change": self.change}
+        write_json(Path(folder) / FILE_NAME, content, indent=1)
 
 
 def read_text(path: str | Path) -> str:
@@ -88,10 +85,7 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
 
 def retained_metrics(folder: str | Path) -> dict[str, Any]:
     """What a run's text says about its policy, beside a test's metrics."""
-    path = Path(folder) / FILE_NAME
-    if not path.exists():
-        return {}
-    content = json.loads(path.read_text("utf-8"))
+    content = read_json(Path(folder) / FILE_NAME)
     return {f"retained_text/{name}": value for name, value in content.items()}
 
 
