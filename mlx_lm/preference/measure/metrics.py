@@ -126,24 +126,22 @@ def preference_sums(
         for suffix, x in (("", logps), ("_per_token", per_token)):
             chosen, rejected = mx.split(x, 2)
             sums[f"{name}/accuracies{suffix}"] = ((chosen > rejected) * real).sum()
+    chosen, rejected = mx.split(policy, 2)
     if labels is None:
         is_chosen, is_rejected = real, real
         right = chosen_rewards > rejected_rewards
         rows = mx.concatenate([real, real])
     else:
         is_chosen, is_rejected = real * labels, real * (1 - labels)
-        rejected_rewards = chosen_rewards
+        rejected, rejected_rewards = chosen, chosen_rewards
         above = chosen_rewards - (0.0 if baseline is None else baseline)
         # At the start all are at it: none is right, as among pairs.
         right = mx.where(labels > 0, above, -above) > 0
         # The second half of the rows is there for the baseline alone.
         rows = mx.concatenate([real, mx.zeros_like(real)])
-    chosen, rejected = mx.split(policy, 2)
     sums["rewards/accuracies"] = (right * real).sum()
     sums["rewards/chosen"] = (chosen_rewards * is_chosen).sum()
     sums["rewards/rejected"] = (rejected_rewards * is_rejected).sum()
-    if labels is not None:
-        rejected = chosen
     sums["logps/chosen"] = (chosen * is_chosen).sum()
     sums["logps/rejected"] = (rejected * is_rejected).sum()
     if kl is None:

@@ -147,24 +147,21 @@ SHOWN = 10
 LONGEST = 2000  # characters
 
 
-def pick_pairs(
-    dataset: Any, pairs: ScoredPairs, count: int = SHOWN
-) -> list[dict[str, Any]]:
+def pick_pairs(dataset: Any, pairs: ScoredPairs) -> list[dict[str, Any]]:
     """Decode the pairs of the largest and of the smallest margins."""
     margins = pairs.margins.tolist()
     known = [i for i, margin in enumerate(margins) if math.isfinite(margin)]
     order = sorted(known, key=lambda i: (-margins[i], i))
-    right = [i for i in order if margins[i] > 0][:count]
-    wrong = [i for i in reversed(order) if margins[i] <= 0][:count]
+    right = [i for i in order if margins[i] > 0][:SHOWN]
+    wrong = [i for i in reversed(order) if margins[i] <= 0][:SHOWN]
     decode = lambda ids: _shortened(dataset.tokenizer.decode([int(x) for x in ids]))
     rows = []
     for i in right + wrong:
         # Of a sample of the test set: its place in the whole one.
         place, margin = int(pairs.indices[i]), margins[i]
         texts = zip(("prompt", "chosen", "rejected"), map(decode, dataset[place][:3]))
-        rows.append(
-            {"pair": place, **dict(texts), "margin": margin, "right": margin > 0}
-        )
+        row = {"pair": place, **dict(texts), "margin": margin, "right": margin > 0}
+        rows.append(row)
     return rows
 
 

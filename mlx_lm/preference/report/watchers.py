@@ -14,21 +14,14 @@ from ...tuner.callbacks import TrainingCallback
 from ..measure import pair_metrics
 from ..run.checkpoint import TrainingState
 from ..run.folder import METRICS
-from ..watch import retained_text
-from ..watch import samples as prompt_samples
+from ..watch import retained_text, samples
 from ..watch.falling_chosen import FallingChosen
 from . import inspect as report_pairs
 from .page import PAGE, PICTURE, write_report
 
+WRITERS = (samples, retained_text, report_pairs, pair_metrics)
 # Of an earlier run in the same folder they would be wrong.
-LEFT_BY_RUNS = (
-    prompt_samples.FILE_NAME,
-    retained_text.FILE_NAME,
-    report_pairs.FILE_NAME,
-    pair_metrics.FILE_NAME,
-    PAGE,
-    PICTURE,
-)
+LEFT_BY_RUNS = (*(writer.FILE_NAME for writer in WRITERS), PAGE, PICTURE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,21 +49,20 @@ def run_watchers(
     else:
         # A validation that was interrupted is done again.
         keep = state.iteration - state.info["pending"]
-    watchers: list[TrainingCallback] = [
-        FallingChosen(run.folder / METRICS, run.frozen_start)
-    ]
+    falling = FallingChosen(run.folder / METRICS, run.frozen_start)
+    watchers: list[TrainingCallback] = [falling]
     if run.sample_prompts is not None and not run.valid_set:
         rprint("[WARNING] sample_prompts needs validation pairs: none are answered.")
     elif run.sample_prompts is not None:
-        samples = prompt_samples.PromptSamples(
+        answers = samples.PromptSamples(
             run.model,
             run.tokenizer,
-            prompt_samples.read_prompts(run.sample_prompts),
-            run.folder / prompt_samples.FILE_NAME,
+            samples.read_prompts(run.sample_prompts),
+            run.folder / samples.FILE_NAME,
             run.sample_tokens,
             keep,
         )
-        watchers.append(samples)
+        watchers.append(answers)
     return watchers
 
 

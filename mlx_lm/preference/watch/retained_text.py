@@ -47,8 +47,7 @@ class RetainedText:
         if self.change is not None:
             values = f"{self.before:.2f} before, {values} after"
             values += f" ({100 * self.change:+.1f} %)"
-        name = Path(self.file).name
-        return f"Perplexity of {name}: {values}, {self.tokens:,} tokens"
+        return f"Perplexity of {Path(self.file).name}: {values}, {self.tokens:,} tokens"
 
     def save(self, folder: str | Path) -> None:
         """Write ``retained_text.json``."""

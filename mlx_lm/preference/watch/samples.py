@@ -84,9 +84,8 @@ class PromptSamples(TrainingCallback):
         if self.tokenizer.has_chat_template:
             if isinstance(prompt, str):
                 prompt = [{"role": "user", "content": prompt}]
-            return self.tokenizer.apply_chat_template(
-                prompt, add_generation_prompt=True
-            )
+            encode = self.tokenizer.apply_chat_template
+            return encode(prompt, add_generation_prompt=True)
         if not isinstance(prompt, str):
             raise InputError(
                 "sample_prompts has messages, which need a chat template, and the "
