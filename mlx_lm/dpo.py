@@ -67,9 +67,8 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
         >>> args.beta, args.batch_size, sorted(args.explicit)
         (0.3, 4, ['beta', 'train'])
     """
-    given = {
-        k: v for k, v in vars(build_parser().parse_args(argv)).items() if v is not None
-    }
+    flags = vars(build_parser().parse_args(argv))
+    given = {k: v for k, v in flags.items() if v is not None}
     if len(folders := given.get("adapter_path", [])) == 1:
         given["adapter_path"] = folders[0]
     if config_file := given.get("config"):
@@ -101,31 +100,24 @@ def train_model(
     optimizer, notices = setup.make_optimizer(args, len(train_set))
     settings = setup.training_args(args, setup.likely_sharing(args))
     compared = settings.objective.needs_reference
-    estimate = check_memory(
-        model,
-        (reference_model or FrozenStart(model)) if compared else None,
-        with_master_weights(optimizer, model),
-        train_set,
-        settings,
-    )
+    start = (reference_model or FrozenStart(model)) if compared else None
+    masters = with_master_weights(optimizer, model)
+    estimate = check_memory(model, start, masters, train_set, settings)
+    del start, masters
     read_weights(model, args.model)
     if reference_model is not None:
         read_weights(reference_model, args.reference_model)
     sharing = setup.find_sharing(args, model, reference_model)
     settings = replace(settings, sharing=sharing.grade)
-    reference = setup.remember_reference(
-        args, model, reference_model, train_set, valid_set or []
-    )
-    identity = setup.run_identity(
-        model, reference_model, reference, train_set, valid_set
-    )
+    sets = train_set, valid_set or []
+    reference = setup.remember_reference(args, model, reference_model, *sets)
+    identity = setup.run_identity(model, reference_model, reference, *sets)
     # Where all its numbers are known, nothing else holds it.
     del reference_model
     # A test measures from the start, wherever training moves the reference to.
     kept = FrozenStart(model) if args.sync_reference and args.test else None
-    state = None
-    if args.resume and not args.dry_run:
-        state = setup.find_checkpoint(args, identity)
+    resumes = args.resume and not args.dry_run
+    state = setup.find_checkpoint(args, identity) if resumes else None
     if mx.distributed.init().rank() == 0:
         plan = training_plan(train_set, settings)
         rows = setup.header_rows(args, train_set, valid_set, reference, plan, estimate)
@@ -204,8 +196,7 @@ def evaluate_model(
             pair_texts=args.report,
         )
     if args.test and show:
-        own = isinstance(reference_model, FrozenStart)
-        before = "start" if own else "reference"
+        before = "start" if isinstance(reference_model, FrozenStart) else "reference"
         evaluate.show_metrics({"policy": metrics}, before, settings.objective.noun)
     if args.inspect:
         again = copy.copy(args)
@@ -260,8 +251,6 @@ def _load_models(args):
     reference_model = load_reference_model(
         args.reference_model, tokenizer, args.trust_remote_code
     )
-    if reference_model is not None:
-        check_token_ids(reference_model, max(tokenizer.get_vocab().values()))
     return model, tokenizer, reference_model
 
 

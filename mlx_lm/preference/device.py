@@ -23,10 +23,8 @@ def find_openblas() -> Path | None:
     """Find an OpenBLAS on Linux that can be put before the reference BLAS."""
     if platform.system() != "Linux":
         return None
-    for pattern in PATTERNS:
-        if found := sorted(Path("/").glob(pattern.lstrip("/"))):
-            return found[0]
-    return None
+    found = (p for name in PATTERNS for p in sorted(Path("/").glob(name[1:])))
+    return next(found, None)
 
 
 def slow_blas_notice(maps: str | None = None) -> str | None:
@@ -80,17 +78,14 @@ def trim_cache(limit: int) -> None:
 
 def _system_memory(root=Path("/")):
     """What is free on Linux and what MLX holds already; else all there is."""
-    try:
+    with suppress(OSError, StopIteration):
         lines = (root / "proc/meminfo").read_text().splitlines()
         free = next(x for x in lines if x.startswith("MemAvailable"))
         free = min([int(free.split()[1]) * 1024, *_left_by_groups(root)])
         return max(free, 0) + mx.get_active_memory() + mx.get_cache_memory()
-    except (OSError, StopIteration):
-        pass
-    try:
+    with suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
+    return None
 
 
 # Linux' control groups: in whose place they lie, limit, use, and files in memory.
@@ -137,6 +132,4 @@ def slow_dtype_notice(model: nn.Module) -> str | None:
 
 def compiles(wanted: bool | None = None) -> bool:
     """Tell whether a run's steps are compiled."""
-    if wanted is not None:
-        return wanted
-    return mx.default_device() == mx.gpu
+    return mx.default_device() == mx.gpu if wanted is None else wanted

@@ -76,16 +76,12 @@ def writing(path: str | Path) -> Iterator[None]:
 
 def _sync_folder(folder):
     # Not every file system lets a folder be opened.
-    try:
+    with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def check_writable(folder: str | Path, name: str) -> None:

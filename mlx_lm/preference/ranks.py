@@ -6,6 +6,7 @@ import zlib
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten, tree_unflatten
 
@@ -47,6 +48,10 @@ def on_all_ranks(condition: mx.array) -> mx.array:
     return average_over_ranks({"failed": failed})["failed"] == 0
 
 
+def _ends(sizes):
+    return np.cumsum(sizes[:-1], dtype=int).tolist()
+
+
 def sum_over_ranks(
     arrays: dict[str, mx.array], group: mx.distributed.Group | None = None
 ) -> dict[str, mx.array]:
@@ -59,11 +64,8 @@ def sum_over_ranks(
     # No stream is given: NCCL can't take the CPU's.
     total = mx.distributed.all_sum(message, group=group)
     mx.eval(total)
-    sums, start = {}, 0
-    for name in names:
-        part = total[start : start + arrays[name].size]
-        sums[name] = part.reshape(arrays[name].shape)
-        start += arrays[name].size
+    parts = mx.split(total, _ends([arrays[k].size for k in names]))
+    sums = {k: part.reshape(arrays[k].shape) for k, part in zip(names, parts)}
     mx.eval(sums)
     return sums
 
@@ -101,9 +103,8 @@ def start_together(failed: bool = False, inputs: str = "") -> bool:
     return failed and flags.index(1) == world.rank()
 
 
-def _with_own_rows(own, gathered, start):
+def _with_own_rows(own, gathered, mine):
     """All ranks' rows, of which this rank's carry a gradient."""
-    mine = slice(start, start + own.shape[0])
 
     @mx.custom_function
     def put(own, gathered):
@@ -118,9 +119,7 @@ def _with_own_rows(own, gathered, start):
     return put(own, mx.stop_gradient(gathered))
 
 
-def gather_pairs(
-    arrays: dict[str, mx.array],
-) -> tuple[dict[str, mx.array], slice]:
+def gather_pairs(arrays: dict[str, mx.array]) -> tuple[dict[str, mx.array], slice]:
     """Put all ranks' pairs behind each other, for a loss that looks at all of them."""
     world = mx.distributed.init()
     pairs = next(iter(arrays.values())).shape[0]
@@ -132,13 +131,10 @@ def gather_pairs(
     rows = [arrays[k].astype(mx.float32).reshape(pairs, -1) for k in names]
     message = mx.concatenate(rows, axis=1)
     gathered = mx.distributed.all_gather(mx.stop_gradient(message), group=world)
-    whole = _with_own_rows(message, gathered, start)
-    widths = [row.shape[1] for row in rows]
-    ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
-    columns = mx.split(whole, ends, axis=1)
-    return {
-        k: column.reshape(-1, *arrays[k].shape[1:]) for k, column in zip(names, columns)
-    }, own
+    whole = _with_own_rows(message, gathered, own)
+    columns = mx.split(whole, _ends([row.shape[1] for row in rows]), axis=1)
+    shaped = [x.reshape(-1, *arrays[k].shape[1:]) for k, x in zip(names, columns)]
+    return dict(zip(names, shaped)), own
 
 
 def is_lost_rank(error: BaseException) -> bool:

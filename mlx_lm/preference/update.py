@@ -9,6 +9,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map
 
+from .errors import InputError
 from .ranks import average_over_ranks
 
 
@@ -67,14 +68,18 @@ def update(
     choose = lambda new, old: mx.where(applies, new, old)
     updated = policy_model.trainable_parameters()
     policy_model.update(tree_map(choose, updated, parameters))
-    _put(optimizer.state, tree_map(choose, optimizer.state, before))
+    state = tree_map(choose, optimizer.state, before)
+    fill(optimizer.state, dict(tree_flatten(state)))
     return norm, applies, gradients
 
 
-def _put(tree, other):
+def fill(tree: Any, arrays: dict[str, mx.array], path: str = "") -> None:
     """Put other arrays into a tree, in place: compiled steps hold on to it."""
     for key in tree if isinstance(tree, dict) else range(len(tree)):
+        name = f"{path}{key}"
         if isinstance(tree[key], (dict, list)):
-            _put(tree[key], other[key])
+            fill(tree[key], arrays, f"{name}.")
+        elif name not in arrays:
+            raise InputError(f"The checkpoint has no {name}: it is of another run.")
         else:
-            tree[key] = other[key]
+            tree[key] = arrays[name]

@@ -20,7 +20,6 @@ from ..preference.step import (
     answer_logps,
     loss_and_values,
     reference_pass,
-    scoring_step,
     testing_step,
 )
 from ..preference.update import accumulate, all_finite, gradient_accumulator, update
@@ -322,10 +321,8 @@ def train_dpo(
         start = reference or FrozenStart(policy_model)
         reference = RememberedReference(start, moving=args.sync_reference)
     optimizer = with_master_weights(optimizer, policy_model)
-    step = training_step(policy_model, optimizer, args)
-    run = PreferenceRun(
-        policy_model, reference, optimizer, args, train_dataset, val_dataset, step=step
-    )
+    sets = train_dataset, val_dataset
+    run = PreferenceRun(policy_model, reference, optimizer, args, *sets)
     run.callback, run.identity = training_callback, identity or {}
     with run.ui, keyed_layers(policy_model, args.grad_checkpoint):
         run.train(resume)

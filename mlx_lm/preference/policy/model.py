@@ -60,22 +60,17 @@ def load_model(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, A
             eos_token_ids=config.get("eos_token_id"),
         )
         return model, tokenizer
-    except FileNotFoundError as e:
-        if "safetensors" not in str(e):
-            raise InputError(
-                f"Can't load the model {path!r}: {explain_failure(path, e)}"
-            ) from e
-        raise InputError(
-            f"{path} has no .safetensors weights (a repo with only .bin files must be "
-            "saved again with transformers: model.save_pretrained(folder))."
-        ) from e
     except RuntimeError as e:
         raise _unreadable(path, e) from e
     except Exception as e:
         # Whatever a file holds: each loader raises what it likes.
-        raise InputError(
-            f"Can't load the model {path!r}: {explain_failure(path, e)}"
-        ) from e
+        text = f"Can't load the model {path!r}: {explain_failure(path, e)}"
+        if isinstance(e, FileNotFoundError) and "safetensors" in str(e):
+            text = (
+                f"{path} has no .safetensors weights (a repo with only .bin files must "
+                "be saved again with transformers: model.save_pretrained(folder))."
+            )
+        raise InputError(text) from e
 
 
 def _model_classes(config):
@@ -214,6 +209,6 @@ def load_reference_model(
     model, reference_tokenizer = load_model(path, trust_remote_code)
     if tokenizer is not None:
         check_same_tokens(tokenizer, reference_tokenizer)
+        check_token_ids(model, max(tokenizer.get_vocab().values()))
     model.freeze()
-    model.eval()
-    return model
+    return model.eval()

@@ -109,14 +109,10 @@ def newest_state(folder: str | Path) -> TrainingState | None:
     return None
 
 
-def _iteration(path):
-    return int(path.name.partition("_")[0])
-
-
 def drop_newer(folder: str | Path, iteration: int) -> None:
     """Delete states that a run never comes back to: an earlier run's, or damaged."""
     for path in Path(folder).glob(STATES):
-        if _iteration(path) > iteration:
+        if int(path.name.partition("_")[0]) > iteration:
             path.unlink(missing_ok=True)
 
 
@@ -175,14 +171,12 @@ class BestAdapter:
         if self.measure is None:
             return False
         name, sign = BEST[self.measure]
-        best = sign * self.held["value"] if self._is_same() else -math.inf
+        is_same = self.held["measure"] == self.measure
+        best = sign * self.held["value"] if is_same else -math.inf
         if not sign * metrics[name] > best:
             return False
         self.held = {"measure": self.measure, "value": metrics[name]}
         return True
-
-    def _is_same(self):
-        return self.held["measure"] == self.measure
 
     def save(self, model: nn.Module) -> None:
         """Write the adapter and its settings."""

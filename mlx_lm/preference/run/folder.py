@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,8 @@ def read_lines(path: str | Path) -> list[dict]:
         return []
     objects = []
     for line in Path(path).read_text("utf-8").splitlines():
-        try:
+        with suppress(ValueError):
             objects.append(json.loads(line))
-        except ValueError:
-            continue
     return objects
 
 
@@ -101,10 +100,8 @@ def run_versions() -> dict[str, str]:
     """The versions of packages and Python, and the machine."""
     versions = {}
     for name in PACKAGES:
-        try:
+        with suppress(metadata.PackageNotFoundError):
             versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
     device = mx.device_info().get("device_name") if mx.metal.is_available() else None
     return versions | {
         "python": platform.python_version(),

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...cli_ui import rprint
+from ...tuner.trainer import training_step
 from ..batch.collate import count_tokens, epoch_batches, iterate_preference_batches
 from ..device import cache_limit, compiles, trim_cache
 from ..measure.evaluation import evaluate_pairs
@@ -47,12 +48,10 @@ class PreferenceRun:
         args: Any,
         train_set: Any,
         val_set: Any = None,
-        *,
-        step: tuple[Any, list],
     ):
         self.policy_model, self.reference, self.args = policy_model, reference, args
         self.optimizer = optimizer
-        self._step, self.state = step
+        self._step, self.state = training_step(policy_model, optimizer, args)
         self.train_set, self.val_set = train_set, val_set
         self.world = mx.distributed.init()
         self.rank = self.world.rank()
@@ -140,14 +139,13 @@ class PreferenceRun:
     def _go_on(self, resume):
         """Become what the run was that wrote a checkpoint."""
         load_weights(self.policy_model, resume.adapter)
-        state.apply_snapshot(
-            self.parts, resume.arrays, resume.info["parts"], self.world
-        )
+        arrays, info = resume.arrays, resume.info
+        state.apply_snapshot(self.parts, arrays, info["parts"], self.world)
         if self.rank == 0:
             checkpoint.drop_newer(self.folder, resume.iteration)
             # A killed process may not have come to it.
             self.checkpoints.drop_old()
-        return resume.iteration, resume.info["pending"]
+        return resume.iteration, info["pending"]
 
     def _after_step(self, it):
         """Report, validate, save and stop, as far as it is due."""
@@ -274,8 +272,8 @@ class PreferenceRun:
         seconds = time.perf_counter() - tic
         self.ui.report_val(it, metrics, seconds)
         if self.callback is not None:
-            info = {f"val_{k}": v for k, v in metrics.items()}
-            info = {"iteration": it, **info, "val_time": seconds}
+            named = {f"val_{k}": v for k, v in metrics.items()}
+            info = {"iteration": it, **named, "val_time": seconds}
             self.callback.on_val_loss_report(info)
         if it > 0 and self.best.improves(metrics) and self.rank == 0:
             self.best.save(self.policy_model)
@@ -289,11 +287,10 @@ class PreferenceRun:
 
     def _report(self, it):
         """Average what happened since the last report, show and report it."""
-        metrics = self.window.report(self.world)
+        self.metrics = metrics = self.window.report(self.world)
         metrics["learning_rate"] = self.optimizer.learning_rate.item()
         metrics["grad_norm"] = self.gradient.norm.item()
         metrics["skipped_steps"] = self.skipped.total
-        self.metrics = metrics
         self.reference.cache.exchange(self.world)
         if self.reference.release(self.train_set, self.validated):
             mx.clear_cache()

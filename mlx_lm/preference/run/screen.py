@@ -25,7 +25,6 @@ class PreferenceTrainUI(TrainUI):
         super().__init__(total_iters, rank)
         self._total = total_iters
         self._noun = noun
-        self._prev_train_loss: float | None = None
         self._seconds_per_iter: float | None = None
         self._last, self._steps = (0, 0.0), 0
 

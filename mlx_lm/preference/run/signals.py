@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Seconds for a step after a signal; other ranks' loss should show within a minute.
@@ -70,38 +70,26 @@ class StopSignals:
                 self._guard = _Guard(self.advice)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self.patient and error is not None:
+    def __exit__(self, *error: object) -> None:
+        if self.patient and error[1] is not None:
             # Another rank may be gone: this one still has to say how to go on.
             self.ignore()
         self._close_guard()
-        self._restore()
+        self._leave()
 
     def _close_guard(self):
         if self._guard is not None:
             self._guard.close()
 
-    def _restore(self):
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def _leave(self, handler=None):
+        """Leave the signals to a handler, or to those of before."""
+        for number, before in self._before.items():
+            signal.signal(number, handler or before)
         self._before = {}
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.exit_code = 128 + number
-        if self.patient:
-            self._ignore_more()
-        else:
-            self._restore()
-
-    def _ignore_more(self):
-        for number in self._before:
-            signal.signal(number, signal.SIG_IGN)
-        self._before = {}
+        self._leave(signal.SIG_IGN if self.patient else None)
 
     def beat(self) -> None:
         """Tell that the run moves: a step or a batch is done."""
@@ -111,4 +99,4 @@ class StopSignals:
     def ignore(self) -> None:
         """Let no signal end this process any more: it ends by itself."""
         self._close_guard()
-        self._ignore_more()
+        self._leave(signal.SIG_IGN)

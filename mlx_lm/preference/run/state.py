@@ -7,8 +7,8 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from ..errors import InputError
 from ..ranks import sum_over_ranks
+from ..update import fill
 
 Arrays = dict[str, mx.array]
 # What has state_dict() -> (arrays, what JSON can hold) and load_state_dict of both.
@@ -40,11 +40,8 @@ def apply_snapshot(
     """Give the parts of a new run the states of a run that was stopped."""
     for name, part in parts.items():
         prefix = f"{name}."
-        found = {
-            key.removeprefix(prefix): x
-            for key, x in arrays.items()
-            if key.startswith(prefix)
-        }
+        saved = [(k, x) for k, x in arrays.items() if k.startswith(prefix)]
+        found = {k.removeprefix(prefix): x for k, x in saved}
         if name in APART and group.rank() > 0:
             # The sums of all ranks go on in the first one.
             found = {key: mx.zeros_like(x) for key, x in found.items()}
@@ -63,7 +60,7 @@ class TreeState:
     def load_state_dict(self, arrays: Arrays, info: dict[str, Any]) -> None:
         # A run that accumulates, or moves its reference, may follow one that did not.
         if arrays:
-            _fill(self.tree, arrays)
+            fill(self.tree, arrays)
 
 
 class OptimizerState(TreeState):
@@ -75,23 +72,11 @@ class OptimizerState(TreeState):
 
     def load_state_dict(self, arrays: Arrays, info: dict[str, Any]) -> None:
         rate = self._inner.state.get("learning_rate")
-        _fill(self.tree, arrays)
+        fill(self.tree, arrays)
         # A constant rate may have been changed by the user.
         if rate is not None and "learning_rate" not in self._inner._schedulers:
             self._inner.state["learning_rate"] = rate
         mx.eval(self.tree)
-
-
-def _fill(tree, arrays, path=""):
-    """Put saved arrays into a tree, in place."""
-    for key in tree if isinstance(tree, dict) else range(len(tree)):
-        name = f"{path}{key}"
-        if isinstance(tree[key], (dict, list)):
-            _fill(tree[key], arrays, f"{name}.")
-        elif name not in arrays:
-            raise InputError(f"The checkpoint has no {name}: it is of another run.")
-        else:
-            tree[key] = arrays[name]
 
 
 class SkippedSteps:

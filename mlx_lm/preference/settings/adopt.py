@@ -41,11 +41,8 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
 
 def _adopt(args, config, path):
     """Take the adapter's shape from its configuration, or say what contradicts."""
-    theirs = {
-        k: config[k]
-        for k in names(resume="shape", tested=True)
-        if config.get(k) is not None
-    }
+    shape = names(resume="shape", tested=True)
+    theirs = {k: config[k] for k in shape if config.get(k) is not None}
     ours = {k: getattr(args, k) for k in theirs if k in args.explicit}
     if "lora_parameters" in ours:
         parameters = dict(theirs["lora_parameters"])
@@ -99,10 +96,10 @@ def adopt_resumed_run(args: SimpleNamespace) -> None:
             _refuse(f"{key} is {new!r}", repr(old), key, args)
     if "iters" in args.explicit:
         args.epochs = None
-    if config.get("loss_weights") and args.loss_type != config.get("loss_type"):
+    is_other = args.loss_type != config.get("loss_type")
+    if is_other and "loss_weights" not in args.explicit:
         # Those were for the losses before.
-        if "loss_weights" not in args.explicit:
-            args.loss_weights = None
+        args.loss_weights = None
     args.train, args.adapter_path = True, folder
     # What was saved is complete: nothing more is taken from an adapter.
     args.explicit -= {"lora_parameters"}

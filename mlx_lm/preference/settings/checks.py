@@ -44,13 +44,10 @@ def check_watchers(args: SimpleNamespace) -> None:
 
 def check_keys(config: dict, known: Iterable[str], where: str = "the config") -> None:
     """Refuse a misspelt key."""
-    for key in config:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
-            hint = (
-                f", did you mean {close[0]!r}?" if close else ". See DPO_REFERENCE.md."
-            )
-            raise InputError(f"Unknown key {key!r} in {where}{hint}")
+    for key in (k for k in config if k not in known):
+        close = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
+        hint = f", did you mean {close[0]!r}?" if close else ". See DPO_REFERENCE.md."
+        raise InputError(f"Unknown key {key!r} in {where}{hint}")
 
 
 def check_types(config: dict) -> None:
@@ -120,10 +117,9 @@ def _check_objective(args):
                     f"{what} is for pairs of answers, and {losses} has "
                     f"{objective.data}: leave it out."
                 )
-    if args.reference_model and not objective.needs_reference:
-        raise InputError(f"{losses} has no reference: leave out reference_model.")
-    if args.sync_reference and not objective.needs_reference:
-        raise InputError(f"{losses} has no reference: leave out sync_reference.")
+    for name in ("reference_model", "sync_reference"):
+        if getattr(args, name) and not objective.needs_reference:
+            raise InputError(f"{losses} has no reference: leave out {name}.")
     if args.sync_reference and args.reference_model:
         raise InputError(
             "sync_reference lets the policy's own start follow it: leave out "
