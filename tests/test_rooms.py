@@ -169,6 +169,32 @@ class TestMarkdown(unittest.TestCase):
         self.assertEqual(self.missing(pattern, exists), [])
 
 
+class TestSettingsStayAbove(unittest.TestCase):
+    """The command's settings go no further than dpo, settings and run/setup."""
+
+    ABOVE = ("mlx_lm.dpo", "mlx_lm.preference.settings", "mlx_lm.preference.run.setup")
+
+    def test_no_function_below_takes_them(self):
+        taking = []
+        for module, path in own_modules():
+            # There it is what a function is called with.
+            if module.startswith(self.ABOVE) or room_of(module) in (
+                "forward",
+                "memory",
+            ):
+                continue
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if not isinstance(node, ast.FunctionDef):
+                    continue
+                for one in (*node.args.args, *node.args.kwonlyargs):
+                    hint = ast.unparse(one.annotation) if one.annotation else ""
+                    if one.arg == "args" and "DPOTrainingArgs" not in hint:
+                        taking.append(f"{module}.{node.name}({one.arg})")
+                    elif "SimpleNamespace" in hint:
+                        taking.append(f"{module}.{node.name}({one.arg})")
+        self.assertEqual(taking, [])
+
+
 class TestLight(unittest.TestCase):
     """What everybody imports who trains with mlx_lm.lora or loads an adapter."""
 
