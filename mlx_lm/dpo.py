@@ -31,8 +31,8 @@ from .preference.ranks import is_lost_rank, start_together
 from .preference.reference.remembered import RememberedReference
 from .preference.report import evaluate
 from .preference.report.inspect import show_pairs
+from .preference.report.page import LEFT_BY_TESTS, show_report
 from .preference.report.table import short_names
-from .preference.report.watchers import WatchedRun, run_watchers, show_report
 from .preference.run import setup
 from .preference.run.folder import CallbackList, open_folder
 from .preference.run.forecast import check_memory
@@ -44,6 +44,7 @@ from .preference.settings.parser import build_parser, read_config
 from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
 from .preference.watch.retained_text import scored_text
 from .preference.watch.trackers import reporting_callbacks
+from .preference.watch.watchers import WatchedRun, run_watchers
 from .tuner.callbacks import TrainingCallback
 from .tuner.trainer import train_dpo
 from .tuner.utils import print_trainable_parameters
@@ -145,7 +146,7 @@ def train_model(
                 args.sample_prompts,
                 args.sample_tokens,
             )
-            watchers = run_watchers(watched, state)
+            watchers = run_watchers(watched, state, LEFT_BY_TESTS)
             training_callback = CallbackList([metrics, *watchers])
     if args.dry_run:
         return reference

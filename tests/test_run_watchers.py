@@ -14,12 +14,12 @@ from unittest import mock
 from tiny import save_rows, save_tiny_model
 
 from mlx_lm.dpo import resolve_args, run
-from mlx_lm.preference.report.watchers import WatchedRun, run_watchers
 from mlx_lm.preference.run.folder import read_lines
 from mlx_lm.preference.settings.checks import check_args, check_watchers
 from mlx_lm.preference.watch.falling_chosen import FallingChosen
 from mlx_lm.preference.watch.retained_text import retained_metrics
 from mlx_lm.preference.watch.samples import PromptSamples
+from mlx_lm.preference.watch.watchers import WatchedRun, run_watchers
 from mlx_lm.utils import load
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None

@@ -385,7 +385,7 @@ def load_preference_dataset(
     names = needed_splits(sources, train, test, inspect)
     results: dict[str, list] = {name: [] for name in SPLIT_NAMES}
     for source, own, splits in sources:
-        sets = {
+        sets: dict[str, Any] = {
             name: PreferenceDataset(
                 splits[name](),
                 tokenizer,

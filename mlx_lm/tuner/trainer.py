@@ -49,6 +49,9 @@ from ._upstream_trainer import (
 # needs is imported when one begins.
 
 
+_FREE: dict[str, Any] = {"resume": "free"}  # may change when a run goes on
+
+
 @dataclass(frozen=True)
 class DPOTrainingArgs(Objective):
     """
@@ -80,22 +83,22 @@ class DPOTrainingArgs(Objective):
     """
 
     batch_size: int = setting(4, "Pairs a batch, two sequences each.", least=1)
-    iters: int = setting(100, "Iterations, one batch each.", least=1, resume="free")
+    iters: int = setting(100, "Iterations, one batch each.", least=1, **_FREE)
     val_batches: int = setting(
         25,
         "Validation batches, always the same ones, spread over all lengths; -1 for all.",
         least=1,
         all=True,
-        resume="free",
+        **_FREE,
     )
     steps_per_report: int = setting(
-        10, "Iterations between lines of training metrics.", least=1, resume="free"
+        10, "Iterations between lines of training metrics.", least=1, **_FREE
     )
     steps_per_eval: int = setting(
-        200, "Iterations between validations.", least=1, resume="free"
+        200, "Iterations between validations.", least=1, **_FREE
     )
     steps_per_save: int = setting(
-        100, "Iterations between saves.", name="save_every", least=1, resume="free"
+        100, "Iterations between saves.", name="save_every", least=1, **_FREE
     )
     max_seq_length: int = setting(
         2048,
@@ -116,7 +119,7 @@ class DPOTrainingArgs(Objective):
         "2GB on the command line. Default: an eighth of the memory, of a CUDA card "
         "three quarters.",
         kind=int,
-        resume="free",
+        **_FREE,
     )
     max_grad_norm: float | None = setting(
         1.0, "Clip the gradient to this L2 norm; 0 for no clipping.", least=0
@@ -125,7 +128,7 @@ class DPOTrainingArgs(Objective):
         False,
         "Write norm, largest, median, 99th percentile, share of zeros and "
         "update-to-weight ratio of every module's gradient to metrics.jsonl.",
-        resume="free",
+        **_FREE,
     )
     keep_checkpoints: int | None = setting(
         None,
@@ -134,21 +137,21 @@ class DPOTrainingArgs(Objective):
         kind=int,
         least=1,
         metavar="N",
-        resume="free",
+        **_FREE,
     )
     save_best: str | None = setting(
         None,
         "Keep the adapter that validates best in the folder best/.",
         kind=str,
         choices=["accuracy", "loss"],
-        resume="free",
+        **_FREE,
     )
     max_skipped_steps: int = setting(
         10,
         "Stop after so many steps in a row whose loss or gradient is not finite.",
         least=1,
         flag=False,
-        resume="free",
+        **_FREE,
     )
     sync_reference: bool = setting(False, "Let the reference follow the policy.")
     sync_alpha: float = setting(
@@ -441,7 +444,7 @@ def dpo_step(
 
 
 def training_step(
-    policy_model: nn.Module, optimizer: Any, args: Any
+    policy_model: nn.Module, optimizer: Any, args: DPOTrainingArgs
 ) -> tuple[Callable, list]:
     """``dpo_step`` with a run's settings, and the state that it changes."""
     adds = args.grad_accumulation_steps > 1

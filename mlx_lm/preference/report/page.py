@@ -13,8 +13,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 from jinja2 import Environment, StrictUndefined
 
+from ...cli_ui import rprint
 from ..errors import InputError
 from ..files import write_text, writing
 from ..measure.pair_metrics import FILE_NAME as TEST_FILE
@@ -27,6 +29,8 @@ from .inspect import FILE_NAME as PAIRS_FILE
 from .table import metrics_table
 
 PAGE, PICTURE = "report.html", "curves.png"
+# Of an earlier run in the same folder they would be wrong.
+LEFT_BY_TESTS = (PAGE, PICTURE, TEST_FILE, PAIRS_FILE)
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -175,6 +179,12 @@ def _pair_groups(pairs):
         )
         if shown:
             yield {"title": heading, "note": note, "pairs": shown}
+
+
+def show_report(folder: str | Path) -> None:
+    """Write a run's report, and say where."""
+    if mx.distributed.init().rank() == 0:
+        rprint(f"Wrote {write_report(folder)}")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ...tuner.trainer import training_step
+from ...tuner.trainer import DPOTrainingArgs, training_step
 from ..batch.collate import collate_pairs, value_arrays
 from ..batch.shape import Bucket, padded_tokens, pair_lengths
 from ..device import compiles, device_memory
@@ -50,7 +50,11 @@ def _worst_batch(plan, lengths, size):
 
 
 def predict_run(
-    policy_model: nn.Module, reference: Any, optimizer: Any, dataset: Any, args: Any
+    policy_model: nn.Module,
+    reference: Any,
+    optimizer: Any,
+    dataset: Any,
+    args: DPOTrainingArgs,
 ) -> MemoryEstimate:
     """Predict the peak memory of a run from the worst of its batches."""
     lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
@@ -79,7 +83,11 @@ def predict_run(
 
 
 def check_memory(
-    policy_model: nn.Module, reference: Any, optimizer: Any, dataset: Any, args: Any
+    policy_model: nn.Module,
+    reference: Any,
+    optimizer: Any,
+    dataset: Any,
+    args: DPOTrainingArgs,
 ) -> MemoryEstimate:
     """Predict a run's memory, and refuse the run if the device has less."""
     given = policy_model, reference, optimizer, dataset

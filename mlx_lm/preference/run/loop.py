@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...cli_ui import rprint
-from ...tuner.trainer import training_step
+from ...tuner.trainer import DPOTrainingArgs, training_step
 from ..batch.collate import count_tokens, epoch_batches, iterate_preference_batches
 from ..device import cache_limit, compiles, trim_cache
 from ..measure.evaluation import evaluate_pairs
@@ -45,7 +45,7 @@ class PreferenceRun:
         policy_model: Any,
         reference: Any,
         optimizer: Any,
-        args: Any,
+        args: DPOTrainingArgs,
         train_set: Any,
         val_set: Any = None,
     ):

@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...tuner.trainer import DPOTrainingArgs
 from ..batch.buckets import FREE_SHAPES, plan_batches
 from ..batch.shape import Bucket
 from ..device import compiles
@@ -14,7 +15,9 @@ from ..device import compiles
 MAX_SHAPES = 32
 
 
-def training_plan(dataset: Any, args: Any, in_order: bool = False) -> list[Bucket]:
+def training_plan(
+    dataset: Any, args: DPOTrainingArgs, in_order: bool = False
+) -> list[Bucket]:
     """The buckets that a run makes batches of."""
     shapes = {"max_shapes": MAX_SHAPES, "min_batches": 4, "pad": 8}
     if args.grad_accumulation_steps > 1:

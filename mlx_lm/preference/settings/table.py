@@ -25,241 +25,132 @@ DATASET_KEYS += [*UNUSED_KEYS, "mask_prompt"]
 LORA_KEYS = {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": None}
 
 
+# Marks that many settings have.
+_FREE: dict[str, Any] = {"resume": "free"}
+_ADAPTER: dict[str, Any] = {"resume": "shape", "tested": True}
+_TEXT: dict[str, Any] = {"kind": str}
+_COUNT: dict[str, Any] = {"kind": int, "least": 1}
+_YAML: dict[str, Any] = {"flag": False}
+
+
 def _shared(name: str, help: str, **marks: Any) -> Setting:
     """A setting that ``mlx_lm.lora`` has, with its default."""
     return Setting(name, lora.CONFIG_DEFAULTS[name], help, **marks)
 
 
 def _policy() -> Iterable[Setting]:
-    adapter: dict[str, Any] = {"resume": "shape", "tested": True}
+    model = "The policy: a local folder or a Hugging Face repo."
+    yield _shared("model", model, tested=True, compared=True)
     yield _shared(
-        "model",
-        "The policy: a local folder or a Hugging Face repo.",
-        tested=True,
-        compared=True,
+        "trust_remote_code", "Let the repo's own code run at loading.", **_FREE
     )
-    yield _shared(
-        "trust_remote_code", "Let the repo's own code run at loading.", resume="free"
-    )
-    yield _shared(
-        "fine_tune_type",
-        "What is trained: adapters (lora, dora) or whole layers (full).",
-        choices=[*LEARNING_RATES],
-        **adapter,
-    )
-    yield _shared(
-        "num_layers",
+    what = "What is trained: adapters (lora, dora) or whole layers (full)."
+    yield _shared("fine_tune_type", what, choices=[*LEARNING_RATES], **_ADAPTER)
+    what = (
         "Layers to train, counted from the last one; -1 for all. The default is "
-        "lowered to what the model has, a larger given number is an error.",
-        least=1,
-        all=True,
-        **adapter,
+        "lowered to what the model has, a larger given number is an error."
     )
-    yield _shared(
-        "lora_parameters",
+    yield _shared("num_layers", what, least=1, all=True, **_ADAPTER)
+    what = (
         "For lora and dora; those left out keep their defaults. keys, a list of module "
-        "names such as self_attn.q_proj, limits the adapter to them.",
-        flag=False,
-        **adapter,
+        "names such as self_attn.q_proj, limits the adapter to them."
     )
-    yield Setting(
-        "train_head",
-        False,
-        "Train the output head too, and tied embeddings with it.",
-        **adapter,
+    yield _shared("lora_parameters", what, **_YAML, **_ADAPTER)
+    what = "Train the output head too, and tied embeddings with it."
+    yield Setting("train_head", False, what, **_ADAPTER)
+    what = "Another model as the reference. Default: the policy's frozen start."
+    yield Setting("reference_model", None, what, **_TEXT, tested=True)
+    what = "Adapter to start from, a file or its folder; it is also the reference."
+    yield _shared("resume_adapter_file", what, **_TEXT, tested=True)
+    what = "Allow an adapter of a DPO run as the start and the new reference."
+    yield Setting("new_reference", False, what)
+    what = "The optimizer of the weights that are trained."
+    yield _shared("optimizer", what, choices=[*OPTIMIZERS], resume="shape")
+    what = "Arguments of each optimizer of mlx.optimizers."
+    yield _shared("optimizer_config", what, **_YAML)
+    rates = ", ".join(f"{rate:g} for {name}" for name, rate in LEARNING_RATES.items())
+    what = f"The largest learning rate. Default: {rates}."
+    yield Setting("learning_rate", None, what, kind=float, least=0)
+    what = (
+        "How the rate falls: a name, or a name with its options. Default: not at all."
     )
-    yield Setting(
-        "reference_model",
-        None,
-        "Another model as the reference. Default: the policy's frozen start.",
-        kind=str,
-        tested=True,
-    )
-    yield _shared(
-        "resume_adapter_file",
-        "Adapter to start from, a file or its folder; it is also the reference.",
-        kind=str,
-        tested=True,
-    )
-    yield Setting(
-        "new_reference",
-        False,
-        "Allow an adapter of a DPO run as the start and the new reference.",
-    )
-    yield _shared(
-        "optimizer",
-        "The optimizer of the weights that are trained.",
-        choices=[*OPTIMIZERS],
-        resume="shape",
-    )
-    yield _shared(
-        "optimizer_config", "Arguments of each optimizer of mlx.optimizers.", flag=False
-    )
-    yield Setting(
-        "learning_rate",
-        None,
-        "The largest learning rate. Default: "
-        + ", ".join(f"{rate:g} for {name}" for name, rate in LEARNING_RATES.items())
-        + ".",
-        kind=float,
-        least=0,
-    )
-    yield _shared(
-        "lr_schedule",
-        "How the rate falls: a name, or a name with its options. Default: not at all.",
-        flag=False,
-    )
-    yield Setting(
-        "warmup_steps",
-        None,
-        "Optimizer updates in which the rate rises from 0.",
-        kind=int,
-        least=0,
-    )
+    yield _shared("lr_schedule", what, **_YAML)
+    what = "Optimizer updates in which the rate rises from 0."
+    yield Setting("warmup_steps", None, what, kind=int, least=0)
 
 
 def _data() -> Iterable[Setting]:
-    yield Setting(
-        "data",
-        None,
+    what = (
         "Preference pairs: a folder with {train, valid, test}.jsonl, a file, or a "
-        "Hugging Face dataset such as Anthropic/hh-rlhf.",
-        kind=str,
+        "Hugging Face dataset such as Anthropic/hh-rlhf."
     )
-    yield Setting(
-        "data_dir", None, "Folder inside data.", kind=str, flag=False, per_dataset=True
-    )
-    yield Setting(
-        "hf_dataset",
-        None,
-        "One or several Hugging Face datasets with options of their own.",
-        flag=False,
-    )
+    yield Setting("data", None, what, **_TEXT)
+    what = "Folder inside data."
+    yield Setting("data_dir", None, what, **_TEXT, **_YAML, per_dataset=True)
+    what = "One or several Hugging Face datasets with options of their own."
+    yield Setting("hf_dataset", None, what, **_YAML)
     yield from declared(RowOptions)
-    yield Setting(
-        "valid_fraction",
-        0.02,
-        "Share of the pairs held out, at most 500, if there is no validation split.",
-        least=0,
-        below=1,
-        flag=False,
-    )
-    for name, what in (
-        ("reference", "the reference's log-probs"),
-        ("token", "the token ids of large data sets"),
-    ):
-        yield Setting(
-            f"{name}_cache",
-            None,
-            f"Folder that keeps {what} for later runs. Default: in the user's cache "
-            "folder; false: nowhere.",
-            kind=str,
-            off=True,
-            metavar="DIR",
-            resume="free",
-        )
+    what = "Share of the pairs held out, at most 500, if there is no validation split."
+    yield Setting("valid_fraction", 0.02, what, least=0, below=1, **_YAML)
+    folder: dict[str, Any] = {**_TEXT, **_FREE, "off": True, "metavar": "DIR"}
+    where = "for later runs. Default: in the user's cache folder; false: nowhere."
+    what = f"Folder that keeps the reference's log-probs {where}"
+    yield Setting("reference_cache", None, what, **folder)
+    what = f"Folder that keeps the token ids of large data sets {where}"
+    yield Setting("token_cache", None, what, **folder)
     yield _shared("mask_prompt", "No effect: prompts are never scored.")
 
 
 def _run() -> Iterable[Setting]:
-    free: dict[str, Any] = {"resume": "free"}
-    yield _shared("config", "YAML file with these settings.", kind=str, short="-c")
-    yield _shared("train", "Train; needs a train split.", **free)
-    yield _shared(
-        "test", "Evaluate the test split, after training if both are set.", **free
-    )
-    yield Setting(
-        "inspect",
-        None,
-        "Show so many held-out pairs, the surest mistakes first.",
-        kind=int,
-        least=1,
-        metavar="N",
-        **free,
-    )
-    yield _shared(
-        "adapter_path",
+    yield _shared("config", "YAML file with these settings.", **_TEXT, short="-c")
+    yield _shared("train", "Train; needs a train split.", **_FREE)
+    what = "Evaluate the test split, after training if both are set."
+    yield _shared("test", what, **_FREE)
+    what = "Show so many held-out pairs, the surest mistakes first."
+    yield Setting("inspect", None, what, **_COUNT, metavar="N", **_FREE)
+    what = (
         "Folder to write to, or to test; '' with --test alone tests the model as it "
-        "is, several folders compare runs.",
-        nargs="+",
+        "is, several folders compare runs."
     )
-    yield Setting(
-        "epochs",
-        None,
-        "Passes over the training pairs; takes the place of iters.",
-        kind=int,
-        least=1,
-        **free,
+    yield _shared("adapter_path", what, nargs="+")
+    what = "Passes over the training pairs; takes the place of iters."
+    yield Setting("epochs", None, what, **_COUNT, **_FREE)
+    what = "Batches of the test; -1 for all."
+    yield _shared("test_batches", what, least=1, all=True, **_FREE)
+    what = (
+        "Compute each prompt once for both answers, where that gives the same numbers."
     )
-    yield _shared(
-        "test_batches", "Batches of the test; -1 for all.", least=1, all=True, **free
-    )
-    yield Setting(
-        "share_prompt",
-        True,
-        "Compute each prompt once for both answers, where the model gives the same "
-        "numbers.",
-    )
-    yield Setting(
-        "pack",
-        False,
-        "Put several sequences in a row, each attending to itself alone, instead of "
-        "sharing prompts.",
-    )
-    yield Setting(
-        "resume",
-        None,
-        "Go on with the run in this adapter folder; needs no other flag.",
-        kind=str,
-        metavar="DIR",
-        **free,
-    )
-    yield Setting(
-        "resume_anyway",
-        False,
-        "Go on although data, model or settings are not those of the start.",
-        **free,
-    )
-    yield Setting(
-        "dry_run", False, "Print plan, batches and predicted memory, and stop.", **free
-    )
+    yield Setting("share_prompt", True, what)
+    what = "Put several sequences in a row, instead of sharing prompts."
+    yield Setting("pack", False, what)
+    what = "Go on with the run in this adapter folder; needs no other flag."
+    yield Setting("resume", None, what, **_TEXT, metavar="DIR", **_FREE)
+    what = "Go on although data, model or settings are not those of the start."
+    yield Setting("resume_anyway", False, what, **_FREE)
+    what = "Print plan, batches and predicted memory, and stop."
+    yield Setting("dry_run", False, what, **_FREE)
 
 
 def _watchers() -> Iterable[Setting]:
-    free: dict[str, Any] = {"resume": "free"}
-    yield Setting(
-        "report",
-        False,
-        "Write report.html and curves.png beside the adapter; needs matplotlib.",
-        **free,
-    )
-    yield Setting(
-        "sample_prompts",
-        None,
+    file: dict[str, Any] = {"metavar": "FILE", **_FREE}
+    what = "Write report.html and curves.png beside the adapter; needs matplotlib."
+    yield Setting("report", False, what, **_FREE)
+    what = (
         "Prompts to answer greedily at every validation: a file, one a line or .jsonl; "
-        "in YAML also a list.",
-        metavar="FILE",
-        **free,
+        "in YAML also a list."
     )
+    yield Setting("sample_prompts", None, what, **file)
     yield Setting(
-        "sample_tokens", 100, "Most tokens of such an answer.", least=1, **free
+        "sample_tokens", 100, "Most tokens of such an answer.", least=1, **_FREE
     )
-    yield Setting(
-        "retain_data",
-        None,
-        "File of an ordinary text, whose perplexity is taken before and after.",
-        kind=str,
-        metavar="FILE",
-        **free,
-    )
-    yield _shared(
-        "report_to",
+    what = "File of an ordinary text, whose perplexity is taken before and after."
+    yield Setting("retain_data", None, what, **_TEXT, **file)
+    what = (
         "Where to log: wandb, swanlab, tensorboard, trackio, or several such as "
-        "wandb,trackio.",
-        kind=str,
-        **free,
+        "wandb,trackio."
     )
-    yield _shared("project_name", "Project name for them.", kind=str, **free)
+    yield _shared("report_to", what, **_TEXT, **_FREE)
+    yield _shared("project_name", "Project name for them.", **_TEXT, **_FREE)
 
 
 def _loop() -> Iterable[Setting]:

@@ -1,27 +1,22 @@
 # Copyright © 2026 MLX Contributors
 
-"""What a run keeps an eye on beside its metrics, and what it shows at the end."""
+"""What a run keeps an eye on beside its metrics."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import mlx.nn as nn
 
 from ...cli_ui import rprint
 from ...tuner.callbacks import TrainingCallback
-from ..measure import pair_metrics
 from ..run.checkpoint import TrainingState
 from ..run.folder import METRICS
-from ..watch import retained_text, samples
-from ..watch.falling_chosen import FallingChosen
-from . import inspect as report_pairs
-from .page import PAGE, PICTURE, write_report
+from . import retained_text, samples
+from .falling_chosen import FallingChosen
 
-WRITERS = (samples, retained_text, report_pairs, pair_metrics)
 # Of an earlier run in the same folder they would be wrong.
-LEFT_BY_RUNS = (*(writer.FILE_NAME for writer in WRITERS), PAGE, PICTURE)
+LEFT_BY_RUNS = (samples.FILE_NAME, retained_text.FILE_NAME)
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +34,12 @@ class WatchedRun:
 
 
 def run_watchers(
-    run: WatchedRun, state: TrainingState | None = None
+    run: WatchedRun, state: TrainingState | None = None, left: tuple[str, ...] = ()
 ) -> list[TrainingCallback]:
     """The callbacks of a run beside its metrics, on the first rank."""
     keep = -1
     if state is None:
-        for name in LEFT_BY_RUNS:
+        for name in (*LEFT_BY_RUNS, *left):
             (run.folder / name).unlink(missing_ok=True)
     else:
         # A validation that was interrupted is done again.
@@ -64,9 +59,3 @@ def run_watchers(
         )
         watchers.append(answers)
     return watchers
-
-
-def show_report(folder: str | Path) -> None:
-    """Write a run's report, and say where."""
-    if mx.distributed.init().rank() == 0:
-        rprint(f"Wrote {write_report(folder)}")
