@@ -19,13 +19,7 @@ from .preference.device import slow_blas_notice, slow_dtype_notice
 from .preference.errors import InputError
 from .preference.forward.frozen import FrozenStart
 from .preference.objective.objective import objective_of
-from .preference.policy.model import (
-    check_token_ids,
-    load_model,
-    load_reference_model,
-    load_weights,
-    read_weights,
-)
+from .preference.policy import model as models
 from .preference.policy.optimizer import with_master_weights
 from .preference.ranks import is_lost_rank, start_together
 from .preference.reference.remembered import RememberedReference
@@ -105,9 +99,9 @@ def train_model(
     masters = with_master_weights(optimizer, model)
     estimate = check_memory(model, start, masters, train_set, settings)
     del start, masters
-    read_weights(model, args.model)
+    models.read_weights(model, args.model)
     if reference_model is not None:
-        read_weights(reference_model, args.reference_model)
+        models.read_weights(reference_model, args.reference_model)
     sharing = setup.find_sharing(args, model, reference_model)
     settings = replace(settings, sharing=sharing.grade)
     sets = train_set, valid_set or []
@@ -226,9 +220,9 @@ def _compare(args):
             for line in sets[columns].summary():
                 rprint(line)
             evaluate.check_same_pairs(folder, sets[columns], next(iter(sets.values())))
-            check_token_ids(model, sets[columns].largest_token())
+            models.check_token_ids(model, sets[columns].largest_token())
         reference = _load_trained(run, model, tokenizer, reference_model)
-        read_weights(model, run.model)
+        models.read_weights(model, run.model)
         start_together()
         return evaluate_model(run, model, sets[columns], reference, show=False)
 
@@ -247,9 +241,9 @@ def _compare(args):
 
 def _load_models(args):
     """Load the model, its tokenizer, and the reference model if one is named."""
-    model, tokenizer = load_model(args.model, args.trust_remote_code)
+    model, tokenizer = models.load_model(args.model, args.trust_remote_code)
     fit_to_model(args, model)
-    reference_model = load_reference_model(
+    reference_model = models.load_reference_model(
         args.reference_model, tokenizer, args.trust_remote_code
     )
     return model, tokenizer, reference_model
@@ -310,7 +304,7 @@ def run(
             "set, raise valid_fraction, or leave it out."
         )
     sets = [dataset for dataset in (train_set, valid_set, test_set) if dataset]
-    check_token_ids(model, max(dataset.largest_token() for dataset in sets))
+    models.check_token_ids(model, max(dataset.largest_token() for dataset in sets))
     # A warning that holds for every set is said once.
     for line in dict.fromkeys(line for dataset in sets for line in dataset.summary()):
         rprint(line)
@@ -332,7 +326,7 @@ def run(
     else:
         reference = _load_trained(args, model, tokenizer, reference_model)
     if args.test or args.inspect:
-        read_weights(model, args.model)
+        models.read_weights(model, args.model)
         start_together()
         held_out = test_set or valid_set
         evaluate_model(args, model, held_out, reference, is_test=bool(test_set))
@@ -348,7 +342,7 @@ def _load_trained(args, model, tokenizer, reference_model):
         reference = reference_model or FrozenStart(model)
     with _scored_text(args, model, tokenizer, start=bool(args.adapter_path)):
         if args.adapter_path:
-            load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
+            models.load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
     return reference
 
 
@@ -376,24 +370,17 @@ def main() -> None:
         sys.exit(_one_line("interrupted.", 130))
     except Exception as e:
         # Ranks that are ready wait for this one, whatever happened to it.
-        is_ours = is_lost_rank(e) or start_together(failed=True)
-        code = _exit_code(e)
-        if code is None or os.environ.get("MLX_LM_DEBUG"):
+        is_lost = is_lost_rank(e)
+        is_ours = is_lost or start_together(failed=True)
+        is_bug = not (is_lost or isinstance(e, (InputError, TrainingStopped)))
+        if is_bug or os.environ.get("MLX_LM_DEBUG"):
             raise
-        text: Any = e
-        if is_lost_rank(e):
+        code, text = 2 if isinstance(e, InputError) else 1, str(e)
+        if is_lost:
             text = "Rank lost: another process of this run has ended."
             if args is not None and (args.train or args.resume):
                 text += f" Go on with: --resume {args.resume or args.adapter_path}"
         sys.exit(_one_line(text, code) if is_ours else code)
-
-
-def _exit_code(error):
-    """2 for what users can mend, 1 for a run that broke; None for a bug."""
-    if isinstance(error, InputError):
-        return 2
-    broke = isinstance(error, TrainingStopped) or is_lost_rank(error)
-    return 1 if broke else None
 
 
 def _one_line(error, code):

@@ -335,7 +335,7 @@ class TestReports(CommandCase):
     def test_loading_the_reference_model(self):
         args = dpo.resolve_args(["--reference-model", str(self.model)])
         with contextlib.redirect_stdout(io.StringIO()):
-            model = dpo.load_reference_model(args.reference_model)
+            model = dpo.models.load_reference_model(args.reference_model)
         self.assertFalse(model.training)
         self.assertEqual(tree_flatten(model.trainable_parameters()), [])
 

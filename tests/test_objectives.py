@@ -414,7 +414,7 @@ class TestModifiers(unittest.TestCase):
             ({"use_weighting": True}, "weighted_sequence_logps"),
         ):
             objective = Objective(**settings)
-            with mock.patch.object(preference_step, name) as called:
+            with mock.patch.object(preference_step.answers, name) as called:
                 answer_logps("model", batch, objective, gradient=True)
             called.assert_called_once_with(
                 "model", batch, gradient=True, ld_alpha=objective.ld_alpha

@@ -170,7 +170,7 @@ class TestCommand(unittest.TestCase):
             file = model / "model.safetensors"
             file.write_bytes(file.read_bytes()[:-100])
             with self.assertRaisesRegex(ValueError, "Can't read the weights of"):
-                loaded = dpo.load_model(str(model))[0]
+                loaded = dpo.models.load_model(str(model))[0]
                 read_weights(loaded, str(model))
 
 

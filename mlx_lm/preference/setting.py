@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from operator import ge, gt, le, lt
 from typing import Any
 
 from .errors import InputError
@@ -65,10 +66,14 @@ class Setting:
     @property
     def range(self) -> str:
         """What a number must be, empty if it may be any."""
-        bounds = {"above": self.above, "at least": self.least}
-        bounds |= {"below": self.below, "at most": self.most}
-        words = [f"{k} {v:g}" for k, v in bounds.items() if v is not None]
-        return "-1 (all) or " * self.all + " and ".join(words)
+        found = [f"{k} {x:g}" for k, x, _ in self._bounds() if x is not None]
+        return "-1 (all) or " * self.all + " and ".join(found)
+
+    def _bounds(self):
+        yield "above", self.above, gt
+        yield "at least", self.least, ge
+        yield "below", self.below, lt
+        yield "at most", self.most, le
 
     def check_type(self, value: Any) -> None:
         """Refuse a value of another type; None is no value."""
@@ -93,13 +98,8 @@ class Setting:
     def _holds(self, value):
         if self.all and value == -1:
             return True
-        return (
-            math.isfinite(value)
-            and (self.least is None or value >= self.least)
-            and (self.above is None or value > self.above)
-            and (self.below is None or value < self.below)
-            and (self.most is None or value <= self.most)
-        )
+        fits = (x is None or holds(value, x) for _, x, holds in self._bounds())
+        return math.isfinite(value) and all(fits)
 
 
 def setting(default: Any, help: str, **marks: Any) -> Any:

@@ -50,6 +50,7 @@ from ._upstream_trainer import (
 
 
 _FREE: dict[str, Any] = {"resume": "free"}  # may change when a run goes on
+_COUNT: dict[str, Any] = {"least": 1, **_FREE}
 
 
 @dataclass(frozen=True)
@@ -83,22 +84,19 @@ class DPOTrainingArgs(Objective):
     """
 
     batch_size: int = setting(4, "Pairs a batch, two sequences each.", least=1)
-    iters: int = setting(100, "Iterations, one batch each.", least=1, **_FREE)
+    iters: int = setting(100, "Iterations, one batch each.", **_COUNT)
     val_batches: int = setting(
         25,
-        "Validation batches, always the same ones, spread over all lengths; -1 for all.",
-        least=1,
+        "Validation batches, spread over all lengths; -1 for all.",
         all=True,
-        **_FREE,
+        **_COUNT,
     )
     steps_per_report: int = setting(
-        10, "Iterations between lines of training metrics.", least=1, **_FREE
+        10, "Iterations between lines of training metrics.", **_COUNT
     )
-    steps_per_eval: int = setting(
-        200, "Iterations between validations.", least=1, **_FREE
-    )
+    steps_per_eval: int = setting(200, "Iterations between validations.", **_COUNT)
     steps_per_save: int = setting(
-        100, "Iterations between saves.", name="save_every", least=1, **_FREE
+        100, "Iterations between saves.", name="save_every", **_COUNT
     )
     max_seq_length: int = setting(
         2048,
@@ -125,19 +123,15 @@ class DPOTrainingArgs(Objective):
         1.0, "Clip the gradient to this L2 norm; 0 for no clipping.", least=0
     )
     debug_gradients: bool = setting(
-        False,
-        "Write norm, largest, median, 99th percentile, share of zeros and "
-        "update-to-weight ratio of every module's gradient to metrics.jsonl.",
-        **_FREE,
+        False, "Write the gradient of every module to metrics.jsonl.", **_FREE
     )
     keep_checkpoints: int | None = setting(
         None,
         "Checkpoints to keep, the newest ones. Default: every adapter, and the newest "
         "two states.",
         kind=int,
-        least=1,
         metavar="N",
-        **_FREE,
+        **_COUNT,
     )
     save_best: str | None = setting(
         None,
@@ -148,10 +142,9 @@ class DPOTrainingArgs(Objective):
     )
     max_skipped_steps: int = setting(
         10,
-        "Stop after so many steps in a row whose loss or gradient is not finite.",
-        least=1,
+        "Stop after so many steps in a row without finite numbers.",
         flag=False,
-        **_FREE,
+        **_COUNT,
     )
     sync_reference: bool = setting(False, "Let the reference follow the policy.")
     sync_alpha: float = setting(

@@ -1,9 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
-"""The curves of a run, as SVG that follows the page's colours and as PNG.
-
-Matplotlib draws them; it is only imported where something is drawn.
-"""
+"""The curves of a run, drawn by Matplotlib as SVG in the page's colours and as PNG."""
 
 import io
 import math

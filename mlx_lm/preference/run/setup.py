@@ -150,20 +150,16 @@ def find_checkpoint(
         rprint(f"{args.adapter_path} has no checkpoint yet: the run starts again.")
         return None
     check_identity(state, identity, args.adapter_path, args.resume_anyway)
-    more = "To train on, give a larger --iters."
-    if state.iteration > args.iters:
-        rprint(
-            f"The run in {args.adapter_path} has already taken {state.iteration:,} "
-            f"steps, more than the {args.iters:,} asked for: it takes no more. {more}"
-        )
+    done, iters = state.iteration, args.iters
+    if done > iters or (done == iters and not state.info["pending"]):
+        how = f"is complete: it has taken all of its {done:,} steps."
+        if done > iters:
+            how = f"has already taken {done:,} steps, more than the {iters:,} asked "
+            how += "for: it takes no more."
+        train_on = "To train on, give a larger --iters."
+        rprint(f"The run in {args.adapter_path} {how} {train_on}")
         return state
-    if state.iteration == args.iters and not state.info["pending"]:
-        rprint(
-            f"The run in {args.adapter_path} is complete: it has taken all of its "
-            f"{state.iteration:,} steps. {more}"
-        )
-        return state
-    rprint(f"Going on after step {state.iteration:,} of {args.iters:,}.")
+    rprint(f"Going on after step {done:,} of {iters:,}.")
     before = adapter_config(args.adapter_path) or {}
     if before.get("iters") not in (None, args.iters):
         rprint(

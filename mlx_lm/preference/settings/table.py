@@ -154,12 +154,10 @@ def _watchers() -> Iterable[Setting]:
 
 
 def _loop() -> Iterable[Setting]:
+    others: dict[str, Any] = {"iters": {"default": lora.CONFIG_DEFAULTS["iters"]}}
+    others["clear_cache_threshold"] = {"read": lora._parse_size}
     for one in declared(DPOTrainingArgs):
-        if one.name == "iters":
-            one = replace(one, default=lora.CONFIG_DEFAULTS["iters"])
-        if one.name == "clear_cache_threshold":
-            one = replace(one, read=lora._parse_size)
-        yield one
+        yield replace(one, **others.get(one.name, {}))
 
 
 GROUPS = {
@@ -169,16 +167,11 @@ GROUPS = {
     "Loss and steps": [*_loop()],
     "What looks on": [*_watchers()],
 }
-SETTINGS: dict[str, Setting] = {
-    one.name: one for group in GROUPS.values() for one in group
-}
+SETTINGS = {one.name: one for group in GROUPS.values() for one in group}
 CONFIG_DEFAULTS = {name: one.default for name, one in SETTINGS.items()}
 
 
 def names(**marks: Any) -> list[str]:
     """The settings that have all of these marks, such as ``tested=True``."""
-    return [
-        name
-        for name, one in SETTINGS.items()
-        if all(getattr(one, mark) == value for mark, value in marks.items())
-    ]
+    fits = lambda one: all(getattr(one, mark) == x for mark, x in marks.items())
+    return [name for name, one in SETTINGS.items() if fits(one)]
