@@ -96,10 +96,10 @@ def adopt_resumed_run(args: SimpleNamespace) -> None:
             _refuse(f"{key} is {new!r}", repr(old), key, args)
     if "iters" in args.explicit:
         args.epochs = None
-    is_other = args.loss_type != config.get("loss_type")
-    if is_other and "loss_weights" not in args.explicit:
+    if config.get("loss_weights") and args.loss_type != config.get("loss_type"):
         # Those were for the losses before.
-        args.loss_weights = None
+        if "loss_weights" not in args.explicit:
+            args.loss_weights = None
     args.train, args.adapter_path = True, folder
     # What was saved is complete: nothing more is taken from an adapter.
     args.explicit -= {"lora_parameters"}
