@@ -302,9 +302,9 @@ class TestThroughTheCommand(CommandCase):
         ]
         for known in (False, True):
             seen, alive = [], []
-            load_reference, train_dpo = dpo.load_reference_model, dpo.train_dpo
+            models, train_dpo = dpo.models, dpo.train_dpo
 
-            def watch(*args, seen=seen, load_reference=load_reference):
+            def watch(*args, seen=seen, load_reference=models.load_reference_model):
                 model = load_reference(*args)
                 seen.append(weakref.ref(model))
                 return model
@@ -320,8 +320,9 @@ class TestThroughTheCommand(CommandCase):
                 args[-1].on_train_loss_report = look
                 return train_dpo(*args, **last)
 
-            with mock.patch.multiple(dpo, load_reference_model=watch, train_dpo=train):
-                self.succeed(*self.flags(*more))
+            with mock.patch.object(models, "load_reference_model", watch):
+                with mock.patch.object(dpo, "train_dpo", train):
+                    self.succeed(*self.flags(*more))
             # 8 pairs in batches of 4.
             expected = [False] * 6 if known else [True] + [False] * 5
             self.assertEqual(alive, expected)
