@@ -123,6 +123,13 @@ def describe(
             f"[WARNING] {counted(equal, 'pair')} have equal answers after the cut and "
             "teach nothing: raise max_seq_length."
         )
+    labels = np.unique(columns.values.get("labels", ()))
+    if len(labels) == 1:
+        lines.append(
+            f"[WARNING] All {counted(len(columns), noun)} have the label "
+            f"{labels[0]:g}, and KTO learns by comparing both kinds: add "
+            f"{'undesirable' if labels[0] else 'desirable'} answers."
+        )
     if parted := np.count_nonzero(columns.flags & PARTED):
         tail = decode(notes.dropped_tail)[-60:]
         lines.append(
