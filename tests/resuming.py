@@ -19,6 +19,7 @@ from mlx.utils import tree_map
 from tiny import random_pairs, tiny_model
 
 from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.forward.recompute import KeyedDropout
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.run.checkpoint import newest_state
@@ -145,6 +146,21 @@ class FolderCase(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.folder = Path(folder.name)
+
+
+@contextlib.contextmanager
+def masks_drawn():
+    """What each dropout of a run keeps, call by call."""
+    drawn, call = [], KeyedDropout.__call__
+
+    def recorded(self, x):
+        y = call(self, x)
+        if self.training:
+            drawn.append(y != 0)
+        return y
+
+    with mock.patch.object(KeyedDropout, "__call__", recorded):
+        yield drawn
 
 
 @contextlib.contextmanager

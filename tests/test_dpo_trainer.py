@@ -91,6 +91,27 @@ class TestLogps(unittest.TestCase):
             self.assertGreater(shared[2].min().item(), 1e-4)
             self.assertEqual(calls[-1], 2 * calls[0])
 
+    def test_layers_above_the_first_trained_one_run_again(self):
+        pairs, key = random_pairs(3), mx.random.key(0)
+        for trained in range(3):
+            model = tiny_model(None)
+            model.layers[trained].self_attn.unfreeze()
+            start = FrozenStart(model)
+            moved = [
+                (k, x + 0.1 * mx.random.normal(x.shape, key=key))
+                for k, x in tree_flatten(model.trainable_parameters())
+            ]
+            model.update(tree_unflatten(moved))
+            plain = collate_pairs(pairs)
+            whole = paired_sequence_logps(model, lambda x, s=start: s(x), plain)
+            for shape in (None, BatchShape(40, 12, True)):
+                batch = collate_pairs(pairs, shape=shape)
+                with self.subTest(trained=trained, shape=shape):
+                    shared = paired_sequence_logps(model, start, batch)
+                    for x, y in zip(shared, whole):
+                        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+                    self.assertGreater(shared[2].min().item(), 1e-4)
+
     def test_reference_with_a_wider_head(self):
         # Checkpoints of one family may pad the same vocabulary differently.
         model = tiny_model()
@@ -269,6 +290,23 @@ class TestTrainer(unittest.TestCase):
         self.assertEqual(accumulator["pairs"].item(), 0)
         for k, v in weights_of(big).items():
             np.testing.assert_allclose(weights_of(small)[k], v, atol=1e-6)
+
+    def test_the_norm_is_that_before_clipping(self):
+        batch, limit, found = collate_pairs(random_pairs(3)), 0.01, []
+        for most in (None, limit):
+            model = tiny_model("lora")
+            before = weights_of(model)
+            _, metrics = dpo_step(
+                *(model, FrozenStart(model), batch, optim.SGD(1.0)), max_grad_norm=most
+            )
+            moved = [before[k] - v for k, v in weights_of(model).items()]
+            length = np.sqrt(sum((x.astype(np.float64) ** 2).sum() for x in moved))
+            found.append((metrics["grad_norm"].item(), length))
+        (norm, moved), (clipped_norm, clipped) = found
+        self.assertGreater(norm, 10 * limit)
+        self.assertAlmostEqual(moved / norm, 1, places=3)
+        self.assertAlmostEqual(clipped / limit, 1, places=3)
+        self.assertAlmostEqual(clipped_norm / norm, 1, places=5)
 
     def test_gradients_of_16_bit_layers_are_summed_in_float32(self):
         pairs, runs = random_pairs(6), []
@@ -470,6 +508,24 @@ class TestTrainer(unittest.TestCase):
             self.assertIsNone(slow_dtype_notice(model))
             model.set_dtype(mx.bfloat16)
             self.assertIn("--dtype float32", slow_dtype_notice(model))
+
+    def test_the_best_adapter_is_not_the_last(self):
+        # What training makes better is worse for the pairs the other way round.
+        pairs = Pairs([pair([1, 2], [3, 4], [5, 6]), pair([7], [8, 9], [10])])
+        turned = Pairs([pair(p, rejected, chosen) for p, chosen, rejected, _ in pairs])
+        for val, best in ((turned, 1), (pairs, 4)):
+            with tempfile.TemporaryDirectory() as folder:
+                train(
+                    *(tiny_model("lora"), pairs, val, optim.Adam(1e-3)),
+                    adapter_file=f"{folder}/adapters.safetensors",
+                    **{"iters": 4, "steps_per_eval": 1, "steps_per_save": 1},
+                    save_best="loss",
+                )
+                kept = mx.load(f"{folder}/best/adapters.safetensors")
+                for step in range(1, 5):
+                    other = mx.load(f"{folder}/{step:07d}_adapters.safetensors")
+                    same = all(mx.array_equal(kept[k], v) for k, v in other.items())
+                    self.assertEqual(same, step == best)
 
     def test_too_few_pairs_is_an_error_not_a_hang(self):
         with self.assertRaisesRegex(ValueError, "fewer than batch_size=4"):

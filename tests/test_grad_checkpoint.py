@@ -1,13 +1,17 @@
 # Copyright © 2026 MLX Contributors
 
 import unittest
+from collections import Counter
+from contextlib import nullcontext
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
-from tiny import random_pairs, tiny_model, weights_of
+from resuming import masks_drawn
+from tiny import random_pairs, tiny_model, train, weights_of
 
 from mlx_lm.models import llama
 from mlx_lm.preference.batch.collate import collate_pairs
@@ -16,7 +20,7 @@ from mlx_lm.preference.forward.recompute import KeyedDropout, keyed_layers
 from mlx_lm.tuner.trainer import dpo_step
 
 
-def gradients(kind, checkpoint, compiled, dropout=0.3):
+def gradients(kind, checkpoint, compiled, dropout=0.3, keyed=True):
     """The weights' movement by SGD of rate 1, two steps so that LoRA's A moves."""
     model = tiny_model(kind, dropout=dropout)
     reference, batch = FrozenStart(model), collate_pairs(random_pairs(3))
@@ -30,7 +34,7 @@ def gradients(kind, checkpoint, compiled, dropout=0.3):
         state = [model.state, optimizer.state, mx.random.state]
         inputs = [*state, reference.state]
         step = mx.compile(step, inputs=inputs, outputs=state)
-    with keyed_layers(model, checkpoint):
+    with keyed_layers(model, checkpoint) if keyed else nullcontext():
         if compiled:
             state[0] = model.state
         for it in range(2):
@@ -40,17 +44,48 @@ def gradients(kind, checkpoint, compiled, dropout=0.3):
     return loss.item(), weights_of(model)
 
 
+def as_bytes(masks):
+    return [np.array(mask).tobytes() for mask in masks]
+
+
 class TestGradCheckpoint(unittest.TestCase):
     def test_dropout_is_the_same_in_the_recompute(self):
         # With masks drawn anew the gradient is off by more than its size.
         for kind in ("lora", "dora"):
-            for compiled in (False, True):
-                with self.subTest(kind=kind, compiled=compiled):
-                    plain_loss, plain = gradients(kind, False, compiled)
-                    loss, ours = gradients(kind, True, compiled)
-                    self.assertAlmostEqual(loss, plain_loss, places=5)
-                    for k, v in plain.items():
-                        np.testing.assert_allclose(ours[k], v, atol=2e-6)
+            with masks_drawn() as masks:
+                gradients(kind, False, False)
+            given = iter(masks)
+
+            def dropout(module, x, given=given):
+                return next(given) * x / 0.7 if module.training else x
+
+            # No dropout of ours runs here, nothing is drawn or computed again.
+            with mock.patch.object(nn.Dropout, "__call__", dropout):
+                plain_loss, plain = gradients(kind, False, False, keyed=False)
+            self.assertIsNone(next(given, None))
+            for checkpoint in (False, True):
+                for compiled in (False, True):
+                    with self.subTest(kind, checkpoint=checkpoint, compiled=compiled):
+                        loss, ours = gradients(kind, checkpoint, compiled)
+                        self.assertAlmostEqual(loss, plain_loss, places=5)
+                        for k, v in plain.items():
+                            np.testing.assert_allclose(ours[k], v, atol=2e-6)
+
+    def test_every_step_and_every_module_has_a_mask_of_its_own(self):
+        for checkpoint in (False, True):
+            with masks_drawn() as masks:
+                train(
+                    tiny_model("lora", dropout=0.3),
+                    random_pairs(2),
+                    iters=3,
+                    grad_checkpoint=checkpoint,
+                )
+            # Seven projections in two layers; a recompute repeats its mask.
+            counts = Counter(as_bytes(masks))
+            self.assertEqual(len(counts), 3 * 7 * 2)
+            self.assertEqual(set(counts.values()), {2 if checkpoint else 1})
+            kept = np.mean([np.array(mask).mean() for mask in masks])
+            self.assertAlmostEqual(kept, 0.7, delta=0.01)
 
     def test_gradients_without_dropout(self):
         for kind in ("lora", "full"):

@@ -9,7 +9,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
-from tiny import Pairs, random_pairs, tiny_model, weights_of
+from tiny import Pairs, Recorder, random_pairs, tiny_model, train, weights_of
 
 from mlx_lm.preference.batch.collate import PairBatch, collate_pairs
 from mlx_lm.preference.forward.answers import sequence_logps
@@ -115,6 +115,20 @@ class TestSync(unittest.TestCase):
         losses.append(dpo_step(model, reference, BATCH.arrays, optimizer)[0])
         self.assertLess(losses[1].item(), losses[0].item())
         self.assertAlmostEqual(losses[2].item(), np.log(2), places=5)
+
+    def test_updates_are_counted_not_batches(self):
+        recorder = Recorder()
+        train(
+            tiny_model("lora"),
+            random_pairs(2),
+            callback=recorder,
+            **{"iters": 8, "grad_accumulation_steps": 2, "steps_per_report": 1},
+            **{"sync_reference": True, "sync_steps": 2, "sync_alpha": 1.0},
+        )
+        losses = [line["loss"] for line in recorder.train]
+        # Updates follow batches 2, 4, 6 and 8; the second brings a new reference.
+        at_start = [abs(loss - np.log(2)) < 1e-5 for loss in losses]
+        self.assertEqual(at_start, [True, True, False, False] * 2)
 
     def test_a_checkpoint_brings_it_back(self):
         model = tiny_model("lora")

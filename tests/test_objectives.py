@@ -7,9 +7,13 @@ from dataclasses import replace
 from unittest import mock
 
 import mlx.core as mx
+import mlx.optimizers as optim
 import numpy as np
+from tiny import random_pairs, tiny_model
 
 from mlx_lm.preference import step as preference_step
+from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.forward.answers import sequence_logps
 from mlx_lm.preference.objective.losses import LOSSES, PreferenceLoss
 from mlx_lm.preference.objective.objective import Objective, pair_losses, pair_rewards
 from mlx_lm.preference.objective.pairs import (
@@ -19,6 +23,7 @@ from mlx_lm.preference.objective.pairs import (
     pair_logps,
 )
 from mlx_lm.preference.step import answer_logps, loss_and_values
+from mlx_lm.tuner.trainer import dpo_step
 
 sigmoid = lambda x: 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 logsig = lambda x: -np.logaddexp(0, -np.asarray(x, np.float64))
@@ -28,12 +33,14 @@ smoothed = lambda x, e: -(1 - e) * logsig(x) - e * logsig(-x)
 class Case:
     """Four log-probs a pair, lengths and settings, in float64."""
 
+    FIELDS = ("pc", "pr", "rc", "rr", "lc", "lr", "m", "labels", "w")
+
     def __init__(self, seed=0, pairs=5, scale=3.0):
         rng = np.random.default_rng(seed)
         self.pc, self.pr, self.rc, self.rr = rng.normal(-20, scale, (4, pairs))
         self.lc, self.lr = rng.integers(1, 9, (2, pairs)).astype(np.float64)
         self.m = rng.normal(size=pairs)
-        self.labels = np.arange(pairs) % 2.0
+        self.labels, self.w = np.arange(pairs) % 2.0, np.ones(pairs)
         self.e, self.beta = 0.2, 0.3
 
     @property
@@ -52,7 +59,7 @@ class Case:
         n = len(self.pc)
         ends = np.concatenate([self.lc, self.lr]).astype(np.int32) + 3
         lengths = np.stack([np.full(2 * n, 3), ends], axis=-1)
-        batch = {"lengths": mx.array(lengths), "weights": mx.ones((n,))} | more
+        batch = {"lengths": mx.array(lengths), "weights": mx.array(self.w)} | more
         if margins:
             batch["margins"] = mx.array(self.m)
         return batch
@@ -62,8 +69,24 @@ class Case:
         return [mx.array(np.concatenate(x).astype(np.float32)) for x in both]
 
 
+class Seen(Case):
+    """A case whose log-ratios a divergence sees as other scores."""
+
+    def __init__(self, k, f):
+        vars(self).update(vars(k))
+        self.f = f
+
+    @property
+    def c(self):
+        return self.f(super().c)
+
+    @property
+    def r(self):
+        return self.f(super().r)
+
+
 def token_mean(k):
-    return -k.pc.sum() / k.lc.sum()
+    return -(k.w * k.pc).sum() / (k.w * k.lc).sum()
 
 
 def log_odds(x):
@@ -347,18 +370,45 @@ class TestModifiers(unittest.TestCase):
             "alpha": lambda x: (np.exp(x) ** (0.3 - 1) - 1) / (0.3 - 1),
         }
         self.assertEqual(set(scores), set(DIVERGENCES))
+        # Of means over tokens, a constant of a score counts too.
+        names = [name for name, spec in LOSSES.items() if spec.by_difference]
         for name, f in scores.items():
-            alpha = {"f_alpha": 0.3} if name == "alpha" else {}
-            objective = Objective(k.beta, f_divergence=name, **alpha)
-            expected = -logsig(k.beta * (f(k.c) - f(k.r)))
-            with self.subTest(divergence=name):
-                np.testing.assert_allclose(
-                    self.losses(objective), expected, rtol=1e-4, atol=1e-6
-                )
-                # Rewards stay log-ratios.
-                pairs = pair_logps(*k.logps(), k.batch(), objective)
-                chosen, _ = pair_rewards(pairs, objective)
-                np.testing.assert_allclose(chosen, k.beta * k.c, rtol=1e-4, atol=1e-6)
+            more = {"f_divergence": name}
+            if name == "alpha":
+                more["f_alpha"] = 0.3
+            for loss in names:
+                objective, batch = make(loss, k, **more), batch_for(loss, k)
+                pairs = pair_logps(*k.logps(), batch, objective)
+                with self.subTest(divergence=name, loss=loss):
+                    np.testing.assert_allclose(
+                        pair_losses(pairs, objective),
+                        FORMULAS[loss][1](Seen(k, f)),
+                        rtol=1e-4,
+                        atol=1e-5,
+                    )
+                    # Rewards stay log-ratios.
+                    chosen, _ = pair_rewards(pairs, objective)
+                    expected = k.beta * k.c
+                    np.testing.assert_allclose(chosen, expected, rtol=1e-4, atol=1e-6)
+
+    def test_divergences_are_finite_far_out(self):
+        for name in DIVERGENCES:
+            for alpha in (0.5, 2.0) if name == "alpha" else (0.5,):
+                for loss in ("sigmoid", "sigmoid_norm"):
+                    objective = Objective(
+                        loss_type=loss, f_divergence=name, f_alpha=alpha
+                    )
+                    for far in (1e4, -1e4):
+                        k = Case()
+                        k.pc, k.pr = k.rc + far, k.rr - far
+                        policy, reference = k.logps()
+                        f = lambda x, o=objective, k=k, y=reference: pair_losses(
+                            pair_logps(x, y, k.batch(), o), o
+                        ).sum()
+                        value, gradient = mx.value_and_grad(f)(policy)
+                        with self.subTest(divergence=name, alpha=alpha, far=far):
+                            self.assertTrue(np.isfinite(value.item()))
+                            self.assertTrue(mx.isfinite(gradient).all().item())
 
     def test_alpha_of_one_is_the_limit(self):
         one = Objective(self.k.beta, f_divergence="alpha", f_alpha=1.0)
@@ -421,14 +471,21 @@ class TestModifiers(unittest.TestCase):
             )
 
     def test_data_weights(self):
+        # Of likelihoods they weigh each pair's tokens in the mean, too.
+        for name, (_, formula, _) in FORMULAS.items():
+            k = case_for(name)
+            k.w = np.array([1.0, 1.0, 2.5, 2.5, 0.25])[: len(k.pc)]
+            objective, batch = make(name, k), batch_for(name, k)
+            loss, values = loss_and_values(*k.logps(), batch, objective)
+            with self.subTest(loss=name):
+                expected = (formula(k) * k.w).sum()
+                self.assertAlmostEqual(loss.item() / expected, 1, places=5)
+                self.assertEqual(values["losses"].shape, k.pc.shape)
         k = self.k
-        weights = mx.array([1.0, 2.0, 0.5, 0.0, 1.0])
-        loss, values = loss_and_values(
-            *k.logps(), k.batch(weights=weights), Objective(k.beta)
-        )
-        expected = (-logsig(k.beta * k.h) * np.array(weights)).sum()
+        k.w[3] = 0
+        loss, _ = loss_and_values(*k.logps(), k.batch(), Objective(k.beta))
+        expected = (-logsig(k.beta * k.h) * k.w).sum()
         self.assertAlmostEqual(loss.item(), expected, places=5)
-        self.assertEqual(values["losses"].shape, (5,))
 
 
 class TestCoupled(unittest.TestCase):
@@ -444,7 +501,7 @@ class TestCoupled(unittest.TestCase):
     def test_filling_changes_nothing(self):
         for name in self.NAMES:
             k, short = Case(2), Case(2)
-            for field in ("pc", "pr", "rc", "rr", "lc", "lr", "m", "labels"):
+            for field in Case.FIELDS:
                 setattr(short, field, getattr(k, field)[:3])
             weights = mx.array([1.0, 1.0, 1.0, 0.0, 0.0])
             filled, _ = self.loss(name, k, k.logps()[0], weights=weights)
@@ -461,7 +518,7 @@ class TestCoupled(unittest.TestCase):
             for rank in range(2):
                 mine = slice(2 * rank, 2 * rank + 2)
                 part = Case(3, pairs=4)
-                for field in ("pc", "pr", "rc", "rr", "lc", "lr", "m", "labels"):
+                for field in Case.FIELDS:
                     setattr(part, field, getattr(k, field)[mine])
                 batch, objective = batch_for(name, k), make(name, k)
                 everyone = pair_logps(*k.logps(), batch, objective)
@@ -490,6 +547,19 @@ class TestCoupled(unittest.TestCase):
         ahead = replace(pairs, rejected=pairs.reference_rejected + 2)
         self.assertIsInstance(ahead, PairLogps)
         self.assertAlmostEqual(kl_baseline(ahead).item(), 2.0, places=5)
+        above = lambda x: kl_baseline(replace(ahead, rejected=x))
+        self.assertFalse(mx.grad(above)(ahead.rejected).any().item())
+
+    def test_labelled_answers_are_right_beyond_the_scaled_baseline(self):
+        model, batch = tiny_model("lora"), collate_pairs(random_pairs(4))
+        # The baseline is 10 nats, 1 as a reward.
+        moved = mx.array([15.0, 15.0, 5.0, 15.0, 10.0, 10.0, 10.0, 10.0])
+        batch["reference_logps"] = sequence_logps(model, batch) - moved
+        batch["labels"] = mx.array([1.0, 1.0, 1.0, 0.0])
+        objective = Objective(0.1, "kto")
+        _, metrics = dpo_step(model, None, batch, optim.SGD(0.0), objective=objective)
+        self.assertEqual(metrics["rewards/accuracies"].item(), 0.5)
+        self.assertAlmostEqual(metrics["rewards/chosen"].item(), 3.5 / 3, places=5)
 
     def test_rankings_of_three_and_two(self):
         # a > b > c, the last with a copy of the best; then d > e, and a copy of it.

@@ -15,7 +15,7 @@ from unittest import mock
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from resuming import STEPS, FolderCase, Setup, copy_at, result, signals
+from resuming import STEPS, FolderCase, Setup, copy_at, masks_drawn, result, signals
 from test_dpo_command import CommandCase, command, metrics_of, write_yaml
 from tiny import random_pairs, tiny_model
 
@@ -60,14 +60,23 @@ class TestEveryStep(FolderCase):
     def check(self, name, setup, steps, disk=None):
         """Break a run off after these steps, go on, compare with the whole run."""
         whole = self.folder / name / "whole"
-        setup.start(whole, disk=disk)
+        with masks_drawn() as masks:
+            setup.start(whole, disk=disk)
+        # Equal runs would not show that every step drops the same.
+        masks = [np.array(mask).tobytes() for mask in masks]
+        calls = len(masks) // STEPS
+        starts = masks[::calls] if calls else []
+        self.assertEqual(len(set(starts)), STEPS if setup.dropout else 0)
         expected = result(whole)
         # The start, then every second and every third step, and the last one.
         its = [line["iteration"] for line in expected["metrics"]]
         self.assertEqual(its, [0, 2, 3, 4, 6, 6, 8, 9, 9])
         for step in steps:
             broken = copy_at(whole, self.folder / name / str(step), step)
-            setup.go_on(broken, disk=disk)
+            with masks_drawn() as drawn:
+                setup.go_on(broken, disk=disk)
+            drawn = [np.array(mask).tobytes() for mask in drawn]
+            self.assertTrue(drawn == masks[step * calls :])
             found = result(broken)
             for part in expected:
                 with self.subTest(kind=name, step=step, part=part):
@@ -156,7 +165,8 @@ class TestGoingOn(CommandCase):
         model = shutil.copytree(self.model, self.folder / "model")
         data = shutil.copytree(self.data, self.folder / "data")
         other = shutil.copytree(self.model, self.folder / "other")
-        self.start("--model", model, "--data", data, "--reference-model", other)
+        files = "--model", model, "--data", data, "--reference-model", other
+        self.start(*files, "--no-reference-cache")
 
         def change_weights(folder):
             file = str(folder / "model.safetensors")
@@ -179,7 +189,13 @@ class TestGoingOn(CommandCase):
                 self.refuse(pattern, "--resume", self.adapters)
         out = self.succeed("--resume", self.adapters, "--resume-anyway")
         self.assertEqual(out.count("[WARNING] The "), 4)
-        self.assertEqual(metrics_of(self.adapters)[-1]["iteration"], 5)
+        last = metrics_of(self.adapters)[-1]
+        self.assertEqual(last["iteration"], 5)
+        # What the checkpoint knew of the old reference does not count.
+        new = ["--adapter-path", self.folder / "new", "--no-reference-cache"]
+        self.succeed(*self.flags(*files), *new)
+        first, name = metrics_of(self.folder / "new")[0], "val_perplexity/reference"
+        self.assertAlmostEqual(last[name] / first[name], 1, places=5)
 
     def test_longer_than_planned(self):
         more = ["--steps-per-report", 1, "--learning-rate", 1e-3]

@@ -5,8 +5,11 @@ import unittest
 
 import mlx.core as mx
 import mlx.optimizers as optim
+from tiny import Recorder, random_pairs, tiny_model, train
 
+from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.policy.optimizer import build_learning_rate
+from mlx_lm.preference.run.setup import make_optimizer
 from mlx_lm.tuner.utils import build_schedule
 
 
@@ -77,6 +80,22 @@ class TestSchedules(unittest.TestCase):
             optimizer.apply_gradients({"w": mx.ones(1)}, {"w": mx.ones(1)})
             seen.append(optimizer.learning_rate.item())
         self.assert_close(seen, [0, 0.5, 1, 0.5])
+
+    def test_a_run_that_accumulates_is_as_long_as_its_updates(self):
+        args = resolve_args(["--iters", "7", "--learning-rate", "0.6"])
+        args.lr_schedule, args.grad_accumulation_steps = "linear", 3
+        optimizer, _ = make_optimizer(args, 9)
+        recorder = Recorder()
+        train(
+            tiny_model("lora"),
+            random_pairs(2),
+            optimizer=optimizer,
+            callback=recorder,
+            **{"iters": 7, "grad_accumulation_steps": 3, "steps_per_report": 1},
+        )
+        # Updates follow batches 3, 6 and, because it is the last, 7.
+        seen = [line["learning_rate"] for line in recorder.train]
+        self.assert_close(seen[2:], [0.6] * 3 + [0.4, 0.2])
 
     def test_mistakes(self):
         cases = {

@@ -5,6 +5,7 @@ from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 from tiny import Pairs, pair, random_pairs, tiny_model
@@ -23,7 +24,10 @@ from mlx_lm.preference.forward.answers import (
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.head import completion_scores
 from mlx_lm.preference.forward.tokens import token_log_sum_squares, token_logps
+from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.policy.model import unfreeze_head
+from mlx_lm.preference.step import reference_pass
+from mlx_lm.tuner.trainer import dpo_step, evaluate_dpo
 
 # Equal lengths, either one longer, one token, and no prompt.
 PAIRS = Pairs(
@@ -104,6 +108,19 @@ class TestLengths(unittest.TestCase):
         *_, plain = paired_sequence_logps(policy, other, batch)
         np.testing.assert_array_equal(kl, plain)
 
+    def test_a_step_weighs_both_alike(self):
+        policy, other = tiny_model(), tiny_model(seed=5)
+        batch, objective = collate_pairs(PAIRS), Objective(ld_alpha=0.3)
+        expected, _ = expected_rows(other, PAIRS, 0.3)
+        logps, _ = reference_pass(policy, other, batch, objective)
+        np.testing.assert_allclose(logps, expected, rtol=1e-5)
+        # A policy that is its own reference has no reward, however long answers are.
+        loss, metrics = dpo_step(
+            *(policy, FrozenStart(policy), batch, optim.SGD(0.0)), objective=objective
+        )
+        self.assertAlmostEqual(loss.item(), np.log(2), places=6)
+        self.assertAlmostEqual(metrics["rewards/chosen"].item(), 0, places=6)
+
     def test_gradients_follow_finite_differences(self):
         batch = collate_pairs(PAIRS[1:3])
         table = mx.random.normal((64, 64), key=mx.random.key(0))
@@ -134,6 +151,51 @@ class TestLengths(unittest.TestCase):
         with mock.patch("mlx_lm.preference.forward.answers.length_weights") as weigh:
             sequence_logps(tiny_model(), collate_pairs(PAIRS))
         weigh.assert_not_called()
+
+
+class TestEvaluation(unittest.TestCase):
+    """A test's loss, pair by pair in float64, one of them without a prompt."""
+
+    def losses(self, objective):
+        policy, other = tiny_model(), tiny_model(seed=5)
+        found = evaluate_dpo(policy, other, PAIRS, 3, objective=objective)
+        logps, confidences = expected_rows(policy, PAIRS)
+        ratios = logps - expected_rows(other, PAIRS)[0]
+        return found, ratios.reshape(2, -1), confidences.reshape(2, -1)
+
+    def test_pairs_are_weighed(self):
+        found, (c, r), sure = self.losses(Objective(0.3, use_weighting=True))
+        expected = (np.logaddexp(0, -0.3 * (c - r)) * sure.prod(axis=0)).mean()
+        self.assertAlmostEqual(found["loss"] / expected, 1, places=4)
+
+    def test_tokens_are_counted(self):
+        # Without a prompt an answer's first token is not scored.
+        tokens = [[len(x[i]) - (not x[0]) for x in PAIRS] for i in (1, 2)]
+        for name, loss in (
+            ("sigmoid_norm", lambda c, r: np.logaddexp(0, -0.3 * (c - r))),
+            ("ipo", lambda c, r: (c - r - 0.5 / 0.3) ** 2),
+        ):
+            found, ratios, _ = self.losses(Objective(0.3, name))
+            expected = loss(*(ratios / np.array(tokens))).mean()
+            self.assertAlmostEqual(found["loss"] / expected, 1, places=4, msg=name)
+        total = np.sum(tokens)
+        self.assertAlmostEqual(found["kl"] * total, self.kl().sum(), places=3)
+        logps = expected_rows(tiny_model(), PAIRS)[0].reshape(2, -1)
+        nll = -logps[0].sum() / np.sum(tokens[0])
+        self.assertAlmostEqual(found["perplexity/policy"] / np.exp(nll), 1, places=4)
+        likelier = (logps / np.array(tokens))[0] > (logps / np.array(tokens))[1]
+        self.assertAlmostEqual(found["logps/accuracies_per_token"], likelier.mean())
+
+    def kl(self):
+        """The exact KL of every answer."""
+        policy, other, found = tiny_model(), tiny_model(seed=5), []
+        for answer in (1, 2):
+            for item in PAIRS:
+                sequence = mx.array([[*item[0], *item[answer]]])
+                p, q = (float64_log_softmax(m(sequence)[0]) for m in (policy, other))
+                kl = (np.exp(p) * (p - q)).sum(axis=-1)
+                found.append(kl[max(len(item[0]), 1) - 1 : -1].sum())
+        return np.array(found)
 
 
 class TestConfidence(unittest.TestCase):
