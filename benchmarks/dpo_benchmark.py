@@ -36,6 +36,7 @@ from dpo_report import (
     table,
 )
 from mlx.utils import tree_flatten
+from shapes import DTYPES, own_dtype, random_model
 
 from mlx_lm.preference.batch.buckets import LAYOUTS
 from mlx_lm.preference.batch.collate import iterate_preference_batches
@@ -51,7 +52,7 @@ from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.step import reference_pass
 from mlx_lm.tuner.datasets import load_preference_dataset
 from mlx_lm.tuner.trainer import DPOTrainingArgs, training_step
-from mlx_lm.utils import _get_classes, load, load_tokenizer
+from mlx_lm.utils import load, load_tokenizer
 
 NAMES = {
     "1": "(1) mlx-lm SFT",
@@ -60,7 +61,6 @@ NAMES = {
     "4": "(4) ours, reference known",
     "5": "(5) mlx-lm-lora",
 }
-DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
 class Pairs(list):
@@ -221,10 +221,8 @@ def load_model(args):
     """The model, its weights in memory, and the tokenizer if there is one."""
     dtype = args.dtype
     if args.shape:
-        dtype = dtype or ("bfloat16" if mx.default_device() == mx.gpu else "float32")
-        model_class, config_class = _get_classes(SHAPES[args.shape])
-        mx.random.seed(args.seed)
-        model = model_class(config_class.from_dict(SHAPES[args.shape]))
+        dtype = dtype or own_dtype()
+        model = random_model(SHAPES[args.shape], args.seed)
         tokenizer = load_tokenizer(args.tokenizer) if args.tokenizer else None
     else:
         model, tokenizer = load(args.model, lazy=True)

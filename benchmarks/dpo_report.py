@@ -22,6 +22,21 @@ _QWEN3 = {
 }
 # The public configurations of these models; their weights are random here.
 SHAPES = {
+    # No model has this one: it is for trying a benchmark out.
+    "tiny": {
+        "model_type": "llama",
+        "vocab_size": 256,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
     "smollm2-135m": {
         "model_type": "llama",
         "vocab_size": 49152,

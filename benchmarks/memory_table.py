@@ -24,6 +24,7 @@ import mlx.optimizers as optim
 from dpo_benchmark import synthetic_pairs
 from dpo_report import SHAPES, machine
 from memory_validation import peaks
+from shapes import random_model
 
 from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.forward import head as completion_head
@@ -31,7 +32,6 @@ from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.policy.optimizer import with_master_weights
 from mlx_lm.preference.run.forecast import describe_memory, predict_run
 from mlx_lm.preference.run.setup import make_policy, training_args
-from mlx_lm.utils import _get_classes
 
 # GiB of RAM, and the part of it that Metal recommends to use.
 MACS = {8: 2 / 3, 16: 2 / 3, 32: 2 / 3, 64: 3 / 4}
@@ -59,9 +59,7 @@ def chunks_of(ram: int) -> AbstractContextManager:
 def setup(shape: str, weights: str, options: tuple[int, int, bool]) -> tuple:
     """Policy, reference, optimizer, pairs and settings of a run; weights are lazy."""
     size, length, checkpoint = options
-    mx.random.seed(0)
-    model_class, config_class = _get_classes(SHAPES[shape])
-    model = model_class(config_class.from_dict(SHAPES[shape]))
+    model = random_model(SHAPES[shape])
     model.set_dtype(mx.float32 if weights == "float32" else mx.bfloat16)
     if weights == "4-bit":
         nn.quantize(model, 64, 4)

@@ -48,7 +48,7 @@ CUDA = torch.cuda.is_available()
 
 
 def load_policy(args):
-    """A model of the shape with random weights and adapters, as mlx-lm places them."""
+    """A model of the shape with random weights, and what is trained of it."""
     torch.manual_seed(args.seed)
     shape = dict(SHAPES[args.shape])
     shape["rope_parameters"] = {
@@ -61,11 +61,16 @@ def load_policy(args):
         model = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="sdpa"
         )
+    return add_trained_part(model, args)
+
+
+def add_trained_part(model, args):
+    """Adapters, or unfrozen layers, where mlx-lm places them."""
     model.config.use_cache = False
     if args.grad_checkpoint:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    layers = config.num_hidden_layers
+    layers = model.config.num_hidden_layers
     first = 0 if args.num_layers < 0 else max(layers - args.num_layers, 0)
     if args.fine_tune_type == "full":
         model.requires_grad_(False)
@@ -116,10 +121,11 @@ def all_logits_logps(model, tokens, mask):
     return (torch.stack([selected_logps(*row) for row in rows]) * mask).sum(-1)
 
 
-def answer_logits_logps(model, tokens, mask):
+def answer_logits_logps(model, tokens, mask, attention=None):
     """The same with the head on answer positions alone, recomputed in tiles."""
     causal = causal_model(model)
-    hidden = causal.model(input_ids=tokens).last_hidden_state[:, :-1][mask]
+    out = causal.model(input_ids=tokens, attention_mask=attention)
+    hidden = out.last_hidden_state[:, :-1][mask]
     targets, head = tokens[:, 1:][mask], causal.lm_head
 
     def tile(hidden, targets):
@@ -177,22 +183,33 @@ def synchronize():
         torch.cuda.synchronize()
 
 
+def make_optimizer(model):
+    """AdamW of what is trained."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0, fused=CUDA)
+
+
+def train_step(model, optimizer, loss_fn, batch, logps):
+    """One step, waited for; its loss."""
+    with autocast_context():
+        loss = loss_fn(model, batch, logps)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    synchronize()
+    return loss
+
+
 def turn(model, optimizer, key, batches, times):
     """Seconds a step over all batches, and the last loss."""
     loss_fn = sft_loss if key == "1" else dpo_loss
     logps = all_logits_logps if key == "2" else answer_logits_logps
-    parameters = [p for p in model.parameters() if p.requires_grad]
     synchronize()
     start = time.perf_counter()
     for _ in range(times):
         for batch in batches:
-            with autocast_context():
-                loss = loss_fn(model, batch, logps)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            synchronize()
+            loss = train_step(model, optimizer, loss_fn, batch, logps)
     seconds = time.perf_counter() - start
     return seconds / (times * len(batches)), loss.item()
 
@@ -218,10 +235,7 @@ def take_turn(way, model, optimizer, key, batches, times):
 
 def measure(model, prompt, completion, size, args):
     """Warm every way up, then let them take turns."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        trained, lr=LEARNING_RATE, weight_decay=0.0, fused=CUDA
-    )
+    optimizer = make_optimizer(model)
     ways, batches = {}, {}
     for key in args.ways.split(","):
         batches[key] = make_batches(model, key, prompt, completion, size, args)
