@@ -1,5 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
+import csv
 import gzip
 import io
 import json
@@ -44,6 +45,17 @@ def make_rows(start, count):
 
 def lines(rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def lines_of_cells(rows, delimiter):
+    table = io.StringIO()
+    writer = csv.writer(table, delimiter=delimiter, lineterminator="\n")
+    writer.writerows([list(rows[0]), *(row.values() for row in rows)])
+    return table.getvalue()
+
+
+def quoted(cell):
+    return cell.replace('"', '""')
 
 
 def first_ids(dataset):
@@ -113,7 +125,7 @@ class TestReadFiles(TempFolder):
             ("b.jsonl", "\n\n", "is empty"),
             ("c.jsonl", "prompt,chosen,rejected\na,b,c\n", "no JSON object"),
             ("d.json", "[1, 2]", "no JSON object"),
-            ("e.json", nested, "no JSON object"),
+            ("e.json", nested, "Can't read .*maximum recursion"),
             ("f.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "Can't read"),
             ("g.parquet", "no parquet", "Can't read"),
         ):
@@ -122,6 +134,87 @@ class TestReadFiles(TempFolder):
                     len(FileRows([self.write(name, content)]))
                 self.assertNotIn("\n", str(caught.exception))
                 self.assertIn(name, str(caught.exception))
+
+    def test_other_forms(self):
+        """What other programs write."""
+        rows = make_rows(0, 3)
+        rows[1]["prompt"] = 'w1, "w2"\nw3'
+        table = io.StringIO()
+        writer = csv.DictWriter(table, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+        text = table.getvalue()
+        arrow = io.BytesIO()
+        whole = pyarrow.Table.from_pylist(rows)
+        with pyarrow.ipc.new_file(arrow, whole.schema) as file:
+            file.write_table(whole)
+        pretty = "".join(json.dumps(row, indent=2) + "\n" for row in rows)
+        forms = {
+            "a.csv": text,
+            "b.csv": "\ufeff" + text,
+            "c.CSV": text.encode("utf-16"),
+            "d.csv.gz": gzip.compress(text.encode()),
+            "e.tsv": lines_of_cells(rows, "\t"),
+            "f.csv": lines_of_cells(rows, ";"),
+            "g.jsonl": lines(rows).encode("utf-16"),
+            "h.json": pretty,
+            "i.json": pretty.replace("}\n{", "} {"),
+            "j.arrow": arrow.getvalue(),
+        }
+        for name, content in forms.items():
+            with self.subTest(file=name):
+                self.assertEqual(list(FileRows([self.write(name, content)])), rows)
+        self.assertEqual(FileRows([self.folder / "a.csv"]).location(1), "a.csv:4")
+        self.assertEqual(FileRows([self.folder / "h.json"]).location(1), "h.json:6")
+
+    def test_cells(self):
+        turns = [{"role": "user", "content": "w1"}]
+        path = self.write(
+            "a.csv",
+            ",prompt,chosen,score,label,note\n"
+            f'0,"{quoted(json.dumps(turns))}",1,1.5,True,x\n'
+            f'1,"{quoted(repr(turns))}",2,,false,\n'
+            '2,"[{w1}]",3,2,true,\n'
+            "3,w1,4,2\n",
+        )
+        rows = FileRows([path])
+        self.assertEqual(
+            rows[:2],
+            [
+                {"prompt": turns, "chosen": "1", "score": 1.5, "label": True}
+                | {"note": "x"},
+                {"prompt": turns, "chosen": "2", "score": None, "label": False}
+                | {"note": ""},
+            ],
+        )
+        self.assertEqual(str(rows[2]), "unreadable list: prompt")
+        self.assertEqual(str(rows[3]), "not a row of the table: 4 cells for 6 columns")
+
+    def test_the_reason_and_the_place(self):
+        row = json.dumps(make_rows(0, 1)[0])
+        cut = json.dumps(make_rows(0, 9), indent=1)[:-30]
+        for name, content, what in (
+            ("a.json", f"[{row},\n{row},\n]", r"a.json: .*: line 3 column 1 "),
+            ("b.jsonl", f"{row},\n{row},\n", rf"b.jsonl: .*: line 1 column {len(row) + 1} "),
+            ("c.jsonl", f"{row[:-1]},}}\n" * 2, rf"c.jsonl: .*: line 1 column {len(row) + 1} "),
+            ("d.json", cut, r"d.json: unreadable JSON, .*: line 44 column "),
+            ("e.jsonl", b"\xff\xfea", "e.jsonl: 'utf-16.* truncated data"),
+            ("f.txt", "hello\nyou", r"\(f.txt:1: unreadable JSON, Expecting value: .*"),
+            ("g.csv", 'a,b\n"c', "g.csv: unexpected end of data, at line 2"),
+            ("h.csv", b"a,b\n\xff,c", "h.csv: 'utf-8' codec .* in position 4"),
+            ("i.csv", "a,a\n1,2", "i.csv names a column twice: a, a"),
+            ("j.csv", "a,b\n", "j.csv is empty"),
+            ("k.arrow", "no arrow", "Can't read .*k.arrow"),
+        ):
+            with self.subTest(file=name):
+                with self.assertRaisesRegex(ValueError, what) as caught:
+                    len(FileRows([self.write(name, content)]))
+                self.assertNotIn("\n", str(caught.exception))
+
+    def test_a_broken_first_line_is_one_row(self):
+        text = '{"prompt": "w1\n' + lines(make_rows(0, 2))
+        rows = FileRows([self.write("train.jsonl", text)])
+        self.assertEqual((len(rows), rows[1]["prompt"]), (3, "w0"))
 
     def test_located_rows(self):
         rows = LocatedRows(make_rows(0, 2), "prefs[train]")
@@ -168,6 +261,29 @@ class TestLocalSplits(TempFolder):
             splits = open_local_splits(self.folder)
         self.assertEqual(len(splits["train"]()), 1)
         self.assertIn("Reading train.jsonl, not train.jsonl.gz", output.getvalue())
+
+    def test_saved_to_disk(self):
+        one = hf.Dataset.from_list(make_rows(0, 3))
+        one.save_to_disk(str(self.folder / "one"), num_shards=2)
+        both = hf.DatasetDict({"train_prefs": one, "test": one.select([1])})
+        both.save_to_disk(str(self.folder / "both"))
+        alone = hf.DatasetDict({"default": one})
+        alone.save_to_disk(str(self.folder / "alone"))
+        for name in ("one", "both", "alone"):
+            splits = open_local_splits(self.folder / name)
+            self.assertEqual(list(splits["train"]()), list(one))
+        test = open_local_splits(self.folder / "both")["test"]()
+        self.assertEqual((len(test), test[0]["prompt"]), (1, "w1"))
+        hf.DatasetDict({"a": one, "b": one}).save_to_disk(str(self.folder / "two"))
+        for name, broken, what in (
+            ("two", None, "no split that is known by its name, only a, b"),
+            ("both", "dataset_dict.json", "dataset_dict.json is damaged"),
+            ("one", "state.json", "state.json is damaged"),
+        ):
+            with self.assertRaisesRegex(ValueError, what):
+                if broken:
+                    (self.folder / name / broken).write_text("{")
+                open_local_splits(self.folder / name)
 
     def test_data_dir_and_single_file(self):
         path = self.write("harmless/train.jsonl.gz", gzip.compress(b"{}\n"))

@@ -31,6 +31,8 @@ def check_text(value: Any, name: str) -> str:
     """Return a text as it is, if it is one that a tokenizer takes."""
     if value is None:
         raise RowFault("value is None", name)
+    if isinstance(value, float) and value != value:
+        raise RowFault("value is NaN", name)
     if not isinstance(value, str):
         raise RowFault("wrong type", f"{name} is {type(value).__name__}")
     if not value.isascii():

@@ -155,7 +155,7 @@ def _need_prompt(row: Mapping, prompt_feature: str) -> None:
 def _read_number(row: Mapping, name: str) -> float:
     value = need_value(row, name)
     if not _is_number(value):
-        raise RowFault("not a number", name)
+        raise RowFault("not a number", f"{name} is {value!r}")
     return float(value)
 
 

@@ -2,10 +2,8 @@
 
 """Raw preference rows out of local files and folders."""
 
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
 from hashlib import blake2b, file_digest
@@ -16,7 +14,7 @@ from ...cli_ui import rprint
 from ..digest import digest
 from ..errors import InputError
 from .cache import rows_fingerprint
-from .messages import RowFault
+from .parsing import parse_file
 
 _BASES = {
     "train": ("train", "training"),
@@ -29,7 +27,8 @@ SPLIT_ALIASES = {
     for split, bases in _BASES.items()
 }
 SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow")
+SUFFIXES += (".csv", ".csv.gz", ".tsv")
 _SHARD = re.compile(r"-\d+-of-\d+.*$")
 
 
@@ -115,14 +114,55 @@ def open_local_splits(path: str | Path, data_dir: str | None = None) -> Splits:
         raise InputError(f"Found no data at {path}.")
     if path.is_file():
         return {"train": partial(FileRows, [path])}
+    if saved := _saved_splits(path):
+        return {split: partial(FileRows, f) for split, f in saved.items()}
     for folder in (path, path / "data"):
         files = _split_files(folder)
         if files:
             return {split: partial(FileRows, f) for split, f in files.items()}
     raise InputError(
         f"Found no split in {path}: it needs train.jsonl (or .json, .jsonl.gz, "
-        ".parquet), and may have valid and test files beside it."
+        ".parquet, .csv), and may have valid and test files beside it."
     )
+
+
+def _saved_splits(folder: Path) -> dict[str, list[Path]]:
+    """The files of what ``save_to_disk`` of Hugging Face datasets wrote."""
+    names = _read_index(folder / "dataset_dict.json", "splits")
+    if names is None:
+        files = _read_index(folder / "state.json", "_data_files")
+        return {} if files is None else {"train": _arrow_files(folder, files)}
+    picked = pick_splits(names)
+    if not picked and len(names) != 1:
+        raise InputError(
+            f"{folder} has no split that is known by its name, only {', '.join(names)}."
+        )
+    picked = picked or {"train": names[0]}
+    return {
+        split: _arrow_files(
+            folder / name, _read_index(folder / name / "state.json", "_data_files")
+        )
+        for split, name in picked.items()
+    }
+
+
+def _arrow_files(folder, files):
+    try:
+        return [folder / Path(file["filename"]).name for file in files]
+    except (TypeError, KeyError) as e:
+        raise InputError(
+            f"{folder} is no whole dataset: its state.json names no files. Save it "
+            "again."
+        ) from e
+
+
+def _read_index(path: Path, key: str) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_bytes())[key]
+    except (OSError, ValueError, TypeError, KeyError) as e:
+        raise InputError(f"{path} is damaged: save the dataset again.") from e
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
@@ -154,75 +194,15 @@ def _read(paths: Sequence[Path]) -> tuple[list, list[str], str]:
     places: list[str] = []
     digests = []
     for path in paths:
-        parse = _parse_parquet if _suffix(path) == ".parquet" else _parse_json
         try:
             raw = path.read_bytes()
-            digests.append(blake2b(raw).hexdigest())
-            new = parse(raw, path)
-        except (OSError, EOFError, zlib.error) as e:
-            raise InputError(f"Can't read {path}: {' '.join(str(e).split())}") from e
-        if not any(isinstance(row, Mapping) for row, _ in new):
-            what = "holds no JSON object" if new else "is empty"
-            raise InputError(f"{path} {what}: it should have one a line, or a list.")
+        except OSError as e:
+            raise InputError(f"Can't read {path}: {e}") from e
+        digests.append(blake2b(raw).hexdigest())
+        new = parse_file(raw, path)
         rows.extend(row for row, _ in new)
         places.extend(place for _, place in new)
     return rows, places, _files_fingerprint(paths, digests)
-
-
-def _parse_parquet(raw: bytes, path: Path) -> list[tuple[Any, str]]:
-    try:
-        from pyarrow import ArrowException, BufferReader, parquet
-    except ImportError as e:
-        raise InputError(f"{path} needs pyarrow: pip install 'mlx-lm[train]'") from e
-    try:
-        table = parquet.read_table(BufferReader(raw))
-        try:
-            rows = table.to_pylist()
-        except UnicodeDecodeError:
-            rows = [_parquet_row(table, i) for i in range(len(table))]
-    except ArrowException as e:
-        raise InputError(f"Can't read {path}: {' '.join(str(e).split())}") from e
-    return [(row, f"{path.name}:{i}") for i, row in enumerate(rows, 1)]
-
-
-def _parquet_row(table: Any, index: int) -> Any:
-    try:
-        return table.slice(index, 1).to_pylist()[0]
-    except UnicodeDecodeError:
-        return RowFault("invalid UTF-8")
-
-
-def _parse_json(raw: bytes, path: Path) -> list[tuple[Any, str]]:
-    # Some tools name compressed files .jsonl.
-    raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
-    raw = raw.removeprefix(b"\xef\xbb\xbf")
-    if raw.lstrip()[:1] == b"[":
-        whole = _parse(raw)
-        if isinstance(whole, list):
-            return [(_as_row(row), f"{path.name}[{i}]") for i, row in enumerate(whole)]
-    lines = enumerate(raw.split(b"\n"), 1)
-    rows = [(_as_row(_parse(s)), f"{path.name}:{i}") for i, s in lines if s.strip()]
-    if len(rows) > 1 and not any(isinstance(row, Mapping) for row, _ in rows):
-        # One object over several lines.
-        whole = _parse(raw)
-        if isinstance(whole, Mapping):
-            return [(whole, f"{path.name}:1")]
-    return rows
-
-
-def _parse(raw: bytes) -> Any:
-    try:
-        return json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError:
-        return RowFault("invalid UTF-8")
-    except (ValueError, RecursionError) as e:
-        return RowFault("unreadable JSON", str(e))
-
-
-def _as_row(row: Any) -> Any:
-    if isinstance(row, (Mapping, RowFault)):
-        return row
-    return RowFault("not a JSON object", type(row).__name__)
 
 
 def open_sources(data: Any, data_dir: str | None = None) -> list[tuple]:
