@@ -152,11 +152,11 @@ DATA = {
     ),
     "empty file": (
         lambda d: d.train(""),
-        "train.jsonl is empty: it should have one a line",
+        "train.jsonl is empty: it should have a JSON object a line",
     ),
     "not JSON": (
         lambda d: d.train("prompt,chosen,rejected\na,b,c\n"),
-        "train.jsonl holds no JSON object: it should have one a line",
+        r"train.jsonl holds no JSON object .train.jsonl:1: unreadable JSON, Expecting value",
     ),
     "cut .gz": (
         lambda d: d.train(gzip.compress(lines(*GOOD))[:-9], "train.jsonl.gz"),

@@ -27,6 +27,8 @@ from mlx_lm.preference.data.sources import (
 )
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 
+hf.disable_progress_bars()
+
 
 def make_tokenizer(words=200):
     vocab = {f"w{i}": i for i in range(words)} | {"</s>": words, "?": words + 1}
@@ -195,8 +197,16 @@ class TestReadFiles(TempFolder):
         cut = json.dumps(make_rows(0, 9), indent=1)[:-30]
         for name, content, what in (
             ("a.json", f"[{row},\n{row},\n]", r"a.json: .*: line 3 column 1 "),
-            ("b.jsonl", f"{row},\n{row},\n", rf"b.jsonl: .*: line 1 column {len(row) + 1} "),
-            ("c.jsonl", f"{row[:-1]},}}\n" * 2, rf"c.jsonl: .*: line 1 column {len(row) + 1} "),
+            (
+                "b.jsonl",
+                f"{row},\n{row},\n",
+                rf"b.jsonl: .*: line 1 column {len(row) + 1} ",
+            ),
+            (
+                "c.jsonl",
+                f"{row[:-1]},}}\n" * 2,
+                rf"c.jsonl: .*: line 1 column {len(row) + 1} ",
+            ),
             ("d.json", cut, r"d.json: unreadable JSON, .*: line 44 column "),
             ("e.jsonl", b"\xff\xfea", "e.jsonl: 'utf-16.* truncated data"),
             ("f.txt", "hello\nyou", r"\(f.txt:1: unreadable JSON, Expecting value: .*"),

@@ -7,6 +7,7 @@ conversation written out by hand.
 """
 
 import json
+import re
 import unittest
 from dataclasses import dataclass
 from unittest import mock
@@ -47,7 +48,7 @@ class Case:
 
     number: int
     name: str
-    rows: list
+    rows: list | str | bytes
     # Prompt, chosen and rejected of every pair, as messages or as text; with labels
     # the third is the label.
     pairs: list | None = None
@@ -69,10 +70,44 @@ CASES = [
     ),
 ]
 
+PLAIN = each(lambda w: {"prompt": f"Say {w}.", "chosen": w, "rejected": f"no {w}"})
+TEXTS = "".join(json.dumps(row) + "\n" for row in PLAIN)
+TABLE = "prompt,chosen,rejected\n" + "".join(f"Say {w}.,{w},no {w}\n" for w in WORDS)
+
+
+def file(name, content, suffix=".jsonl", refused=""):
+    """A case of a whole file; what is read of it is the same."""
+    pairs = each(lambda w: (f"Say {w}.", w, f"no {w}"))
+    return Case(17, name, content, pairs, refused=refused, suffix=suffix)
+
+
+FILES = [
+    file("CSV", TABLE, ".csv"),
+    file("UTF-16", TEXTS.encode("utf-16")),
+    file("pretty-printed", TEXTS.replace(", ", ",\n  ")),
+    file("save_to_disk", PLAIN, "/"),
+    file(
+        "trailing comma",
+        f"[{TEXTS.replace('}', '},')}]",
+        ".json",
+        refused=r"\AError: Can't read .*/train.json: unreadable JSON, .*: line 5 col.*\n\Z",
+    ),
+    file(
+        "not JSON",
+        "tea;hat\n",
+        refused=r"holds no JSON object \(train.jsonl:1: unreadable JSON, Expecting value: ",
+    ),
+    file(
+        "NaN",
+        TEXTS.replace('"no tea"', "NaN"),
+        refused=r"1 of 4 rows are bad.* value is NaN \(first: train.jsonl:1, rejected\)",
+    ),
+]
+
 
 class TestReportedRows(CommandCase):
     def test_cases(self):
-        for case in CASES:
+        for case in [*CASES, *FILES]:
             with self.subTest(row=case.number, name=case.name):
                 self.check(case)
 
@@ -87,7 +122,7 @@ class TestReportedRows(CommandCase):
             self.assertRegex(err, case.refused)
             return
         self.assertEqual(code, 0, err)
-        self.assertRegex(out, case.says)
+        self.assertIsNotNone(re.search(case.says, out), out)
         tokenizer = load_tokenizer(model)
         found = []
         for i, (prompt, chosen, rejected, _) in enumerate(dataset):
@@ -105,6 +140,8 @@ class TestReportedRows(CommandCase):
         data.mkdir()
         for name in ("train", "valid"):
             self.write(data / f"{name}{case.suffix}", case.rows)
+        if case.suffix == "/":
+            (data / "dataset_dict.json").write_text('{"splits": ["train", "valid"]}')
         loaded = []
 
         def load(*args):
@@ -124,7 +161,15 @@ class TestReportedRows(CommandCase):
 
     @staticmethod
     def write(path, rows):
-        if path.suffix == ".parquet":
+        if isinstance(rows, (str, bytes)):
+            path.write_bytes(rows.encode() if isinstance(rows, str) else rows)
+        elif not path.suffix:
+            import datasets
+
+            datasets.disable_progress_bars()
+
+            datasets.Dataset.from_list(rows).save_to_disk(str(path))
+        elif path.suffix == ".parquet":
             import pyarrow
             from pyarrow import parquet
 

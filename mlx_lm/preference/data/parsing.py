@@ -124,7 +124,9 @@ def _parse_csv(raw: bytes, path: Path) -> Rows:
     names = lines.pop(0)[0] if lines else []
     if len(set(names)) < len(names):
         raise InputError(f"{path} names a column twice: {', '.join(names)}.")
-    columns = [_cells(name, cells) for name, cells in zip(names, _columns(names, lines))]
+    columns = [
+        _cells(name, cells) for name, cells in zip(names, _columns(names, lines))
+    ]
     rows: Rows = []
     for i, (line, number) in enumerate(lines):
         row: Any = {name: column[i] for name, column in zip(names, columns) if name}
