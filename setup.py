@@ -22,6 +22,7 @@ PATCH = 1  # version = upstream's + "+dpo." + PATCH
 TWIN = "_upstream_"
 LICENSE_TWIN = f"{TWIN}LICENSE"  # goes along with every copy of upstream's files
 TEST_REQUIREMENTS = ["hypothesis"]  # what the tests need beside upstream's
+TEST_RUNNER = ["pytest>=9", "pytest-xdist"]  # what runs them on every core
 EXTRAS = {"report": ["matplotlib"]}  # what is ours to choose
 MANIFEST_HEADER = """\
 # Written by setup.py: upstream's files, laid around ours. Edits to them are lost.
@@ -272,7 +273,7 @@ def describe(dist: metadata.Distribution) -> dict:
         extras.setdefault(extra, [])
     extras |= {name: list(lines) for name, lines in EXTRAS.items()}
     if "test" in extras:
-        extras["test"] += [*TEST_REQUIREMENTS, *EXTRAS["report"]]
+        extras["test"] += [*TEST_REQUIREMENTS, *TEST_RUNNER, *EXTRAS["report"]]
     scripts: dict[str, list[str]] = {"console_scripts": []}
     for entry in dist.entry_points:
         scripts.setdefault(entry.group, []).append(f"{entry.name} = {entry.value}")

@@ -1,6 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
-"""Count the tests in unittest's output: ``N passed, N failed, N skipped``."""
+"""Count the tests in pytest's output: ``N passed, N failed, N skipped``."""
 
 import re
 import sys
@@ -9,17 +9,12 @@ from pathlib import Path
 
 def count(log: str) -> tuple[int, int, int]:
     """Return passed, failed and skipped; no summary at all is one failure."""
-    ran = re.findall(r"^Ran (\d+) tests? in ", log, re.M)
-    if not ran:
+    lines = re.findall(r"^(?:=+ )?(\d+ [a-z].*) in [\d.]+s\b", log, re.M)
+    if not lines:
         return 0, 1, 0
-    skipped = re.findall(r"^(?:OK|FAILED) \(.*?skipped=(\d+)", log, re.M)
-    # Subtests repeat their test's name, and a fixture is no test that ran.
-    heading = r"^(?:FAIL|ERROR|UNEXPECTED SUCCESS): (\S+ \([^)]*\))"
-    failed = set(re.findall(heading, log, re.M))
-    fixtures = {f for f in failed if re.match(r"(setUp|tearDown)(Class|Module) ", f)}
-    skips = int(skipped[-1]) if skipped else 0
-    passed = int(ran[-1]) - len(failed - fixtures) - skips
-    return max(passed, 0), len(failed), skips
+    found = {what: int(n) for n, what in re.findall(r"(\d+) (\w+)(?=,|$)", lines[-1])}
+    failed = sum(found.get(what, 0) for what in ("failed", "error", "errors"))
+    return found.get("passed", 0), failed, found.get("skipped", 0)
 
 
 if __name__ == "__main__":
