@@ -304,7 +304,7 @@ def run(arguments: list[str] | None = None) -> list[dict[str, Way]]:
     add_trained_part(model, args)
     device = mx.device_info().get("device_name", "unknown device")
     print(machine(f"{device} ({mx.default_device()})", "mlx", "mlx-lm"))
-    print(f"`{command()}`")
+    print(f"`{command(__file__, arguments)}`")
     if notice := slow_blas_notice():
         print(notice)
     results = []

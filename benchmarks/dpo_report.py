@@ -173,9 +173,10 @@ def machine(device: str, *packages: str) -> str:
     )
 
 
-def command() -> str:
-    """The command that was given, as a shell would take it."""
-    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+def command(script: str, arguments: list[str] | None = None) -> str:
+    """A script's command, as a shell would take it; else as it was given."""
+    given = sys.argv[1:] if arguments is None else arguments
+    return shlex.join(["python", f"benchmarks/{Path(script).name}", *given])
 
 
 def token_floor(lengths: list[tuple[int, int, int]]) -> float:

@@ -246,6 +246,23 @@ def time_size(N, V, contestants, arrays, rounds):
         )
 
 
+def time_kernels(N, V, layouts, backend, rounds):
+    """Time forward and backward of one size."""
+    x = (mx.random.normal((N, V)) * 3).astype(mx.bfloat16)
+    mx.eval(x)
+    y = x + (mx.random.normal((N, V)) * 0.3).astype(mx.bfloat16)
+    targets = mx.random.randint(0, V, (N,)).astype(mx.int32)
+    mask = mx.ones((N,), dtype=mx.bool_)
+    WEIGHTS["logp"], WEIGHTS["kl"] = (mx.random.normal((N,)) for _ in range(2))
+    WEIGHTS["cotangents"] = mx.stack([WEIGHTS["logp"], mx.zeros((N,)), WEIGHTS["kl"]])
+    arrays = (x, y, targets, mask)
+    WEIGHTS["saved"] = preference_logps(*arrays, backend=backend)[1]
+    mx.eval(arrays, WEIGHTS)
+    copy = {"(c) copy": (lambda x, *_: mx.negative(x), 2)}
+    for contestants in (forward_contestants, backward_contestants):
+        time_size(N, V, copy | contestants(layouts, backend), arrays, rounds)
+
+
 def main():
     """Check, then time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -267,23 +284,7 @@ def main():
     print(f"{info.get('device_name', info)}, MLX {mx.__version__}, {backend}")
     findings = 0 if args.time_only else check(layouts, backend)
     for N, V in [] if args.check_only else SIZES:
-        x = (mx.random.normal((N, V)) * 3).astype(mx.bfloat16)
-        mx.eval(x)
-        y = x + (mx.random.normal((N, V)) * 0.3).astype(mx.bfloat16)
-        targets = mx.random.randint(0, V, (N,)).astype(mx.int32)
-        mask = mx.ones((N,), dtype=mx.bool_)
-        WEIGHTS["logp"], WEIGHTS["kl"] = (mx.random.normal((N,)) for _ in range(2))
-        WEIGHTS["cotangents"] = mx.stack(
-            [WEIGHTS["logp"], mx.zeros((N,)), WEIGHTS["kl"]]
-        )
-        arrays = (x, y, targets, mask)
-        WEIGHTS["saved"] = preference_logps(*arrays, backend=backend)[1]
-        mx.eval(arrays, WEIGHTS)
-        copy = {"(c) copy": (lambda x, *_: mx.negative(x), 2)}
-        for contestants in (forward_contestants, backward_contestants):
-            table = copy | contestants(layouts, backend)
-            time_size(N, V, table, arrays, args.rounds)
-        del x, y, arrays
+        time_kernels(N, V, layouts, backend, args.rounds)
     sys.exit(findings > 0)
 
 

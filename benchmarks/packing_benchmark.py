@@ -165,7 +165,7 @@ def run(arguments: list[str] | None = None) -> list[dict[str, Way]]:
     check_packing(model, args.max_length)
     device = mx.device_info().get("device_name", "unknown device")
     print(machine(f"{device} ({mx.default_device()})", "mlx", "mlx-lm"))
-    print(f"`{command()}`")
+    print(f"`{command(__file__, arguments)}`")
     results = []
     for mean in args.mean:
         for size in args.batch_size:

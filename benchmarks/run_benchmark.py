@@ -17,6 +17,7 @@ Pairs longer than ``--max-length`` are left out. What stands behind ``--`` goes 
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -263,7 +264,7 @@ def measure(
                     f"{k} {c}" for k, c in zip(UNITS.values(), cells([run]))
                 )
                 title = f"{FRAMEWORKS[framework]}, {PASSES[name]}, batch {size}"
-                print(f"{title}, round {turn + 1}: {numbers}", flush=True)
+                print(f"{title}, round {turn + 1}: {numbers}", file=sys.stderr)
     return runs
 
 
@@ -330,7 +331,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure_all(args: argparse.Namespace, folder: Path) -> dict[int, dict]:
+def measure_all(
+    args: argparse.Namespace, folder: Path, argv: list[str] | None = None
+) -> dict[int, dict]:
     """Every batch size; print a table for each."""
     device = mx.device_info().get("device_name", "unknown device")
     print(machine(f"{device} ({mx.default_device()})", "mlx", "mlx-lm"))
@@ -339,8 +342,9 @@ def measure_all(args: argparse.Namespace, folder: Path) -> dict[int, dict]:
         print(versions or reason)
         if reason:
             args.frameworks.remove("torch")
-    print(f"`{command()}`", flush=True)
-    job = prepare(args, folder)
+    print(f"`{command(__file__, argv)}`", flush=True)
+    with contextlib.redirect_stdout(sys.stderr):
+        job = prepare(args, folder)
     name = args.shape or args.model.name
     lengths = args.data.name if args.data else ", ".join(args.lengths)
     results = {}
@@ -359,9 +363,9 @@ def main(argv: list[str] | None = None) -> dict[int, dict]:
         raise ValueError("--data with --shape needs a --tokenizer.")
     if args.output:
         args.output.mkdir(parents=True)
-        return measure_all(args, args.output.resolve())
+        return measure_all(args, args.output.resolve(), argv)
     with tempfile.TemporaryDirectory() as folder:
-        return measure_all(args, Path(folder))
+        return measure_all(args, Path(folder), argv)
 
 
 if __name__ == "__main__":

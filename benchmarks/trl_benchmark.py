@@ -265,7 +265,7 @@ def run(arguments: list[str] | None = None) -> list[dict[str, Way]]:
     model = load_policy(args)
     device = torch.cuda.get_device_name() if CUDA else "CPU"
     print(machine(device, "torch", "transformers", "peft"))
-    print(f"`{command()}`")
+    print(f"`{command(__file__, arguments)}`")
     if not CUDA:
         print("PyTorch doesn't count memory on a CPU: no peak.")
     results = []

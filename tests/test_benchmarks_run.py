@@ -9,6 +9,7 @@ import sys
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +19,7 @@ from mlx_lm.tuner.datasets import PreferenceDataset
 from mlx_lm.utils import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import mac_report  # noqa: E402
 import run_benchmark  # noqa: E402
 from run_benchmark import Run  # noqa: E402
 
@@ -176,6 +178,54 @@ class TestRunBenchmark(unittest.TestCase):
                 expected.append(float64_logps(logits, targets, np.ones((1, count)))[0])
         known = np.load(output / "batch4" / "torch0" / "references.npy")
         np.testing.assert_allclose(known.reshape(-1), expected, atol=1e-3)
+
+
+class TestMacReport(unittest.TestCase):
+    def report(self, *words):
+        screen, errors = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(errors):
+            done = mac_report.main(["--probe", "tiny", "--seeds", "2", *words])
+        return done, screen.getvalue()
+
+    def test_the_whole_report(self):
+        mx.disable_compile()
+        self.addCleanup(mx.enable_compile)
+        words = ["--batch-size", "2", "--pairs", "6", "--rounds", "1"]
+        done, screen = self.report(*LENGTHS[:5], *words)
+        self.assertTrue(done, screen)
+        self.assertIn(f"mlx {mx.__version__}", screen)
+        rows = [x for x in screen.splitlines() if x.startswith("| ") and " | ok |" in x]
+        self.assertEqual(len(rows), 6)
+        self.assertNotIn("**", screen)
+        for name in mac_report.PRECISIONS:
+            # What every precision must find, tests of the check itself say.
+            self.assertRegex(screen, rf"\| {name} \| \w+ \| \w+ \| [\d.]+ \|")
+        for row in ("mlx_lm.dpo, reference known", "(4) ours, reference known"):
+            self.assertIn(f"| {row} | ", screen)
+
+    def test_a_section_that_fails(self):
+        with (
+            mock.patch.object(run_benchmark, "main", side_effect=OSError("no disk")),
+            mock.patch.object(mac_report.dpo_benchmark, "run"),
+            mock.patch.object(mac_report, "check_sharing", side_effect=MemoryError),
+        ):
+            done, screen = self.report(*LENGTHS[:5])
+        self.assertFalse(done)
+        self.assertIn("**failed**: OSError: no disk", screen)
+        self.assertIn("**failed**: MemoryError", screen)
+        self.assertIn("## A step", screen)
+
+    def test_a_wrong_loss_is_found(self):
+        def wrong(*logits, beta=0.1, **rest):
+            return mac_report_loss(*logits[:4], 1.01 * BETA, **rest)
+
+        mac_report_loss, BETA = mac_report.dpo_loss, mac_report.BETA
+        with (
+            mock.patch.object(mac_report, "dpo_loss", wrong),
+            contextlib.redirect_stdout(io.StringIO()) as screen,
+        ):
+            mac_report.check_loss(None)
+        self.assertEqual(screen.getvalue().count("**off**"), 6)
 
 
 if __name__ == "__main__":
