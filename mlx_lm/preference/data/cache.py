@@ -13,11 +13,9 @@ import json
 import math
 import os
 import pickle
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from datetime import datetime
 from functools import cached_property
 from hashlib import blake2b, file_digest
 from importlib.metadata import version
@@ -36,7 +34,7 @@ from .table import OF_PAIRS, TokenColumns
 
 # To be raised when the same rows get other pairs, ids or notes, or files another
 # form; a test tells when.
-VERSION = 3
+VERSION = 4
 # Fewer rows are tokenized in a second or two.
 MIN_ROWS = 2000
 # The folder's size, in bytes. The files used longest ago go first.
@@ -46,9 +44,6 @@ _ALIGNMENT = 64
 _ARRAYS = ("ids", *(name for name in OF_PAIRS if name != "places"))
 # Other packages' tokenizers may change without a sign.
 _KNOWN_PACKAGES = {"transformers", "mlx_lm", "builtins"}
-# What is finer than a day.
-_CLOCK = re.compile("%-?[^-aAbBdDeFhjmuwxyYGUVW%]")
-_STRFTIME = re.compile(r"strftime_now\(\s*(?:'([^']*)'|\"([^\"]*)\")")
 
 
 class TokenCache:
@@ -58,7 +53,6 @@ class TokenCache:
         self._folder = Path(folder).expanduser()
         self._tokenizer = tokenizer
         self._options = dict(options)
-        self._day = datetime.now().date()
 
     def load(self, rows: Sequence[Any]) -> tuple[TokenColumns, dict[str, Any]] | None:
         """Find the tokens of some rows. Damaged files are ignored with a warning."""
@@ -83,9 +77,7 @@ class TokenCache:
         self, rows: Sequence[Any], columns: TokenColumns, notes: Mapping[str, Any]
     ) -> None:
         """Keep the tokens of some rows. A full disk costs no more than a warning."""
-        # Over midnight, a template may have written two dates.
-        is_same_day = self._day == datetime.now().date()
-        worth = is_same_day and len(columns) and len(rows) > MIN_ROWS
+        worth = len(columns) and len(rows) > MIN_ROWS
         data = rows_fingerprint(rows) if worth else None
         path = self._path(data) if data else None
         if path is None:
@@ -138,13 +130,11 @@ def tokenizer_fingerprint(tokenizer: Any) -> str | None:
         return None
     # The first call clears what truncation and padding the backend came with.
     raw([""], add_special_tokens=False)
-    templates = raw.chat_template or ""
     parts = {
         "classes": [f"{c.__module__}.{c.__qualname__}" for c in code],
         "versions": [__version__, *map(version, ("transformers", "tokenizers"))],
         "jinja": version("jinja2"),
-        "templates": templates,
-        "dates": _dates(json.dumps(templates)),
+        "templates": raw.chat_template or "",
         "renderer": render and inspect.getsource(sys.modules[render.__module__]),
         "thinking": is_wrapper and [tokenizer.has_thinking, tokenizer._thinking_kwarg],
         "special": [raw.special_tokens_map, raw.all_special_ids],
@@ -152,16 +142,6 @@ def tokenizer_fingerprint(tokenizer: Any) -> str | None:
     }
     text = json.dumps(parts, sort_keys=True, default=str)
     return digest(text, backend.to_str())
-
-
-def _dates(templates: str) -> list[str]:
-    """Today, as the templates write it: some put the date into every chat."""
-    now = datetime.now()
-    found = [a or b for a, b in _STRFTIME.findall(templates.replace('\\"', '"'))]
-    known = len(found) == templates.count("strftime_now(")
-    if not known or any(map(_CLOCK.search, found)):
-        return [now.isoformat()]  # Never the same again.
-    return [now.strftime(format) for format in found]
 
 
 def _arrays(name: str, columns: TokenColumns, notes: Mapping[str, Any]) -> list:

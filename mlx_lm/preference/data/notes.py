@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import InputError
 from .pairs import TIE
 from .rankings import KNOWN_SHAPES, NO_WEIGHT
-from .table import CUT, EQUAL, PARTED, TokenColumns
+from .table import CUT, EQUAL, PARTED, REWRITTEN, SPECIAL, TokenColumns
 
 TOO_LONG = "prompt fills max_length"
 # Rows that are left out by rule, not because something is wrong with them.
@@ -27,6 +27,7 @@ class RowNotes:
     first_skipped: Mapping[str, str | int] = field(default_factory=dict)
     details: Mapping[str, str] = field(default_factory=dict)
     dropped_tail: Sequence[int] = ()
+    special_token: str = ""
     criteria: Sequence[str] = ()
 
     def of_part(self, num_rows: int) -> "RowNotes":
@@ -51,6 +52,7 @@ class RowNotes:
             first,
             details,
             next((part.dropped_tail for part in parts if part.dropped_tail), ()),
+            next((part.special_token for part in parts if part.special_token), ""),
             parts[0].criteria,
         )
 
@@ -109,6 +111,7 @@ def describe(
     noun: str,
     max_length: int,
     decode: Callable[[Sequence[int]], str],
+    has_chat_template: bool,
 ) -> list[str]:
     """Say how many rows there are, of what shape, skipped, cut and parted."""
     kinds = columns.count_kinds()
@@ -135,6 +138,28 @@ def describe(
         lines.append(
             f"In {counted(parted, noun)} the prompt alone ends in other tokens than "
             f"before an answer, the answer starts where they part: {tail!r}."
+        )
+    if rewritten := np.count_nonzero(columns.flags & REWRITTEN):
+        lines.append(
+            f"In {counted(rewritten, noun)} the chat template writes the prompt "
+            "otherwise once an answer follows: prompts are as mlx_lm.generate has them."
+        )
+    special, is_raw = (columns.flags & SPECIAL) > 0, columns.is_raw()
+    if rendered := np.count_nonzero(special & is_raw):
+        lines.append(
+            f"The text of {counted(rendered, noun)} holds special tokens "
+            f"({notes.special_token!r}), as rendered chats do: no BOS or EOS comes twice."
+        )
+    if spoken := np.count_nonzero(special & ~is_raw):
+        lines.append(
+            f"[WARNING] The messages of {counted(spoken, noun)} hold special tokens "
+            f"({notes.special_token!r}), which the model takes as such, as in "
+            "mlx_lm.lora: escape_special_tokens: true writes them as text."
+        )
+    if has_chat_template and (is_raw & ~special).any():
+        lines.append(
+            "[WARNING] Raw text for a model with a chat template: wrap_text: true "
+            "makes turns of it."
         )
     return lines
 

@@ -4,6 +4,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from datetime import date
 from functools import partial
 from typing import Any
 
@@ -54,6 +55,17 @@ class RowOptions:
         kind=dict,
     )
     wrap_text: bool = _tokens(False, "Put text rows into the chat template.")
+    escape_special_tokens: bool = _tokens(
+        False, "Write special tokens in the texts of rows as text."
+    )
+    template_date: str | None = _own(
+        None,
+        "The date that the chat template writes, such as 2026-01-31. Default: the day "
+        "on which the run was started.",
+        tested=True,
+        kind=str,
+        flag=False,
+    )
     transcripts: str = _hidden(
         "turns",
         "What becomes of Human/Assistant transcripts: turns, or text as it is (raw).",
@@ -70,6 +82,7 @@ class RowOptions:
                 check_type(one.name, value, one.type)
             one.check(value)
         check_criteria(self.criteria)
+        check_date(self.template_date)
         if self.wrap_text and self.transcripts == "raw":
             raise InputError("wrap_text: true and transcripts: raw exclude each other.")
 
@@ -88,6 +101,16 @@ class RowOptions:
         return replace(self, **found)
 
 
+def check_date(value: str | None) -> None:
+    """Refuse what is no date."""
+    try:
+        date.fromisoformat(value or "2026-01-31")
+    except ValueError as e:
+        raise InputError(
+            f"template_date must be a date such as 2026-01-31, got {value!r}."
+        ) from e
+
+
 def row_arguments(options: RowOptions, encode: PairTokenizer, kind: str) -> dict:
     """What ``read_rows`` takes, checked against the tokenizer and the kind of data."""
     if options.wrap_text and not encode.has_chat_template:
@@ -97,9 +120,9 @@ def row_arguments(options: RowOptions, encode: PairTokenizer, kind: str) -> dict
     for name in ("margin_feature", "criteria"):
         if getattr(options, name) and kind != "pairs":
             raise InputError(f"{name} belongs to pairs, not to {kind}.")
-    found = dict(vars(options))
-    # It decides whether rows are used, not how they are read.
-    del found["max_bad_rows"]
+    # The others decide whether rows are used, and what their tokens are.
+    others = ("max_bad_rows", "escape_special_tokens", "template_date")
+    found = {k: v for k, v in vars(options).items() if k not in others}
     is_raw = found.pop("transcripts") == "raw" or not encode.has_chat_template
     criteria = dict(options.criteria) if options.criteria else None
     return {**found, "turns": not is_raw, "criteria": criteria, "kind": kind}

@@ -30,6 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .content import without_nulls
 from .messages import (
     RowFault,
     as_messages,
@@ -292,5 +293,8 @@ def _template_kwargs(row: dict) -> dict[str, Any]:
         raise RowFault("wrong type", f"tools is {type(tools).__name__}")
     if not isinstance(kwargs, (Mapping, type(None))):
         raise RowFault("wrong type", f"chat_template_kwargs is {type(kwargs).__name__}")
-    kwargs = {k: v for k, v in (kwargs or {}).items() if v is not None}
-    return {"tools": tools, **kwargs}
+    if "tools" in (kwargs := without_nulls(kwargs or {})):
+        raise RowFault("tools twice", "chat_template_kwargs has them: leave them out")
+    # Tools that are JSON text have the nulls that they were given.
+    tools = tools if isinstance(row.get("tools"), str) else without_nulls(tools)
+    return {"tools": tools or None, **kwargs}

@@ -16,8 +16,9 @@ from .tokenizer import TokenPair
 # Tokens of a pair's prompt and answers; lengths of the prompt and both sequences.
 Pair = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]
 # Bits of a pair's flags: cut to the longest length, with answers that are equal
-# after the cut, and with a prompt that ends in other tokens on its own.
-CUT, EQUAL, PARTED = 1, 2, 4
+# after the cut, with a prompt that ends in other tokens on its own, with one that the
+# template writes otherwise before an answer, and with special tokens in its texts.
+CUT, EQUAL, PARTED, REWRITTEN, SPECIAL = 1, 2, 4, 8, 16
 # What pairs may bring along, and what it is where a row has none: the weight in the
 # loss; a margin in nats; whether the chosen answer is desirable; the places of both
 # answers in their ranking, counted from 0, -1 for a copy.
@@ -62,6 +63,10 @@ class TokenColumns:
         """Count the pairs of each shape and format."""
         counts = Counter(self.kinds.tolist())
         return Counter({self.kind_names[kind]: n for kind, n in counts.items()})
+
+    def is_raw(self) -> np.ndarray:
+        """Tell which pairs are text outside a chat template."""
+        return np.array([form == "text" for _, form in self.kind_names])[self.kinds]
 
     def select(self, indices: Iterable[int]) -> "TokenColumns":
         """Take some of the pairs. Their ids are shared, not copied."""
@@ -191,7 +196,8 @@ class ColumnsBuilder:
         size = len(pair.prompt)
         room = self._limit - size
         chosen, rejected = pair.chosen[:room], pair.rejected[:room]
-        flags = PARTED if pair.dropped else 0
+        flags = PARTED * bool(pair.dropped) | REWRITTEN * pair.rewritten
+        flags |= SPECIAL * bool(pair.special)
         if max(len(pair.chosen), len(pair.rejected)) > room:
             flags |= CUT | (EQUAL if chosen == rejected else 0)
         kept = pair.chosen[: self._limit] if self._keep_whole else chosen

@@ -26,6 +26,7 @@ def tokenize_rows(
     first_skipped: dict[str, str | int] = {}
     details: dict[str, str] = {}
     dropped_tail: list[int] = []
+    special_token = ""
     criteria: set[str] = set()
     counts = []
     for index, found, values in _tokenize(data, encode, options):
@@ -41,6 +42,7 @@ def tokenize_rows(
             counts.append(len(pairs))
             for pair, numbers in zip(pairs, values, strict=True):
                 dropped_tail = dropped_tail or pair.dropped
+                special_token = special_token or pair.special
                 builder.add(locate(index), pair, index, numbers)
         if options.get("criteria"):
             criteria |= criteria_names(data[index])
@@ -55,6 +57,7 @@ def tokenize_rows(
         "first_skipped": first_skipped,
         "details": details,
         "dropped_tail": dropped_tail,
+        "special_token": special_token,
         "criteria": sorted(criteria),
     }
 

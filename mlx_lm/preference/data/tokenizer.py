@@ -10,8 +10,11 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ...tokenizer_utils import TokenizerWrapper
-from .messages import RowFault, check_text
+from ..errors import InputError
+from .content import RowFault
 from .pairs import PreferenceRow
+from .render import ChatRenderer
+from .special import SpecialTokens, is_marked, split_marked
 
 
 @dataclass
@@ -24,21 +27,25 @@ class TokenPair:
     dropped: list[int]
     shape: str
     format: str
+    # Whether the template writes the prompt otherwise once an answer follows, and a
+    # special token in the row's own texts.
+    rewritten: bool = False
+    special: str = ""
 
 
 class PairTokenizer:
     """Tokenize preference pairs with a transformers or an mlx-lm tokenizer."""
 
-    def __init__(self, tokenizer: Any):
+    def __init__(
+        self,
+        tokenizer: Any,
+        escape_special_tokens: bool = False,
+        template_date: str | None = None,
+    ):
         is_wrapper = isinstance(tokenizer, TokenizerWrapper)
         self.tokenizer = tokenizer
-        # The wrapper's template call is the one of mlx_lm.generate and
-        # mlx_lm.server: it sets enable_thinking, so training sees what they see.
-        self._render = tokenizer.apply_chat_template
         self._raw = tokenizer._tokenizer if is_wrapper else tokenizer
-        self._eos = tokenizer.eos_token or ""
-        base = PreTrainedTokenizerBase
-        kind = type(self._raw)
+        base, kind = PreTrainedTokenizerBase, type(self._raw)
         self._own_encode = kind.encode is not base.encode
         fast = PreTrainedTokenizerFast
         plain = getattr(kind, "_encode_plus", None) is fast._encode_plus
@@ -48,69 +55,108 @@ class PairTokenizer:
             # Clears the truncation and padding that the file may have set.
             self._raw([""], add_special_tokens=False)
         self._borders: dict[str, bool] = {}
-        self._own_render = kind.apply_chat_template is not base.apply_chat_template
-        if is_wrapper:
-            self.has_chat_template = tokenizer.has_chat_template
-        else:
-            self.has_chat_template = bool(tokenizer.chat_template) or self._own_render
+        self._renderer = ChatRenderer(tokenizer, template_date)
+        self.has_chat_template = self._renderer.available
+        #: The date that the template writes, if it writes one.
+        self.template_date = self._renderer.date
+        self._special = SpecialTokens(tokenizer, self._raw)
+        self._escapes = escape_special_tokens
+        if escape_special_tokens:
+            self._check_escapes()
+
+    def _check_escapes(self) -> None:
+        for token in self._special.tokens:
+            is_token = self._raw.convert_tokens_to_ids(token) in self._piece(
+                token, True
+            )
+            if is_token or self._renderer.makes_ids:
+                raise InputError(
+                    "escape_special_tokens does not work with this tokenizer, which "
+                    f"has no way to write {token!r} as text. Leave it out."
+                )
 
     def __call__(self, rows: list[PreferenceRow]) -> list[TokenPair | RowFault]:
         """Tokenize some rows."""
         results: list[Any] = [None] * len(rows)
         texts: dict[int, list[str]] = {}
         chats: dict[int, list[str]] = {}
+        notes: dict[int, dict[str, Any]] = {}
         for i, row in enumerate(rows):
             is_text = isinstance(row.prompt, str)
             try:
-                parts = self._texts(row) if is_text else self._chats(row)
+                parts, notes[i] = self._texts(row) if is_text else self._chats(row)
             except RowFault as fault:
                 results[i] = fault
                 continue
             if isinstance(parts[0], list):
-                results[i] = _make_pair(row, *parts)
+                results[i] = _make_pair(row, *parts, **notes[i])
             else:
                 (texts if is_text else chats)[i] = parts
         ids = self._encode_texts([*texts.values()])
         ids += self._encode_chats([*chats.values()])
         for i, parts in zip([*texts, *chats], ids, strict=True):
-            results[i] = _make_pair(rows[i], *parts)
+            results[i] = _make_pair(rows[i], *parts, **notes[i])
         return results
 
-    def _texts(self, row: PreferenceRow) -> list[str]:
-        answers = [
-            text if text.endswith(self._eos) else text + self._eos
-            for text in _answers(row)
+    def _texts(self, row: PreferenceRow) -> tuple[list[str], dict[str, Any]]:
+        """The prompt and the prompt with each answer, and what is to be said of them."""
+        texts = [row.prompt, *_answers(row)]
+        prompt, *answers = self._special.mark(texts) if self._escapes else texts
+        ends, eos = self._special.ends, self.tokenizer.eos_token or ""
+        whole = [
+            prompt + (text if text.rstrip().endswith(ends) else text + eos)
+            for text in answers
         ]
-        return [row.prompt, *(row.prompt + answer for answer in answers)]
+        special = "" if self._escapes else self._special.first(texts)
+        return [prompt, *whole], {"special": special}
 
-    def _chats(self, row: PreferenceRow) -> list:
-        """The two or three conversations, rendered, or as ids where the tokenizer
-        has a renderer of its own."""
-        if not self.has_chat_template:
-            raise RowFault("messages need a chat template, the tokenizer has none")
-        kwargs = {**row.template_kwargs, "tokenize": self._own_render}
-        if self._own_render and self._render is self._raw.apply_chat_template:
-            kwargs["return_dict"] = False
-        try:
-            parts = [
-                self._render(row.prompt, add_generation_prompt=True, **kwargs),
-                *(self._render(row.prompt + a, **kwargs) for a in _answers(row)),
-            ]
-        except Exception as e:
-            # A template is a program: it may raise anything.
-            raise RowFault("chat template failed", str(e)) from e
-        if self._own_render:
-            return [list(ids) for ids in parts]
-        return [check_text(text, "the rendered chat") for text in parts]
+    def _chats(self, row: PreferenceRow) -> tuple[list, dict[str, Any]]:
+        """The same, rendered, or as ids where the tokenizer has its own renderer."""
+        texts = [row.prompt, row.template_kwargs, *_answers(row)]
+        if self._escapes:
+            texts, special = self._special.mark(texts), ""
+        else:
+            special = self._special.first(texts)
+        prompt, variables, *answers = texts
+        ended = (
+            [self._without_end(answer) for answer in answers] if special else answers
+        )
+        if ended != answers:
+            parts, rewritten = self._renderer(prompt, ended, variables)
+            ends = self._special.ends
+            if all(isinstance(x, str) and x.rstrip().endswith(ends) for x in parts[1:]):
+                special = self._special.first([prompt, variables, ended])
+                return parts, {"rewritten": rewritten, "special": special}
+        parts, rewritten = self._renderer(prompt, answers, variables)
+        return parts, {"rewritten": rewritten, "special": special}
+
+    def _without_end(self, answer: list) -> list:
+        """An answer without the token that its template writes after it."""
+        text = answer[-1]["content"].rstrip()
+        for end in self._special.ends:
+            if text.endswith(end):
+                return [*answer[:-1], {**answer[-1], "content": text[: -len(end)]}]
+        return answer
 
     def _encode_texts(self, rows: list[list[str]]) -> list[list[list[int]]]:
-        ids = iter(self._encode([text for row in rows for text in row], True))
-        return [[next(ids) for _ in row] for row in rows]
+        texts = [text for row in rows for text in row]
+        bos = self.tokenizer.bos_token
+        begun = [bool(bos) and text.startswith(bos) for text in texts]
+        # As mlx_lm.generate: no second BOS.
+        ids = {
+            is_begun: iter(
+                self._encode([x for x, b in zip(texts, begun) if b == is_begun], add)
+            )
+            for is_begun, add in ((True, False), (False, True))
+        }
+        found = iter([next(ids[is_begun]) for is_begun in begun])
+        return [[next(found) for _ in row] for row in rows]
 
     def _encode_chats(self, rows: list[list[str]]) -> list[list[list[int]]]:
         """The start that a row's texts share is encoded once, up to a border."""
         known = self._find_borders(rows[0][0]) if rows and self._backend else []
-        cuts = [_find_cut(row, known) for row in rows]
+        # What reads like a border may be escaped.
+        cuts = [0 if is_marked(row[0]) else _find_cut(row, known) for row in rows]
         texts = []
         for row, cut in zip(rows, cuts):
             texts += [row[0][:cut], *(text[cut:] for text in row)]
@@ -118,8 +164,30 @@ class PairTokenizer:
         results = []
         for row in rows:
             start = next(ids)
-            results.append([start + next(ids) for _ in row])
+            found = [start + next(ids) for _ in row]
+            for i, text in enumerate(row):
+                # Tokens may merge across the border, which generation never sees.
+                if found[i][: len(found[0])] != found[0]:
+                    found[i] = found[0] + self._after(text[len(row[0]) :])
+            results.append(found)
         return results
+
+    def _after(self, text: str) -> list[int]:
+        """The ids of a text that follows another one."""
+        ids: list[int] = []
+        for i, piece in enumerate(split_marked(text)):
+            ids += self._piece(piece, as_text=i % 2 == 1) if piece else []
+        return ids
+
+    def _piece(self, text: str, as_text: bool) -> list[int]:
+        # Some tokenizers put a space before a text; an anchor keeps it away, if it is
+        # in no token with what follows.
+        for anchor in ("\n", "a", ":"):
+            start = self._encode_one(anchor, as_text)
+            ids = self._encode_one(anchor + text, as_text)
+            if ids[: len(start)] == start:
+                return ids[len(start) :]
+        return self._encode_one(text, as_text)
 
     def _find_borders(self, text: str) -> list[str]:
         """The tokens in a text that always part it."""
@@ -137,6 +205,8 @@ class PairTokenizer:
         return [token.content for token in found if self._borders[token.content]]
 
     def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+        if self._escapes and any(map(is_marked, texts)):
+            return [self._encode_marked(text, add_special_tokens) for text in texts]
         kwargs = {"add_special_tokens": add_special_tokens}
         if self._own_encode or not texts:
             return [self._raw.encode(text, **kwargs) for text in texts]
@@ -145,6 +215,25 @@ class PairTokenizer:
             return self._raw(texts, **kwargs)["input_ids"]
         # Unlike a call of the tokenizer, this computes no offsets.
         return [e.ids for e in self._backend.encode_batch_fast(texts, **kwargs)]
+
+    def _encode_marked(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Encode a text whose marked pieces are no tokens."""
+        first = split_marked(text)[0]
+        return self._encode([first], add_special_tokens)[0] + self._after(
+            text[len(first) :]
+        )
+
+    def _encode_one(self, text: str, as_text: bool) -> list[int]:
+        if not as_text:
+            return self._encode([text], False)[0]
+        if self._backend is None:
+            tokens = self._raw.tokenize(text, split_special_tokens=True)
+            return self._raw.convert_tokens_to_ids(tokens)
+        self._backend.encode_special_tokens = True
+        try:
+            return self._backend.encode(text, add_special_tokens=False).ids
+        finally:
+            self._backend.encode_special_tokens = self._raw.split_special_tokens
 
 
 def _answers(row: PreferenceRow) -> list[Any]:
@@ -166,10 +255,9 @@ def _find_cut(texts: list[str], borders: list[str]) -> int:
 
 
 def _make_pair(
-    row: PreferenceRow, prompt: list[int], *answers: list[int]
+    row: PreferenceRow, prompt: list[int], *answers: list[int], **notes: Any
 ) -> TokenPair | RowFault:
-    # Some templates render the prompt alone differently, and tokens may merge
-    # across the border: the answers start where the ids part.
+    # Tokens of raw text may merge across the border: answers start where ids part.
     size = len(prompt)
     if any(answer[:size] != prompt for answer in answers):
         size = len(commonprefix([prompt, *answers]))
@@ -179,7 +267,9 @@ def _make_pair(
         return RowFault("equal answers", "they have the same tokens")
     chosen, rejected = [*(answer[size:] for answer in answers), []][:2]
     dropped = prompt[size:]
-    return TokenPair(prompt[:size], chosen, rejected, dropped, row.shape, row.format)
+    return TokenPair(
+        prompt[:size], chosen, rejected, dropped, row.shape, row.format, **notes
+    )
 
 
 def show_pair(

@@ -16,6 +16,7 @@ from ...tuner.trainer import DPOTrainingArgs
 from ..batch import shape
 from ..batch.buckets import LAYOUTS
 from ..data.options import RowOptions
+from ..data.render import todays_date
 from ..files import remove_leftovers, user_cache_folder
 from ..forward.frozen import FrozenStart
 from ..forward.probe import Sharing, check_packing, check_sharing
@@ -46,6 +47,8 @@ def make_policy(args: SimpleNamespace, model: nn.Module) -> None:
 
 def load_data(args: SimpleNamespace, tokenizer: Any) -> tuple:
     """Load the sets that the settings ask for: train, valid, test."""
+    # A run that goes on, or is tested, another day has the date of its start.
+    args.template_date = args.template_date or todays_date(tokenizer)
     return load_preference_dataset(
         args.hf_dataset or args.data,
         tokenizer,

@@ -3,6 +3,7 @@
 """The command line and the YAML file."""
 
 import argparse
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -79,4 +80,5 @@ def read_config(path: str | Path, loader: Any) -> dict[str, Any]:
         raise InputError(f"Can't read the configuration {path}: {e}.") from e
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold keys and values.")
-    return config
+    # YAML has dates of its own.
+    return {k: v.isoformat() if isinstance(v, date) else v for k, v in config.items()}

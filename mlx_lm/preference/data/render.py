@@ -1,0 +1,236 @@
+# Copyright © 2026 MLX Contributors
+
+"""Conversations as mlx_lm.generate and mlx_lm.server render them, and answers after.
+
+A prompt is what generation renders. What the template writes for an answer follows it;
+but some templates write a prompt otherwise once an answer follows (a system text in the
+last user turn, thoughts of earlier turns, an opened thought). Then the answer is found
+behind the last turn of the prompt, or the row is refused.
+"""
+
+import inspect
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from functools import cached_property, partial
+from itertools import chain
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ...tokenizer_utils import TokenizerWrapper
+from .content import ROLES, RowFault, check_text
+
+# Seconds of processor time for one row, and rows that may take so long.
+LONGEST, MOST_SLOW = 10.0, 3
+TOO_SLOW = "chat template runs too long"
+NO_THOUGHT = "the answer closes no thought"
+UNCLEAR = "the chat template hides where the answer begins"
+_WAY_OUT = "give rendered text as prompt, chosen and rejected"
+_SIGNAL = getattr(signal, "SIGVTALRM", None)
+# No template changes or looks into these.
+_TURN, _ANSWER = "90417263558", "81736254409"
+# Arguments of the call, where a row may set variables of the template.
+_CALL = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+_OWN = {*_CALL, "messages", "strftime_now"} - {"self", "documents", "kwargs"}
+_EQUAL = re.compile(r"""[!=]=\s*(['"])(.*?)\1|(['"])([^'"]*)\3\s*[!=]=""")
+_AMONG = re.compile(r"\bin\s*[\[(]([^\])]*)[\])]")
+_QUOTED = re.compile(r"""(['"])(.*?)\1""")
+_FORMAT = re.compile("%[-_^#0]?[a-zA-Z]")
+_DATE = "strftime_now"
+
+
+class _TooSlow(BaseException):
+    """Raised inside a template, which may catch an Exception."""
+
+
+class ChatRenderer:
+    """The template calls of one tokenizer, at one date."""
+
+    def __init__(self, tokenizer: Any, day: str | None = None):
+        is_wrapper = isinstance(tokenizer, TokenizerWrapper)
+        # The wrapper's call sets enable_thinking, as generation does.
+        self._apply = tokenizer.apply_chat_template
+        self._raw = tokenizer._tokenizer if is_wrapper else tokenizer
+        kind, base = type(self._raw), PreTrainedTokenizerBase
+        #: Whether the tokenizer has a renderer of its own, which makes ids.
+        self.makes_ids = kind.apply_chat_template is not base.apply_chat_template
+        is_plain = not self.makes_ids and not (is_wrapper and tokenizer._chat_template)
+        found = self._raw.chat_template if is_plain else None
+        found = found.values() if isinstance(found, dict) else [found]
+        self._templates = [text for text in found if isinstance(text, str)]
+        if is_wrapper:
+            self.available = tokenizer.has_chat_template
+        else:
+            self.available = self.makes_ids or bool(self._templates)
+        self._thought = "<think>", "</think>"
+        if is_wrapper and tokenizer.has_thinking:
+            self._thought = tokenizer.think_start, tokenizer.think_end
+        is_dated = any(_DATE in text for text in self._templates)
+        self.date = (day or date.today().isoformat()) if is_dated else None
+        self._slow = 0
+
+    def __call__(
+        self, prompt: list, answers: list[list], variables: dict
+    ) -> tuple[list, bool]:
+        """The prompt and the prompt with each answer, and whether the template would
+        write the prompt otherwise then. Text, or ids of a renderer that makes them."""
+        self._check([prompt, *answers], variables)
+        call = partial(self._call, variables)
+        if self._slow >= MOST_SLOW:
+            raise RowFault(TOO_SLOW)
+        try:
+            with _bounded(LONGEST):
+                parts = [call(prompt, add_generation_prompt=True)]
+                parts += [call(prompt + answer) for answer in answers]
+                size = len(parts[0])
+                if all(whole[:size] == parts[0] for whole in parts):
+                    return parts, False
+                if self.makes_ids:
+                    call = partial(call, tokenize=False)
+                    parts = self._as_text(call, prompt, answers, parts[0])
+                return self._mend(call, prompt, answers, parts), True
+        except RowFault:
+            raise
+        except _TooSlow as e:
+            self._slow += 1
+            raise RowFault(TOO_SLOW, f"stopped after {LONGEST:g} s") from e
+        except Exception as e:
+            # A template is a program: it may raise anything.
+            raise RowFault("chat template failed", str(e)) from e
+
+    def _check(self, conversations: list[list], variables: dict) -> None:
+        if not self.available:
+            raise RowFault("messages need a chat template, the tokenizer has none")
+        for name in variables:
+            if name in _OWN and name != "tools":
+                where = f"chat_template_kwargs has {name}: leave it out"
+                raise RowFault("not a variable of the template", where)
+        for message in chain(*conversations) if self._templates else ():
+            if (role := message["role"]) not in ROLES and role not in self._roles:
+                raise RowFault("unknown role", f"{role}, which the template lacks")
+
+    @cached_property
+    def _roles(self) -> set[str]:
+        """What the templates compare anything with, roles among it."""
+        equal = {b or d for x in self._templates for _, b, _, d in _EQUAL.findall(x)}
+        among = [found for x in self._templates for found in _AMONG.findall(x)]
+        return equal | {text for x in among for _, text in _QUOTED.findall(x)}
+
+    def _call(self, variables: dict, messages: list, **options: Any) -> Any:
+        options = {"tokenize": self.makes_ids, **variables, **options}
+        if self.date:
+            template = self._raw.get_chat_template(None, variables.get("tools"))
+            options["chat_template"] = _at(date.fromisoformat(self.date), template)
+        if options["tokenize"] and self._apply == self._raw.apply_chat_template:
+            options["return_dict"] = False
+        result = self._apply(messages, **options)
+        if options["tokenize"]:
+            return list(result)
+        return check_text(result, "the rendered chat")
+
+    def _as_text(
+        self, call: Callable, prompt: list, answers: list, ids: list[int]
+    ) -> list[str]:
+        """A prompt, and the prompt with each answer, of a renderer that makes ids."""
+        start = call(prompt, add_generation_prompt=True)
+        if self._raw.encode(start, add_special_tokens=False) != ids:
+            raise RowFault(UNCLEAR, _WAY_OUT)
+        return [start, *(call(prompt + answer) for answer in answers)]
+
+    def _mend(self, call: Callable, prompt: list, answers: list, parts: list) -> list:
+        """Put the prompt of generation before what is written for each answer."""
+        start, *wholes = parts
+        return [start] + [
+            (
+                whole
+                if whole.startswith(start)
+                else start + self._find(call, prompt, answer, start, whole)
+            )
+            for answer, whole in zip(answers, wholes)
+        ]
+
+    def _find(
+        self, call: Callable, prompt: list, answer: list, start: str, whole: str
+    ) -> str:
+        """What the template writes for an answer, found behind the last turn."""
+        text = prompt[-1]["content"] + _TURN
+        marked = [*prompt[:-1], {**prompt[-1], "content": text}]
+        ends = call(marked, add_generation_prompt=True), call(marked + answer)
+        given, written = (end.rpartition(_TURN)[2] for end in ends)
+        is_clear = all(_TURN in end for end in ends) and _TURN not in whole
+        if not (is_clear and start.endswith(given) and whole.endswith(written)):
+            raise RowFault(UNCLEAR, _WAY_OUT)
+        if written.startswith(given):
+            return written[len(given) :]
+        probe = call([*marked, {"role": "assistant", "content": _ANSWER}])
+        head, found, tail = probe.rpartition(_TURN)[2].partition(_ANSWER)
+        if found and given.rfind(self._thought[0]) > given.rfind(self._thought[1]):
+            return self._after_thought(given, written, tail, answer)
+        if not found or not written.startswith(head):
+            raise RowFault(UNCLEAR, _WAY_OUT)
+        written = written[len(head) :]
+        if given.startswith(head):
+            # Generation is given more, such as an empty thought.
+            return written
+        # Or the prompt has more between its last turn and the answer.
+        for size in range(len(head.rstrip()) or len(head), len(head) + 1)[::-1]:
+            if given.endswith(head[:size]) and head.strip():
+                return head[size:] + written
+        raise RowFault(UNCLEAR, _WAY_OUT)
+
+    def _after_thought(self, given: str, written: str, tail: str, answer: list) -> str:
+        """What follows a thought that the prompt has opened."""
+        opens, closes = self._thought
+        before, _, space = given.rpartition(opens)
+        if not written.startswith(before):
+            raise RowFault(UNCLEAR, _WAY_OUT)
+        written = written[len(before) :]
+        if closes in written:
+            return written.removeprefix(opens).removeprefix(space)
+        # Many templates leave thoughts out of what was said.
+        content = answer[-1]["content"].lstrip()
+        said = content.rpartition(closes)[2]
+        if len(answer) > 1 or closes not in content:
+            raise RowFault(NO_THOUGHT, f"begin it with {opens} and {closes}")
+        if written.removesuffix(tail).strip() != said.strip():
+            raise RowFault(UNCLEAR, _WAY_OUT)
+        return content.removeprefix(opens).removeprefix(space) + tail
+
+
+def todays_date(tokenizer: Any) -> str | None:
+    """Today, if the chat template writes the date."""
+    return ChatRenderer(tokenizer).date
+
+
+def _at(day: date, template: str) -> str:
+    """A template with the date of a day, whenever it is rendered."""
+    text = "format"
+    for code in sorted(set(_FORMAT.findall(template)), key=len, reverse=True):
+        text += f".replace({code!r}, {day.strftime(code)!r})"
+    # An empty expression: behind a block the template's first newline would be lost.
+    macro = f"{{% macro {_DATE}(format) %}}{{{{ {text} }}}}{{% endmacro %}}"
+    return f"{macro}{{{{ '' }}}}{template}"
+
+
+@contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """End what runs longer than so much processor time, in the main thread."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if _SIGNAL is None or not is_main:
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise _TooSlow
+
+    before = signal.signal(_SIGNAL, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(_SIGNAL, before)
