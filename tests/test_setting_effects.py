@@ -79,6 +79,7 @@ EFFECTS = {
         {"data": "criteria", "criteria": {"kind": 1}},
     ),
     "wrap_text": Effect("weights", True, {"data": "texts"}),
+    "escape_special_tokens": Effect("weights", True, {"data": "special"}),
     "transcripts": Effect("weights", "raw", {"data": "transcripts"}),
     "max_bad_rows": Effect("stops", 0.5, {"data": "faulty"}),
     "valid_fraction": Effect("weights", 0.5, {"data": "alone"}),
@@ -135,6 +136,7 @@ WITHOUT_EFFECT = {
 # What two short runs can't show, and the tests that do.
 SHOWN_BY = {
     "config": "test_dpo_config.TestResolveArgs.test_command_line_beats_yaml_beats_defaults",
+    "template_date": "test_token_cache.TestHits.test_templates_with_a_date",
     "hf_dataset": "test_preference_files.TestHub.test_hf_dataset_list",
     "resume": "test_resume.TestEveryStep.test_resumed_at_every_step",
     "report_to": "test_tracking.TestTracking.test_trackio_beside_another",
@@ -164,6 +166,7 @@ def write_data(root):
     save_rows(root / "other", other)
     save_rows(root / "labels", labels)
     save_rows(root / "texts", texts)
+    save_rows(root / "special", [{**x, "prompt": f"</s>{x['prompt']}"} for x in texts])
     save_rows(root / "transcripts", transcripts)
     save_rows(root / "criteria", criteria)
     save_rows(root / "faulty", [*pairs[:3], {"prompt": "no answer"}])
