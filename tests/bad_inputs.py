@@ -6,11 +6,13 @@ import gzip
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import mlx.core as mx
+import yaml
+from test_dpo_command import command
 from test_gpt2 import save_gpt2
 from tiny import save_rows, save_tiny_model
 
@@ -38,32 +40,39 @@ class Desk:
         self.adapters = self.folder / "adapters"
         self.cache = self.folder / "cache"
         self.data = save_rows(self.folder / "data", GOOD)
-        self.environment = {"XDG_CACHE_HOME": self.cache, "HF_HUB_OFFLINE": "1"}
+        self.in_file: set = set()
 
     def flags(self, *more):
         base = {
-            "--model": self.model,
-            "--data": self.data,
-            "--adapter-path": self.adapters,
-            "--num-layers": 2,
-            "--max-seq-length": 64,
-            "--iters": 2,
-            "--batch-size": 4,
+            "train": True,
+            **{"model": self.model, "data": self.data},
+            **{"adapter_path": self.adapters, "num_layers": 2},
+            **{"max_seq_length": 64, "iters": 2, "batch_size": 4},
         }
-        pairs = (word for pair in base.items() for word in pair)
-        return [str(word) for word in ("--train", *pairs, *more)]
+        words = []
+        for name in base.keys() - self.in_file:
+            words.append(f"--{name.replace('_', '-')}")
+            words += [] if name == "train" else [str(base[name])]
+        return [*words, *map(str, more)]
 
-    def run(self, *more, **environment):
-        environment = os.environ | self.environment | environment
-        environment.pop("MLX_LM_DEBUG", None)
-        return subprocess.run(
-            [sys.executable, "-m", "mlx_lm", "dpo", *self.flags(*more)],
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            env={k: str(v) for k, v in environment.items()},
-            timeout=600,
-        )
+    def run(self, *more):
+        with (
+            mock.patch.dict(os.environ, XDG_CACHE_HOME=str(self.cache)),
+            mock.patch("huggingface_hub.constants.HF_HUB_OFFLINE", True),
+            mock.patch("datasets.config.HF_HUB_OFFLINE", True),
+        ):
+            os.environ.pop("MLX_LM_DEBUG", None)
+            code, out, err = command(*self.flags(*more))
+        return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+
+    def given(self, fault):
+        """The flags of a fault: a list, a file of settings, or what makes them."""
+        if isinstance(fault, list):
+            return fault
+        if isinstance(fault, dict):
+            self.in_file = set(fault)
+            fault = yaml.safe_dump(fault)
+        return fault(self) if callable(fault) else self.config(fault)
 
     def file(self, content, name="train.jsonl"):
         path = self.folder / "other" / name
@@ -129,12 +138,6 @@ def smaller_vocabulary(d):
     return ["--model", save_tiny_model(d.folder / "small", vocab_size=99)]
 
 
-def without_wandb(d):
-    (d.folder / "wandb.py").write_text("raise ImportError")
-    d.environment["PYTHONPATH"] = str(d.folder)
-    return ["--report-to", "wandb"]
-
-
 def without_template(d):
     copy = d.copy_of_model("chat_template.jinja")
     return ["--model", copy]
@@ -147,7 +150,7 @@ DATA = {
         "Found no data at {folder}/nowhere",
     ),
     "no such data set": (
-        lambda d: ["--data", "nobody/nothing"],
+        ["--data", "nobody/nothing"],
         "nobody/nothing",
     ),
     "empty file": (
@@ -192,7 +195,7 @@ DATA = {
         "no row has the criterion 'helpful'",
     ),
     "no column of margins": (
-        lambda d: ["--margin-feature", "gap"],
+        ["--margin-feature", "gap"],
         "missing column .first: train.jsonl:1, gap",
     ),
     "no rejected": (
@@ -258,191 +261,149 @@ DATA = {
         "Found no test set in .*other.*test: true needs one",
     ),
     "fewer rows than batch_size": (
-        lambda d: ["--batch-size", 9],
+        ["--batch-size", 9],
         "8 usable pairs, fewer than batch_size=9. Lower batch_size or add pairs",
     ),
 }
+# What the line must say, and the setting that is to blame.
 SETTINGS = {
-    "beta 0": (lambda d: ["--beta", 0], "beta must be above 0, got 0"),
-    "beta NaN": (lambda d: ["--beta", "nan"], "beta must be above 0, got nan"),
-    "beta is text": (lambda d: ["--beta", "low"], "--beta: invalid float .*'low'"),
-    "negative label_smoothing": (
-        lambda d: ["--label-smoothing", -0.1],
-        "label_smoothing must be at least 0 and below 0.5, got -0.1",
+    "beta must be above 0, got 0": ["--beta", 0],
+    "beta must be above 0, got -0.1": {"beta": -0.1},
+    "beta must be above 0, got nan": ["--beta", "nan"],
+    "--beta: invalid float .*'low'": ["--beta", "low"],
+    "label_smoothing must be at least 0 and below 0.5, got -0.1": {
+        "label_smoothing": -0.1
+    },
+    "label_smoothing must be at least 0 and below 0.5, got 0.5": {
+        "label_smoothing": 0.5
+    },
+    "iters must be a whole number, got 'many'": {"iters": "many"},
+    "batch_size must be a whole number, got 2.5": {"batch_size": 2.5},
+    "batch_size must be at least 1": {"batch_size": 0},
+    "learning_rate must be a number, got 'low'": {"learning_rate": "low"},
+    "learning_rate must be a number, got '1e-6'.*quotes": 'learning_rate: "1e-6"',
+    "learning_rate must be at least 0": {"learning_rate": -1e-6},
+    "train must be true or false": {"train": "yes"},
+    "valid_fraction": {"valid_fraction": 1.5},
+    # Losses
+    "--loss-type: invalid choice: 'dpo' .choose from 'sigmoid', 'hinge'": [
+        *("--loss-type", "dpo")
+    ],
+    "Unknown loss_type 'sigmod'": {"loss_type": "sigmod"},
+    "Unknown loss_type 'dpo', choose from sigmoid, hinge": {
+        "loss_type": ["sigmoid", "dpo"]
+    },
+    "Unknown loss_type .'sigmoid'.": {"loss_type": [["sigmoid"]]},
+    "loss_type must be a name or a list, got .]": {"loss_type": []},
+    "loss_weights must be a list of 2, one for each loss_type, got .1]": {
+        **{"loss_type": ["sigmoid", "sft"], "loss_weights": [1]}
+    },
+    "loss_weights must be positive numbers, got '1'": {
+        **{"loss_type": ["sigmoid", "sft"], "loss_weights": ["1", 1]}
+    },
+    "sigmoid measures from a reference and simpo does not": {
+        "loss_type": ["sigmoid", "simpo"]
+    },
+    "kto learns from labels and goes with no other": {"loss_type": ["sft", "kto"]},
+    "reference_free does not go with dpop: it measures each answer": {
+        **{"loss_type": "dpop", "reference_free": True}
+    },
+    "exo_pair needs label_smoothing above 0": {"loss_type": "exo_pair"},
+    "hinge can't be smoothed: label_smoothing goes with sigmoid": {
+        **{"loss_type": "hinge", "label_smoothing": 0.1}
+    },
+    "gamma is a setting of simpo alone": ["--gamma", 1],
+    "Unknown f_divergence 'js_divergence', choose from reverse_kl": {
+        "f_divergence": "js_divergence"
+    },
+    "f_divergence does not go with sft": {"loss_type": "sft", "f_divergence": "js"},
+    "f_divergence needs a reference": {"reference_free": True, "f_divergence": "js"},
+    "f_alpha is a setting of f_divergence alpha": ["--f-alpha", 0.7],
+    "ld_alpha does not go with kto: no two answers": {
+        **{"loss_type": "kto", "ld_alpha": 0.5}
+    },
+    "use_weighting does not go with aot, which has no loss of one pair": {
+        **{"loss_type": "aot", "use_weighting": True}
+    },
+    "kto compares the answers of a batch: batch_size must be at least 2, got 1": [
+        *("--loss-type", "kto", "--batch-size", 1)
+    ],
+    "margin_feature does not go with kto": [
+        *("--loss-type", "kto", "--margin-feature", "gap")
+    ],
+    "weight_feature does not go with aot, which compares whole batches": [
+        *("--loss-type", "aot", "--weight-feature", "certainty")
+    ],
+    "criteria is for pairs of answers, and kto has labels: leave it out": {
+        **{"loss_type": "kto", "criteria": {"helpful": 1}}
+    },
+    "criteria needs a weight above 0 for every name": {"criteria": {"helpful": 0}},
+    # References
+    "sync_reference lets the policy's own start follow it": {
+        **{"sync_reference": True, "reference_model": "other"}
+    },
+    "simpo has no reference: leave out sync_reference": {
+        **{"loss_type": "simpo", "sync_reference": True}
+    },
+    "orpo has no reference: leave out reference_model": {
+        **{"loss_type": "orpo", "reference_model": "other"}
+    },
+    "sync_alpha and sync_steps need sync_reference": ["--sync-steps", 5],
+    "sync_alpha must be above 0 and at most 1, got 1.5": {
+        **{"sync_reference": True, "sync_alpha": 1.5}
+    },
+    # Optimizers and adapters
+    "Unknown optimizer 'adamm', choose from adam, adamw": {"optimizer": "adamm"},
+    "--optimizer: invalid choice: 'adamm' .choose from 'adam', 'adamw'": [
+        *("--optimizer", "adamm")
+    ],
+    "optimizer_config.sgd .* is wrong": {
+        **{"optimizer": "sgd", "optimizer_config": {"sgd": {"betas": [0.9, 0.9]}}}
+    },
+    "'adamv' in optimizer_config, did you mean 'adam": {
+        "optimizer_config": {"adamv": {}}
+    },
+    "Unknown lr_schedule 'cosin' .*constant, linear, cosine": {"lr_schedule": "cosin"},
+    "Unknown lr_schedule 'cosine_decoy'": {
+        "lr_schedule": {"name": "cosine_decoy", "arguments": [1e-5, 10]}
+    },
+    "lr_schedule .* is wrong": {
+        "lr_schedule": {"name": "cosine_decay", "arguments": [1e-5]}
+    },
+    "Unknown fine_tune_type 'qlora'": {"fine_tune_type": "qlora"},
+    "num_layers is 4 but the model only has 3 layers": ["--num-layers", 4],
+    "max_seq_length is 2049 .* only has 2048": ["--max-seq-length", 2049],
+    "'ranks' in lora_parameters, did you mean 'rank'": {
+        "lora_parameters": {"ranks": 4}
+    },
+    "lora_parameters.rank must be a whole number": {"lora_parameters": {"rank": "big"}},
+    "rank of at least 1": {"lora_parameters": {"rank": 0}},
+    "no layers named": {"lora_parameters": {"keys": ["attention.query"]}},
+    "keys must be a list": {"lora_parameters": {"keys": "self_attn.q_proj"}},
+    "lora_parameters must be a mapping": {"lora_parameters": 8},
+    # Names, files and services
+    "unrecognized arguments: --betta 1": ["--betta", 1],
+    "Unknown key 'betta' in the config, did you mean 'beta'": {"betta": 1},
+    "'chosen_featur' in hf_dataset, did you mean 'chosen_feature'": {
+        "hf_dataset": {"path": "x", "chosen_featur": "y"}
+    },
+    "hf_dataset must be a mapping or a list": {"hf_dataset": "org/name"},
+    "dpo.yaml:2:17: .*'@'.*quotes": "beta: 0.1\nprompt_feature: @prompt\n",
+    r"dpo.yaml:2:1: .*'\\t'": "beta:\n\t0.1",
+    "dpo.yaml.* UTF-8": b"data: \xff",
+    "must hold keys and values": "- beta",
+    "expected ',' or ']'": "beta: [0.1",
+    "no.yaml.*No such file|No such file.*no.yaml": ["-c", "nowhere/no.yaml"],
+    "Unknown report_to 'wandbe'": {"report_to": "wandbe"},
+    "report_to needs swanlab: pip install swanlab": {"report_to": "swanlab"},
+    "retain_data .*no.txt can't be read: No such file": ["--retain-data", "no.txt"],
+    "sample_prompts, prompt 1 is no prompt": {"sample_prompts": [{"text": "Hi"}]},
+    "adapter_path is empty": ["--adapter-path", ""],
+    "adapter_path .*file/adapters can't be written: .*/file is no folder. Choose": (
+        lambda d: ["--adapter-path", d.below_a_file()]
     ),
-    "label_smoothing 0.5": (
-        lambda d: ["--label-smoothing", 0.5],
-        "label_smoothing must be at least 0 and below 0.5, got 0.5",
-    ),
-    "unknown loss": (
-        lambda d: ["--loss-type", "dpo"],
-        "--loss-type: invalid choice: 'dpo' .choose from 'sigmoid', 'hinge'",
-    ),
-    "unknown loss in a list": (
-        lambda d: d.config("loss_type: [sigmoid, dpo]"),
-        "Unknown loss_type 'dpo', choose from sigmoid, hinge",
-    ),
-    "list in a list of losses": (
-        lambda d: d.config("loss_type: [[sigmoid]]"),
-        "Unknown loss_type .'sigmoid'.",
-    ),
-    "empty list of losses": (
-        lambda d: d.config("loss_type: []"),
-        "loss_type must be a name or a list, got .]",
-    ),
-    "a weight for one of two losses": (
-        lambda d: d.config("loss_type: [sigmoid, sft]\nloss_weights: [1]"),
-        "loss_weights must be a list of 2, one for each loss_type, got .1]",
-    ),
-    "weights as text": (
-        lambda d: d.config("loss_type: [sigmoid, sft]\nloss_weights: ['1', 1]"),
-        "loss_weights must be positive numbers, got '1'",
-    ),
-    "losses with and without reference": (
-        lambda d: d.config("loss_type: [sigmoid, simpo]"),
-        "sigmoid measures from a reference and simpo does not",
-    ),
-    "labels beside pairs": (
-        lambda d: d.config("loss_type: [sft, kto]"),
-        "kto learns from labels and goes with no other",
-    ),
-    "dpop without a reference": (
-        lambda d: ["--loss-type", "dpop", "--reference-free"],
-        "reference_free does not go with dpop: it measures each answer",
-    ),
-    "exo_pair without smoothing": (
-        lambda d: ["--loss-type", "exo_pair"],
-        "exo_pair needs label_smoothing above 0",
-    ),
-    "smoothing that a loss has not": (
-        lambda d: ["--loss-type", "hinge", "--label-smoothing", 0.1],
-        "hinge can't be smoothed: label_smoothing goes with sigmoid",
-    ),
-    "a setting of another loss": (
-        lambda d: ["--gamma", 1],
-        "gamma is a setting of simpo alone",
-    ),
-    "TRL's name of a divergence": (
-        lambda d: d.config("f_divergence: js_divergence"),
-        "Unknown f_divergence 'js_divergence', choose from reverse_kl",
-    ),
-    "divergence of a likelihood": (
-        lambda d: ["--loss-type", "sft", "--f-divergence", "js"],
-        "f_divergence does not go with sft",
-    ),
-    "divergence without a reference": (
-        lambda d: ["--reference-free", "--f-divergence", "js"],
-        "f_divergence needs a reference",
-    ),
-    "alpha without its divergence": (
-        lambda d: ["--f-alpha", 0.7],
-        "f_alpha is a setting of f_divergence alpha",
-    ),
-    "LD-DPO of one answer": (
-        lambda d: ["--loss-type", "kto", "--ld-alpha", 0.5],
-        "ld_alpha does not go with kto: no two answers",
-    ),
-    "WPO of whole batches": (
-        lambda d: ["--loss-type", "aot", "--use-weighting"],
-        "use_weighting does not go with aot, which has no loss of one pair",
-    ),
-    "kto with one answer": (
-        lambda d: ["--loss-type", "kto", "--batch-size", 1],
-        "kto compares the answers of a batch: batch_size must be at least 2, got 1",
-    ),
-    "margins of labels": (
-        lambda d: ["--loss-type", "kto", "--margin-feature", "gap"],
-        "margin_feature does not go with kto",
-    ),
-    "weights of whole batches": (
-        lambda d: ["--loss-type", "aot", "--weight-feature", "certainty"],
-        "weight_feature does not go with aot, which compares whole batches",
-    ),
-    "criteria of labels": (
-        lambda d: d.config("loss_type: kto\ncriteria: {helpful: 1}"),
-        "criteria is for pairs of answers, and kto has labels: leave it out",
-    ),
-    "criteria without weight": (
-        lambda d: d.config("criteria: {helpful: 0}"),
-        "criteria needs a weight above 0 for every name",
-    ),
-    "moving reference that is another model": (
-        lambda d: ["--sync-reference", "--reference-model", d.model],
-        "sync_reference lets the policy's own start follow it",
-    ),
-    "moving reference that is none": (
-        lambda d: ["--loss-type", "simpo", "--sync-reference"],
-        "simpo has no reference: leave out sync_reference",
-    ),
-    "reference model without need": (
-        lambda d: ["--loss-type", "orpo", "--reference-model", d.model],
-        "orpo has no reference: leave out reference_model",
-    ),
-    "moving without a moving reference": (
-        lambda d: ["--sync-steps", 5],
-        "sync_alpha and sync_steps need sync_reference",
-    ),
-    "a mixing beyond 1": (
-        lambda d: ["--sync-reference", "--sync-alpha", 1.5],
-        "sync_alpha must be above 0 and at most 1, got 1.5",
-    ),
-    "unknown optimizer": (
-        lambda d: d.config("optimizer: adamm"),
-        "Unknown optimizer 'adamm', choose from adam, adamw",
-    ),
-    "unknown optimizer as flag": (
-        lambda d: ["--optimizer", "adamm"],
-        "--optimizer: invalid choice: 'adamm' .choose from 'adam', 'adamw'",
-    ),
-    "unknown schedule": (
-        lambda d: d.config("lr_schedule: cosin"),
-        "Unknown lr_schedule 'cosin' .*constant, linear, cosine",
-    ),
-    "num_layers too large": (
-        lambda d: ["--num-layers", 4],
-        "num_layers is 4 but the model only has 3 layers",
-    ),
-    "unknown flag": (lambda d: ["--betta", 1], "unrecognized arguments: --betta 1"),
-    "unknown key": (
-        lambda d: d.config("betta: 1"),
-        "Unknown key 'betta' in the config, did you mean 'beta'",
-    ),
-    "1e-6 as text": (
-        lambda d: d.config('learning_rate: "1e-6"'),
-        "learning_rate must be a number, got '1e-6'.*quotes",
-    ),
-    "reserved character": (
-        lambda d: d.config("beta: 0.1\nprompt_feature: @prompt\n"),
-        "dpo.yaml:2:17: .*'@'.*quotes",
-    ),
-    "tab in YAML": (lambda d: d.config("beta:\n\t0.1"), r"dpo.yaml:2:1: .*'\\t'"),
-    "configuration that is no UTF-8": (
-        lambda d: d.config(b"data: \xff"),
-        "dpo.yaml.* UTF-8",
-    ),
-    "no configuration": (
-        lambda d: ["-c", d.folder / "no.yaml"],
-        "no.yaml.*No such file|No such file.*no.yaml",
-    ),
-    "service that is not installed": (
-        without_wandb,
-        "report_to needs wandb: pip install wandb",
-    ),
-    "no text to retain": (
-        lambda d: ["--retain-data", d.folder / "no.txt"],
-        "retain_data .*no.txt can't be read: No such file",
-    ),
-    "prompts that are none": (
-        lambda d: d.config("sample_prompts: [{text: Hi}]"),
-        "sample_prompts, prompt 1 is no prompt",
-    ),
-    "adapter_path below a file": (
-        lambda d: ["--adapter-path", d.below_a_file()],
-        "adapter_path .*file/adapters can't be written: .*/file is no folder. Choose",
-    ),
-    "adapter_path is a file": (
-        lambda d: ["--adapter-path", d.below_a_file().parent],
-        "adapter_path .*/file can't be written: .*/file is no folder. Choose",
+    "adapter_path .*/file can't be written: .*/file is no folder. Choose": (
+        lambda d: ["--adapter-path", d.below_a_file().parent]
     ),
 }
 MODELS = {
@@ -473,6 +434,18 @@ MODELS = {
     "no weights": (
         lambda d: ["--model", d.copy_of_model("model.safetensors")],
         "copy has no .safetensors weights",
+    ),
+    "only .bin weights": (
+        lambda d: ["--model", renamed(d.copy_of_model(), "pytorch_model.bin")],
+        "no .safetensors weights .* only .bin files",
+    ),
+    "a reference model that is none": (
+        lambda d: ["--reference-model", d.folder / "nowhere"],
+        "nowhere.* does not exist",
+    ),
+    "weights of a reference model": (
+        lambda d: ["--reference-model", d.copy_of_model(weights=lambda raw: raw[:64])],
+        "Can't read the weights of .*copy",
     ),
     "no tokenizer": (
         lambda d: [
@@ -540,4 +513,9 @@ def broken(folder, name):
 def changed(folder, **config):
     file = folder / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+    return folder
+
+
+def renamed(folder, name):
+    (folder / "model.safetensors").rename(folder / name)
     return folder

@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -367,102 +366,7 @@ class TestReports(CommandCase):
 
 
 class TestRefusals(CommandCase):
-    """Unusable input: one line, exit code 2, nothing written."""
-
-    def test_more_layers_than_the_model_has(self):
-        self.fail_in_one_line(
-            "num_layers is 4 .* only has 3", *self.flags("--num-layers", 4)
-        )
-
-    def test_longer_than_the_positions(self):
-        self.fail_in_one_line(
-            "max_seq_length is 2049 .* only has 2048",
-            *self.flags("--max-seq-length", 2049),
-        )
-
-    def test_data(self):
-        only = {
-            name: save_rows(self.folder / name, names=(name,))
-            for name in ("train", "valid")
-        }
-        cases = {
-            "Found no data at .*nowhere": ["--data", self.folder / "nowhere"],
-            "no train set": ["--data", only["valid"]],
-            "no test set": ["--data", only["train"], "--test"],
-            "11 usable pairs, fewer than batch_size=12": ["--batch-size", 12],
-        }
-        for pattern, more in cases.items():
-            with self.subTest(pattern=pattern):
-                self.fail_in_one_line(pattern, *self.flags(*more))
-
-    def test_too_many_bad_rows(self):
-        rows = [*TEXT_ROWS, {"prompt": "Say", "chosen": "tea", "rejected": "tea"}]
-        data = save_rows(self.folder / "bad", rows)
-        self.fail_in_one_line("1 of 9 rows are bad", *self.flags("--data", data))
-
-    def test_no_folder_for_the_adapter(self):
-        self.fail_in_one_line(
-            "adapter_path is empty", *self.flags("--adapter-path", "")
-        )
-
-    def test_no_data_and_nothing_to_do(self):
-        self.fail_in_one_line("No data", "--train", "--adapter-path", self.adapters)
-        self.fail_in_one_line("--train or --test", *self.flags(train=False))
-
-    def test_settings(self):
-        cases = {
-            "Unknown optimizer 'adamm'": {"optimizer": "adamm"},
-            "Unknown lr_schedule 'cosin'": {"lr_schedule": {"name": "cosin"}},
-            "Unknown lr_schedule 'cosine_decoy'": {
-                "lr_schedule": {"name": "cosine_decoy", "arguments": [1e-5, 10]}
-            },
-            "lr_schedule .* is wrong": {
-                "lr_schedule": {"name": "cosine_decay", "arguments": [1e-5]}
-            },
-            "Unknown loss_type 'sigmod'": {"loss_type": "sigmod"},
-            "Unknown fine_tune_type 'qlora'": {"fine_tune_type": "qlora"},
-            "beta must be above 0, got 0": {"beta": 0},
-            "beta must be above 0, got -0.1": {"beta": -0.1},
-            "beta must be above 0, got nan": {"beta": float("nan")},
-            "label_smoothing": {"label_smoothing": 0.5},
-            "iters must be a whole number, got 'many'": {"iters": "many"},
-            "batch_size must be a whole number, got 2.5": {"batch_size": 2.5},
-            "batch_size must be at least 1": {"batch_size": 0},
-            "learning_rate must be a number, got 'low'": {"learning_rate": "low"},
-            "learning_rate must be at least 0": {"learning_rate": -1e-6},
-            "train must be true or false": {"train": "yes"},
-            "optimizer_config.sgd .* is wrong": {
-                "optimizer": "sgd",
-                "optimizer_config": {"sgd": {"betas": [0.9, 0.9]}},
-            },
-            "'adamv' in optimizer_config, did you mean 'adam": {
-                "optimizer_config": {"adamv": {}}
-            },
-            "'ranks' in lora_parameters, did you mean 'rank'": {
-                "lora_parameters": {"ranks": 4}
-            },
-            "lora_parameters.rank must be a whole number": {
-                "lora_parameters": {"rank": "big"}
-            },
-            "rank of at least 1": {"lora_parameters": {"rank": 0}},
-            "no layers named": {"lora_parameters": {"keys": ["attention.query"]}},
-            "'chosen_featur' in hf_dataset, did you mean 'chosen_feature'": {
-                "hf_dataset": {"path": "x", "chosen_featur": "y"}
-            },
-            "hf_dataset must be a mapping or a list": {"hf_dataset": "org/name"},
-            "Unknown report_to 'wandbe'": {"report_to": "wandbe"},
-            "report_to needs swanlab: pip install swanlab": {"report_to": "swanlab"},
-            "keys must be a list": {"lora_parameters": {"keys": "self_attn.q_proj"}},
-            "Unknown key 'betta' in the config, did you mean 'beta'": {"betta": 0.1},
-            "lora_parameters must be a mapping": {"lora_parameters": 8},
-            "valid_fraction": {"valid_fraction": 1.5},
-        }
-        base = {"model": str(self.model), "data": str(self.data), "train": True}
-        base["adapter_path"] = str(self.adapters)
-        for pattern, config in cases.items():
-            with self.subTest(pattern=pattern):
-                path = write_yaml(self.folder / "dpo.yaml", **{**base, **config})
-                self.fail_in_one_line(pattern, "-c", path)
+    """All others are in bad_inputs.py."""
 
     def test_service_that_is_not_installed(self):
         with mock.patch.object(callbacks, "wandb", None):
@@ -471,42 +375,6 @@ class TestRefusals(CommandCase):
         self.assertIn("report_to needs wandb: pip install wandb", err)
         # Found before anything is loaded or written.
         self.assertFalse(self.adapters.exists())
-
-    def test_models(self):
-        binary = self.folder / "binary"
-        shutil.copytree(self.model, binary)
-        (binary / "model.safetensors").rename(binary / "pytorch_model.bin")
-        broken = self.folder / "broken"
-        shutil.copytree(self.model, broken)
-        (broken / "model.safetensors").write_bytes(b"\x00" * 64)
-        empty = self.folder / "empty"
-        empty.mkdir()
-        cases = {
-            "does not exist": self.folder / "nowhere",
-            "no .safetensors weights .* only .bin files": binary,
-            "Can't read the weights": broken,
-            "Can't load the model '.*empty'": empty,
-        }
-        for pattern, path in cases.items():
-            for flag in ("--model", "--reference-model"):
-                with self.subTest(pattern=pattern, flag=flag):
-                    self.fail_in_one_line(pattern, *self.flags(flag, path))
-
-    def test_reference_model_of_another_family(self):
-        other = save_gpt2(self.folder / "gpt2")
-        self.fail_in_one_line(
-            "tokenizer differs", *self.flags("--reference-model", other)
-        )
-
-    def test_config_file(self):
-        file = self.folder / "dpo.yaml"
-        for pattern, text in {
-            "must hold keys and values": "- beta",
-            "expected ',' or ']'": "beta: [0.1",
-        }.items():
-            file.write_text(text)
-            self.fail_in_one_line(pattern, "-c", file)
-        self.fail_in_one_line("No such file", "-c", self.folder / "no.yaml")
 
     def test_debugging_shows_the_error(self):
         with mock.patch.dict(os.environ, MLX_LM_DEBUG="1"):
