@@ -92,7 +92,7 @@ def train_model(
             f"batch_size={args.batch_size}. Lower batch_size or add pairs."
         )
     setup.make_policy(args, model)
-    optimizer, notices = setup.make_optimizer(args, len(train_set))
+    optimizer, _ = setup.make_optimizer(args, len(train_set))
     settings = setup.training_args(args, setup.likely_sharing(args))
     compared = settings.objective.needs_reference
     start = (reference_model or FrozenStart(model)) if compared else None
@@ -113,6 +113,7 @@ def train_model(
     kept = FrozenStart(model) if args.sync_reference and args.test else None
     resumes = args.resume and not args.dry_run
     state = setup.find_checkpoint(args, identity) if resumes else None
+    optimizer, notices = setup.make_optimizer(args, len(train_set), state)
     if mx.distributed.init().rank() == 0:
         plan = training_plan(train_set, settings)
         rows = setup.header_rows(args, train_set, valid_set, reference, plan, estimate)

@@ -19,6 +19,7 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
+from resuming import bits, signals
 from test_dpo_command import CommandCase, command, metrics_of, write_yaml
 from tiny import save_rows, save_tiny_model, tiny_model
 
@@ -341,6 +342,23 @@ class TestFromAdapters(CommandCase):
             adapter_config(self.adapters)["lora_parameters"],
             {**parameters, "scale": 10.0},
         )
+
+    def test_a_resumed_run_keeps_its_own_dropout(self):
+        config = write_yaml(self.folder / "dpo.yaml", lora_parameters={"dropout": 0.2})
+        more = [*self.start(), "-c", config, "--iters", 5, "--learning-rate", 1e-2]
+        whole = self.folder / "whole"
+        self.succeed(*self.flags(*more, "--adapter-path", whole))
+        with signals("_take_step", 2):
+            self.assertEqual(command(*self.flags(*more))[0], 143)
+        self.succeed("--resume", self.adapters)
+        names = ("adapters.safetensors", "adapter_config.json")
+        ours, theirs = ([f / name for name in names] for f in (self.adapters, whole))
+        self.assertTrue(bits(ours[0]) == bits(theirs[0]))
+        saved = [
+            adapter_config(path)["lora_parameters"] for path in (ours[1], theirs[1])
+        ]
+        self.assertEqual(saved[0], saved[1])
+        self.assertEqual(saved[0]["dropout"], 0.2)
 
     def test_tensor_that_does_not_fit(self):
         file = self.folder / "adapters.safetensors"

@@ -11,8 +11,10 @@ import numpy as np
 from test_dpo_command import CommandCase, metrics_of
 from tiny import (
     ROWS,
+    VOCAB,
     Pairs,
     Recorder,
+    pair,
     random_pairs,
     save_rows,
     save_tiny_model,
@@ -172,6 +174,24 @@ class TestRememberedReference(unittest.TestCase):
                     expected = [True] * 6 if keep else [True] * 2 + [False] * 4
                     self.assertEqual(alive, expected)
                     self.assertEqual(reference.release(self.pairs), False)
+
+    def test_a_validation_pair_without_a_finite_number_is_asked_again(self):
+        model, recorder = tiny_model(seed=3, tie_word_embeddings=False), Recorder()
+        table = model.model.embed_tokens
+        table.weight = mx.where(mx.arange(VOCAB)[:, None] == 1, mx.nan, table.weight)
+        # Token 1 is in one validation pair alone.
+        valid = Pairs([pair([2, 3], [4, 5], [6]), pair([2, 1], [4], [5])])
+        pairs = Pairs([pair([2, i], [3, i], [4]) for i in range(5, 10)])
+        reference = RememberedReference(model, keep=False)
+        more = {
+            "steps_per_eval": 2,
+            "steps_per_report": 1,
+            "reference_model": reference,
+        }
+        train(tiny_model("lora"), pairs, valid, callback=recorder, **more)
+        self.assertEqual(len(recorder.val), 11)
+        self.assertIsNotNone(reference.model)
+        self.assertEqual(reference.unknown(pairs, valid), 1)
 
     def test_a_function_takes_both_forms(self):
         def form(model, batch):

@@ -15,7 +15,17 @@ from unittest import mock
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from resuming import STEPS, FolderCase, Setup, copy_at, masks_drawn, result, signals
+from resuming import (
+    STEPS,
+    FolderCase,
+    Setup,
+    bits,
+    copy_at,
+    lines_of,
+    masks_drawn,
+    result,
+    signals,
+)
 from test_dpo_command import CommandCase, command, metrics_of, write_yaml
 from tiny import random_pairs, tiny_model
 
@@ -27,6 +37,7 @@ from mlx_lm.preference.run.checkpoint import (
     TrainingState,
     check_identity,
     data_fingerprint,
+    numbered,
 )
 from mlx_lm.preference.run.loop import PreferenceRun, _Interrupted
 from mlx_lm.preference.run.screen import PreferenceTrainUI
@@ -209,6 +220,38 @@ class TestGoingOn(CommandCase):
         out = self.succeed("--resume", self.adapters)
         self.assertIn("is complete", out)
 
+    def test_longer_after_a_part_of_an_accumulation_window(self):
+        more = ["--steps-per-report", 1, "--learning-rate", 1e-2, "--iters", 5]
+        config = write_yaml(self.folder / "dpo.yaml", lr_schedule={"name": "linear"})
+        more += ["-c", config, "--grad-accumulation-steps", 2, "--save-every", 6]
+        self.succeed(*self.flags(*more))
+        with signals("_take_step", 3):
+            code, _, err = command("--resume", self.adapters, "--iters", 10)
+        self.assertEqual(code, 143, err)
+        self.succeed("--resume", self.adapters)
+        lines = [x for x in metrics_of(self.adapters) if "learning_rate" in x]
+        rates = [lines[i - 1]["learning_rate"] for i in (2, 4, 5, 6, 8, 10)]
+        # Three updates were planned and happened; of six in all three are left.
+        planned = [1 - i / 3 for i in range(3)] + [1 - i / 6 for i in (3, 4, 5)]
+        np.testing.assert_allclose(rates, [1e-2 * x for x in planned], rtol=1e-5)
+
+    def test_another_measure_of_the_best(self):
+        every = ("--steps-per-eval", 1, "--save-every", 1)
+        self.succeed(*self.flags("--learning-rate", 1e-3, *every))
+        best = self.adapters / "best" / "adapters.safetensors"
+        # Of an accuracy of 1 no loss is above, and of a loss near 0 no accuracy below.
+        for measure, iters in (("accuracy", 6), ("loss", 9), ("accuracy", 12)):
+            more = ("--save-best", measure, "--iters", iters)
+            self.succeed("--resume", self.adapters, *more)
+            lines = [x for x in metrics_of(self.adapters) if "val_loss" in x]
+            lines = [x for x in lines if x["iteration"] > iters - 3]
+            key = {"accuracy": "val_rewards/accuracies", "loss": "val_loss"}[measure]
+            sign = -1 if measure == "loss" else 1
+            chosen = max(lines, key=lambda x: sign * x[key])["iteration"]
+            same = bits(best) == bits(numbered(self.adapters, chosen, "adapters"))
+            with self.subTest(measure=measure, chosen=chosen):
+                self.assertTrue(same)
+
     def test_complete(self):
         self.succeed(*self.flags())
         before = result(self.adapters)
@@ -272,6 +315,20 @@ class TestParts(unittest.TestCase):
         check_identity(state, {"train": "a"}, "adapters", False)
         with self.assertRaisesRegex(ValueError, "the training pairs are not"):
             check_identity(state, {"train": "b"}, "adapters", False)
+
+    def test_more_validation_than_before(self):
+        setup = Setup(other_reference=True, val_batches=1)
+        with tempfile.TemporaryDirectory() as folder:
+            setup.start(folder, iters=6)
+            more = {"val_batches": -1, "steps_per_eval": 1}
+            setup.go_on(folder, **more)
+            whole = Path(folder) / "whole"
+            setup.start(whole, **more)
+            found, expected = (
+                [x for x in lines_of(f) if "val_loss" in x and x["iteration"] > 6]
+                for f in (folder, whole)
+            )
+        self.assertEqual(found, expected)
 
     def test_an_evaluation_can_be_left(self):
         pairs, model = random_pairs(6), tiny_model()

@@ -26,7 +26,7 @@ from ..files import json_text, replace_file, writing
 from ..measure.metrics import BEST
 from ..reference.cache import pair_key
 
-VERSION = 2
+VERSION = 3
 STATES = "[0-9]*_state.safetensors"
 # Older ones are only needed where the newest is damaged.
 KEPT_STATES = 2

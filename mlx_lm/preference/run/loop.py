@@ -60,6 +60,8 @@ class PreferenceRun:
         self.identity: dict[str, Any] = {}
         self.hidden = hidden_metrics(args.objective)
         self.metrics: dict[str, float] = {}
+        #: Updates so far, and those of steps that were skipped.
+        self.updates = 0
         self.shapes: set[tuple] = set()
         self.window = MetricsWindow(self.hidden)
         self.gradient = LastGradient()
@@ -120,7 +122,8 @@ class PreferenceRun:
             self.policy_model.train()
             for it, batch in zip(range(done + 1, args.iters + 1), batches):
                 self._take_step(it, batch)
-                self._move_reference(it)
+                if self._updates_at(it):
+                    self._count_update()
                 self.ui.advance()
                 self._after_step(it)
         if self.rank == 0:
@@ -140,6 +143,7 @@ class PreferenceRun:
         """Become what the run was that wrote a checkpoint."""
         load_weights(self.policy_model, resume.adapter)
         arrays, info = resume.arrays, resume.info
+        self.updates = info["updates"]
         state.apply_snapshot(self.parts, arrays, info["parts"], self.world)
         if self.rank == 0:
             checkpoint.drop_newer(self.folder, resume.iteration)
@@ -159,6 +163,10 @@ class PreferenceRun:
         if self._must_stop():
             self._save_and_exit(it)
 
+    def _updates_at(self, it):
+        args = self.args
+        return it % args.grad_accumulation_steps == 0 or it == args.iters
+
     def _take_step(self, it, batch):
         """Take one step, and wait for it."""
         tic = time.perf_counter()
@@ -167,7 +175,7 @@ class PreferenceRun:
         seeds = np.random.SeedSequence([args.seed, it, self.rank])
         mx.random.seed(int(seeds.generate_state(1)[0]))
         arrays = self.reference.recall(self.train_set, batch)
-        update = it % args.grad_accumulation_steps == 0 or it == args.iters
+        update = self._updates_at(it)
         before = args.debug_gradients and self.policy_model.trainable_parameters()
         try:
             values = self.step(arrays, update)
@@ -192,12 +200,11 @@ class PreferenceRun:
         is_new = self._is_new_shape(arrays, update) and not skipped
         self.window.time(time.perf_counter() - tic, sums if is_new else None)
 
-    def _move_reference(self, it):
-        """Let the reference follow the policy, if an update makes it due."""
-        args = self.args
-        updates, rest = divmod(it, args.grad_accumulation_steps)
-        if args.sync_reference and not rest and updates % args.sync_steps == 0:
-            self.reference.sync(args.sync_alpha)
+    def _count_update(self):
+        """Count an update, and let the reference follow the policy if it is due."""
+        self.updates += 1
+        if self.args.sync_reference and self.updates % self.args.sync_steps == 0:
+            self.reference.sync(self.args.sync_alpha)
 
     def _is_new_shape(self, arrays, update):
         """Whether a step was compiled for its batch."""
@@ -334,6 +341,7 @@ class PreferenceRun:
         info = {
             "parts": parts,
             "pending": pending,
+            "updates": self.updates,
             "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0,
             "identity": self.identity,
         }

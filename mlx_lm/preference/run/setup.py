@@ -108,13 +108,18 @@ def run_identity(
 
 
 def make_optimizer(
-    args: SimpleNamespace, pairs: int
+    args: SimpleNamespace, pairs: int, state: TrainingState | None = None
 ) -> tuple[optim.Optimizer, list[str]]:
-    """Make the optimizer, its schedule as long as the run."""
+    """Make the optimizer, its schedule as long as the run, or all it was and will be."""
     if args.epochs is not None:
         # However the pairs are put into buckets, only one batch is short.
         args.iters = args.epochs * -(-pairs // args.batch_size)
-    updates = -(-args.iters // args.grad_accumulation_steps)
+    batches = args.grad_accumulation_steps
+    updates = -(-args.iters // batches)
+    if state is not None:
+        # A run that was shorter may have ended between two of today's updates.
+        left = max(updates - state.iteration // batches, 0)
+        updates = max(state.info["updates"] + left, 1)
     rate, notices = build_learning_rate(
         args.learning_rate, updates, args.lr_schedule, args.warmup_steps
     )

@@ -36,7 +36,9 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
             "Continue that run with --resume, or set new_reference: true to start a "
             "new one whose reference is this adapter."
         )
-    _adopt(args, config, path)
+    # A run that goes on has its settings already, dropout among them.
+    if not args.resume:
+        _adopt(args, config, path)
 
 
 def _adopt(args, config, path):
@@ -101,8 +103,6 @@ def adopt_resumed_run(args: SimpleNamespace) -> None:
         if "loss_weights" not in args.explicit:
             args.loss_weights = None
     args.train, args.adapter_path = True, folder
-    # What was saved is complete: nothing more is taken from an adapter.
-    args.explicit -= {"lora_parameters"}
 
 
 def _means(key, new, old):
