@@ -7,17 +7,23 @@ import tempfile
 import unittest
 from pathlib import Path
 
+import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_flatten, tree_map
 from test_labelled_rows import Faults, make, texts
 from test_preference_batches import FakeGroup
 from test_preference_dataset import CHATML, make_tokenizer, pair
+from tiny import tiny_model
 
 from mlx_lm.preference.batch.buckets import length_buckets, plan_batches
 from mlx_lm.preference.batch.collate import epoch_batches, iterate_preference_batches
 from mlx_lm.preference.batch.shape import padded_tokens
 from mlx_lm.preference.data.rankings import read_rows
+from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.run.forecast import _Unread
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
+from mlx_lm.tuner.trainer import dpo_step
 
 
 def ranking(prompt, *answers):
@@ -128,7 +134,8 @@ class TestRankings(unittest.TestCase):
             + [[0, 1], [2, 3], [-1, -1]],
         )
         # Each ranking counts the same, whatever its length.
-        weights = [1, 1, 1, 3, 0, 0, 3, 0, 0, 1.5, 1.5, 0]
+        third = np.float32(1 / 3)
+        weights = [third, third, third, 1, 0, 0, 1, 0, 0, 0.5, 0.5, 0]
         self.assertEqual(dataset.values["weights"].tolist(), weights)
         # Pairs alone are rankings of two.
         pairs = make([pair(), pair("R:")], kind="rankings")
@@ -264,11 +271,41 @@ class TestShortRankings(unittest.TestCase):
         rows += [{"prompt": "B", "ranking": [" 5", " 6"]}]
         dataset = make(rows, kind="rankings")
         self.assertEqual(dataset.group_size, 2)
-        self.assertEqual(dataset.values["weights"].tolist(), [1, 1, 2, 0])
+        self.assertEqual(dataset.values["weights"].tolist(), [0.5, 0.5, 1, 0])
         ((indices, batch),) = iterate_preference_batches(dataset, 4)
         weights = np.array(batch["weights"])[np.argsort(indices)]
-        # The three pairs that count, by the mean of their weights.
-        np.testing.assert_allclose(weights, [0.75, 0.75, 1.5, 0], rtol=1e-6)
+        np.testing.assert_allclose(weights, [0.5, 0.5, 1, 0], rtol=1e-6)
+
+    def test_whatever_else_is_in_its_batch(self):
+        objective = Objective(0.3, "plackett_luce")
+        for weigh in (None, "w"):
+            rows = [{**row, "w": 1 + i % 3} for i, row in enumerate(random_rankings(7))]
+            dataset = make(rows, kind="rankings", weight_feature=weigh)
+            model = tiny_model(vocab_size=len(dataset.tokenizer))
+            reference = FrozenStart(model)
+            model.update(tree_map(lambda x: 1.1 * x, model.trainable_parameters()))
+            start = model.trainable_parameters()
+
+            def step(batch):
+                model.update(start)
+                loss, metrics = dpo_step(
+                    *(model, reference, batch, optim.SGD(1.0)), objective=objective
+                )
+                ends = zip(*map(tree_flatten, (start, model.trainable_parameters())))
+                moves = [np.array(now - then) for (_, then), (_, now) in ends]
+                return metrics["loss"].item(), loss.item(), *moves
+
+            batches = lambda part, n: iterate_preference_batches(part, 3 * n)
+            parts = [dataset.select(range(i, i + 3)) for i in range(0, 21, 3)]
+            alone = [step(next(batches(part, 1)).arrays) for part in parts]
+            weights = np.array([1 + i % 3 for i in range(7)]) if weigh else np.ones(7)
+            for indices, batch in batches(dataset, 2):
+                counted = np.array(batch["weights"]) > 0
+                rows = {i // 3 for i in np.array(indices)[counted]}
+                for i, found in enumerate(step(batch)):
+                    shares = weights / weights.mean() / len(rows)
+                    expected = sum(shares[row] * alone[row][i] for row in rows)
+                    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ..preference.device import cache_limit, compiles
 from ..preference.errors import InputError
 from ..preference.forward.frozen import FrozenStart
 from ..preference.objective.objective import Objective
+from ..preference.objective.pairs import examples
 from ..preference.ranks import on_all_ranks
 from ..preference.setting import setting
 from ..preference.step import (
@@ -409,7 +410,7 @@ def dpo_step(
     policy_model.update(parameters)
     gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
 
-    batch_pairs = pairs = (batch["weights"] > 0).sum().astype(mx.float32)
+    batch_pairs = pairs = examples(batch["weights"], batch.get("places")).sum()
     # An infinite log-prob may leave the loss finite.
     applies = all_finite([loss, values])
     if accumulator is not None:

@@ -186,11 +186,19 @@ def value_arrays(
         rows = values[indices + indices[:1] * (len(counts) - len(indices))]
         if name == "weights":
             # What a pair counts must not depend on the others of its batch.
-            rows = rows * counts / values[values > 0].mean()
+            rows = rows * counts / _mean_weight(dataset)
         if name == "places":
             rows = np.where(counts[:, None], rows, -1).T.reshape(-1)
         found[name] = mx.array(rows.astype(np.float32))
     return found
+
+
+def _mean_weight(dataset):
+    """What a pair counts on average; a ranking's pairs count together."""
+    weights = dataset.values["weights"]
+    places = dataset.values.get("places")
+    counted = weights > 0 if places is None else (weights > 0) & (places[:, 0] == 0)
+    return weights.sum() / counted.sum()
 
 
 def _share_of_batch(dataset, indices, batch_size, shape, rank, size):

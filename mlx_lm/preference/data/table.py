@@ -79,6 +79,8 @@ class TokenColumns:
         """Make all groups of pairs as large: with copies that count nowhere."""
         if counts is None and group == self.group:
             return self
+        # What is together already has its shares.
+        shares = 1.0 if counts is None else np.repeat(1 / np.asarray(counts), group)
         if counts is None:
             counts = np.full(len(self) // self.group, self.group)
         counts = np.asarray(counts, np.int64)[:, None]
@@ -88,11 +90,9 @@ class TokenColumns:
         result.flags[is_copy] = 0
         if "places" in result.values:
             result.values["places"][is_copy] = -1
-        if is_copy.any():
-            ones = np.ones(len(result), np.float32)
-            shares = np.broadcast_to(group / counts, (len(counts), group)).reshape(-1)
-            weights = result.values.get("weights", ones) * np.where(is_copy, 0, shares)
-            result.values["weights"] = weights.astype(np.float32)
+        ones = np.ones(len(result), np.float32)
+        weights = result.values.get("weights", ones) * np.where(is_copy, 0, shares)
+        result.values["weights"] = weights.astype(np.float32)
         return replace(result, group=group)
 
     def by_turns(self) -> "TokenColumns":

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from ..objective.objective import Objective
+from ..objective.pairs import examples
 
 # By what --save-best may choose: the metric, and whether more or less is better.
 BEST = {"accuracy": ("rewards/accuracies", 1), "loss": ("loss", -1)}
@@ -68,7 +69,7 @@ def _calibration(name: str, row: str) -> Metric:
 
 # In the order of the table's rows and of the charts.
 METRICS = (
-    Metric("loss", "pairs", chart=("Loss", "nats")),
+    Metric("loss", "examples", chart=("Loss", "nats")),
     Metric("rewards/accuracies", "pairs", "reward accuracy", RATE, **_RIGHT),
     Metric(_ENDS, row="  95 % interval", form="{:.1%}-{:.1%}"),
     *_by_length("rewards/accuracies"),
@@ -100,7 +101,7 @@ METRICS = (
 SUMS = (
     *(m.name for m in METRICS if m.over and m.name != "kl"),
     *("nll/policy", "nll/reference", "tokens/chosen", "tokens/completion"),
-    *("tokens/all", "pairs", "chosen", "rejected"),
+    *("tokens/all", "pairs", "examples", "chosen", "rejected"),
 )
 
 
@@ -115,6 +116,7 @@ def preference_sums(
     kl: mx.array | None = None,
     labels: mx.array | None = None,
     baseline: mx.array | None = None,
+    places: mx.array | None = None,
 ) -> dict[str, mx.array]:
     """Sum a batch's metrics over its pairs."""
     policy, real = mx.stop_gradient(policy_logps), (weights > 0).astype(mx.float32)
@@ -156,12 +158,14 @@ def preference_sums(
     sums["tokens/completion"] = (counts * rows).sum()
     sums["tokens/all"] = (lengths[:, 1] * rows).sum()
     totals = {"pairs": real, "chosen": is_chosen, "rejected": is_rejected}
+    totals["examples"] = examples(weights, places)
     return sums | {k: v.sum() for k, v in totals.items()}
 
 
 def metric_columns(batch: dict[str, mx.array]) -> dict[str, mx.array]:
     """What ``preference_sums`` takes of a batch itself."""
-    return {k: batch[k] for k in ("lengths", "weights", "labels") if k in batch}
+    names = ("lengths", "weights", "labels", "places")
+    return {k: batch[k] for k in names if k in batch}
 
 
 def sum_values(

@@ -80,6 +80,12 @@ def kl_baseline(pairs: PairLogps) -> mx.array:
     return mx.stop_gradient(mx.maximum(mean, 0))
 
 
+def examples(weights: mx.array, places: mx.array | None = None) -> mx.array:
+    """1 for each pair that a batch's mean counts, of a ranking only for its first."""
+    counts = (weights > 0).astype(mx.float32)
+    return counts if places is None else counts * (mx.split(places, 2)[0] == 0)
+
+
 def pair_logps(
     policy_logps: mx.array,
     reference_logps: mx.array,
