@@ -3,7 +3,7 @@
 """The reference policy: the frozen start of the policy, or another model."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -109,7 +109,7 @@ def running(reference_model: Any) -> Iterator[Any]:
 
 
 def frozen_layers(model: Any) -> list[nn.Module]:
-    """The layers that come before everything that is trained."""
+    """The layers in which nothing is trained, nor around them in the trunk."""
     trunk = find_trunk(model)
     if trunk is None:
         return []
@@ -117,45 +117,64 @@ def frozen_layers(model: Any) -> list[nn.Module]:
     in_layers = [_ids(layer.parameters()) for layer in model.layers]
     if trained & (_ids(trunk.parameters()) - set().union(*in_layers)):
         return []
-    count = next((i for i, x in enumerate(in_layers) if x & trained), len(in_layers))
-    return model.layers[:count]
+    return [layer for layer, x in zip(model.layers, in_layers) if not x & trained]
 
 
 def _ids(parameters):
     return {id(x) for _, x in tree_flatten(parameters)}
 
 
-def _record(outputs, layer, *args, **kwargs):
-    result = layer(*args, **kwargs)
-    arrays = [cache.arrays for cache in leaves([args, kwargs])]
-    outputs.append((result, arrays))
-    return result
-
-
-def _replay(outputs, layer, *args, **kwargs):
-    result, arrays = next(outputs)
-    # Layers above may share this one's keys and values.
-    for cache, values in zip(leaves([args, kwargs]), arrays):
-        cache.arrays = values
-    return result
-
-
 class FrozenLayers:
-    """What the frozen layers of a model returned, to be returned again."""
+    """What frozen layers returned before any trained one ran, to be returned again."""
 
     def __init__(self, policy: Any = None, reference: Any = None):
         # Another model has other layers.
         layers = frozen_layers(policy) if isinstance(reference, FrozenStart) else []
-        self._outputs: list = [(layer, []) for layer in layers]
+        self._policy, self._frozen = policy, layers
+        self._outputs: list[tuple | None] = []
+        self._is_common = True
 
     def recording(self) -> AbstractContextManager:
         """Keep what the frozen layers return, call by call."""
+        if not self._frozen:
+            return nullcontext()
+        frozen = {id(layer) for layer in self._frozen}
+        trained = [x for x in self._policy.layers if id(x) not in frozen]
         return calls_replaced(
-            (layer, partial(_record, outputs)) for layer, outputs in self._outputs
+            [
+                (find_trunk(self._policy), self._begin),
+                *((layer, self._record) for layer in self._frozen),
+                *((layer, self._run_trained) for layer in trained),
+            ]
         )
+
+    def _begin(self, trunk, *args, **kwargs):
+        self._is_common = True
+        return trunk(*args, **kwargs)
+
+    def _run_trained(self, layer, *args, **kwargs):
+        # What follows differs, also a frozen layer that a model runs once more.
+        self._is_common = False
+        return layer(*args, **kwargs)
+
+    def _record(self, layer, *args, **kwargs):
+        result, kept = layer(*args, **kwargs), None
+        if self._is_common:
+            kept = result, [cache.arrays for cache in leaves([args, kwargs])]
+        self._outputs.append(kept)
+        return result
 
     def replaying(self) -> AbstractContextManager:
         """Return what was kept, in the same order of calls."""
-        return calls_replaced(
-            (layer, partial(_replay, iter(outputs))) for layer, outputs in self._outputs
-        )
+        replay = partial(_replay, iter(self._outputs))
+        return calls_replaced((layer, replay) for layer in self._frozen)
+
+
+def _replay(outputs, layer, *args, **kwargs):
+    if (kept := next(outputs)) is None:
+        return layer(*args, **kwargs)
+    result, arrays = kept
+    # Layers above may share this one's keys and values.
+    for cache, values in zip(leaves([args, kwargs]), arrays):
+        cache.arrays = values
+    return result
