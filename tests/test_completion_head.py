@@ -5,14 +5,20 @@ from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
+import mlx.optimizers as optim
 import model_zoo as zoo
 import numpy as np
 from mlx.utils import tree_flatten, tree_map
-from tiny import LORA, VOCAB, float64_logps, random_pairs, tiny_model
+from tiny import LORA, VOCAB, float64_logps, random_pairs, tiny_model, weights_of
 
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.forward import answers as logps_module
-from mlx_lm.preference.forward.answers import completion_states, paired_sequence_logps
+from mlx_lm.preference.forward import head
+from mlx_lm.preference.forward.answers import (
+    completion_states,
+    paired_sequence_logps,
+    sequence_logps,
+)
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.head import (
     LARGEST_CHUNK,
@@ -25,6 +31,7 @@ from mlx_lm.preference.forward.head import (
 )
 from mlx_lm.preference.forward.parts import calls_replaced
 from mlx_lm.preference.policy.model import unfreeze_head
+from mlx_lm.tuner.trainer import dpo_step
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 BATCH = collate_pairs(random_pairs(3))
@@ -137,6 +144,35 @@ class TestNumbers(unittest.TestCase):
                             np.testing.assert_allclose(
                                 gradient[k], v, atol=2e-5 * size, err_msg=k
                             )
+
+    def test_an_adapted_head_drops_the_same_in_both_passes(self):
+        model = with_lora_head()
+        model.lm_head.dropout = nn.Dropout(0.5)
+        reference, batch = FrozenStart(model), collate_pairs(random_pairs(4))
+        batch["reference_logps"] = sequence_logps(reference.policy, batch)
+        start, model = model.trainable_parameters(), model.train()
+        direction = tree_map(lambda x: mx.random.normal(x.shape), start)
+
+        def loss_and_move(by):
+            model.update(tree_map(lambda x, d: x + by * d, start, direction))
+            before = weights_of(model)
+            mx.random.seed(7)
+            loss, _ = dpo_step(model, None, batch, optim.SGD(1.0), 0.5)
+            gradient = {k: before[k] - x for k, x in weights_of(model).items()}
+            return loss.item(), gradient
+
+        directions = dict(tree_flatten(direction))
+        for chunk_bytes in (2**30, 10 * 64 * 4):
+            with mock.patch.object(
+                head, "default_chunk_bytes", lambda n=chunk_bytes: n
+            ):
+                ahead, behind = (loss_and_move(by)[0] for by in (1e-2, -1e-2))
+                gradient = loss_and_move(0.0)[1]
+            slope = sum((gradient[k] * np.array(directions[k])).sum() for k in gradient)
+            with self.subTest(chunk_bytes=chunk_bytes):
+                self.assertAlmostEqual(
+                    (ahead - behind) / 2e-2, slope, delta=2e-2 * abs(slope)
+                )
 
     def test_states_get_the_softmax_formula(self):
         model = tiny_model(tie_word_embeddings=False)

@@ -13,7 +13,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 from resuming import STEPS, Setup, bits, lines_of
 from test_dpo_command import CommandCase, command, metrics_of
-from tiny import random_pairs, tiny_model
+from tiny import Recorder, random_pairs, tiny_model, train
 
 from mlx_lm.preference import step as preference_step
 from mlx_lm.preference.batch.collate import collate_pairs
@@ -170,6 +170,24 @@ class TestRun(unittest.TestCase):
         ]
         same = [a == b for a, b in zip(weights, weights[1:])]
         self.assertEqual(same, [False, False, True, True, False, False, False, False])
+
+    def test_filling_is_never_infinite(self):
+        longer = random_pairs(3, longest=30)
+        for more in (
+            {"loss_type": "ipo", "f_divergence": "alpha", "f_alpha": 4.0},
+            {"loss_type": ["sppo_hard", "apo_zero"]},
+        ):
+            recorder = Recorder()
+            train(
+                tiny_model(),
+                *(longer, longer, optim.SGD(0.0), recorder),
+                **{"iters": 4, "steps_per_eval": 2, "steps_per_report": 4, **more},
+            )
+            # The first validation asks the reference, the others know its numbers.
+            first, *others = [line["val_loss"] for line in recorder.val]
+            with self.subTest(**more):
+                np.testing.assert_allclose(others, first, rtol=1e-5)
+                self.assertEqual(recorder.train[-1]["skipped_steps"], 0)
 
     def test_counts_survive_a_break(self):
         setup = Setup(max_skipped_steps=2)

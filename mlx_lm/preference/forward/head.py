@@ -9,13 +9,14 @@ backward pass multiplies by what the loss asks of each token.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
-from .parts import find_trunk, head_logits
+from .parts import calls_replaced, find_trunk, head_logits
 from .tokens import score_tokens, token_logps
 
 # Bounds of a chunk's float32 logits, of which three times as much is alive at
@@ -47,6 +48,20 @@ def trained_outside_layers(model: Any) -> dict[str, mx.array]:
     return {name: x for name, x in trained if id(x) not in inside}
 
 
+def _dropouts(model: Any) -> list[nn.Dropout]:
+    """The head's dropouts, as far as they drop: those that are not in the layers."""
+    if not isinstance(model, nn.Module):
+        return []
+    inside = {id(m) for l in getattr(model, "layers", None) or [] for m in l.modules()}
+    drops = lambda m: isinstance(m, nn.Dropout) and m.training and m._p_1 < 1
+    return [m for m in model.modules() if id(m) not in inside and drops(m)]
+
+
+def _drop(module, key, original, x):
+    mask = mx.random.bernoulli(module._p_1, x.shape, key=key)
+    return (mask * x) * (1 / module._p_1)
+
+
 def _in_order(x, after):
     # Without it all chunks' logits could be alive at once.
     return mx.depends([x], after)[0] if after else x
@@ -68,11 +83,11 @@ def _with_gradient(score: Callable, parts: int, sizes: list, names: list) -> Cal
     """``score`` chunk by chunk, its gradient for the states computed with it."""
 
     @mx.custom_function
-    def scores(states, targets, *values):
+    def scores(states, targets, keys, *values):
         results: list[tuple] = []
-        for x, t in _chunks(sizes, states, targets):
+        for (x, t), key in zip(_chunks(sizes, states, targets), keys):
             x = _in_order(x, results[-1] if results else None)
-            one = lambda x, t=t: score(x, t, dict(zip(names, values)))
+            one = lambda x, t=t, k=key: score(x, t, dict(zip(names, values)), k)
             weights = _first_weighs(mx.ones(x.shape[:1]), parts)
             y, (dx,) = mx.vjp(one, [x], weights)
             results.append((*y, dx))
@@ -80,20 +95,21 @@ def _with_gradient(score: Callable, parts: int, sizes: list, names: list) -> Cal
 
     @scores.vjp
     def scores_vjp(primals, cotangents, outputs):
-        states, targets, *values = primals
+        states, targets, keys, *values = primals
         weights, dx = cotangents[0], outputs[-1]
         # A rounded weight would be wrong for all of a pair.
         dx = (dx.astype(mx.float32) * weights[:, None]).astype(dx.dtype)
         totals = [mx.zeros(v.shape, mx.float32) for v in values]
         if values:
             # A trained head: its logits are computed once more, chunk by chunk.
-            for x, t, w in _chunks(sizes, states, targets, weights):
+            chunks = _chunks(sizes, states, targets, weights)
+            for (x, t, w), key in zip(chunks, keys):
                 x = _in_order(x, totals)
-                one = lambda *v, x=x, t=t: score(x, t, dict(zip(names, v)))
+                one = lambda *v, x=x, t=t, k=key: score(x, t, dict(zip(names, v)), k)
                 _, grads = mx.vjp(one, values, _first_weighs(w, parts))
                 totals = [a + g.astype(mx.float32) for a, g in zip(totals, grads)]
         totals = [t.astype(v.dtype) for t, v in zip(totals, values)]
-        return dx, mx.zeros_like(targets), *totals
+        return dx, mx.zeros_like(targets), mx.zeros_like(keys), *totals
 
     return lambda *arrays: scores(*arrays)[:-1]
 
@@ -110,18 +126,26 @@ def completion_scores(
     """Functions of logits and targets, the first differentiable, chunk by chunk."""
     width = head_logits(model, states[:1]).shape[-1]
     sizes = chunk_sizes(states.shape[0], width, chunk_bytes)
+    dropouts = _dropouts(model) if gradient else []
 
-    def score(x, t, values):
+    def score(x, t, values, key=None):
         if values:
             model.update(tree_unflatten(list(values.items())))
-        logits = head_logits(model, x)[None]
+        keys = [] if key is None else mx.random.split(key, max(len(dropouts), 1))
+        calls = [(m, partial(_drop, m, k)) for m, k in zip(dropouts, keys)]
+        with calls_replaced(calls):
+            logits = head_logits(model, x)[None]
         return [function(logits, t[None])[0] for function in functions]
 
     # Logits that are there already keep their own, plain gradient.
     if gradient and find_trunk(model) is not None:
         trained = trained_outside_layers(model)
         run = _with_gradient(score, len(functions), sizes, list(trained))
-        scores = run(states, targets, *trained.values())
+        keys = mx.zeros((len(sizes), 2), dtype=mx.uint32)
+        if dropouts:
+            # Drawn here, so that the backward pass drops the same again.
+            keys = mx.random.randint(0, 2**31 - 1, keys.shape).astype(mx.uint32)
+        scores = run(states, targets, keys, *trained.values())
         model.update(tree_unflatten(list(trained.items())))
         return scores
     results: list[list[mx.array]] = []

@@ -102,7 +102,10 @@ def pair_logps(
         scored = lengths[:, 1] - mx.maximum(lengths[:, 0], 1)
         counts = mx.maximum(scored, 1).astype(mx.float32)
     divergence = DIVERGENCES[objective.f_divergence]
-    chosen, rejected = mx.split(policy_logps, 2)
+    # Filling has no tokens but a reference, and infinite times 0 is no number.
+    real = mx.concatenate([batch["weights"], batch["weights"]]) > 0
+    chosen, rejected = mx.split(mx.where(real, policy_logps, 0), 2)
+    reference_logps = mx.where(real, reference_logps, 0)
     reference_chosen, reference_rejected = mx.split(reference_logps, 2)
     chosen_lengths, rejected_lengths = mx.split(counts, 2)
     return PairLogps(
