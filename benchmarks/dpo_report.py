@@ -33,7 +33,7 @@ SHAPES = {
         "num_key_value_heads": 2,
         "head_dim": 16,
         "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
+        "rope_theta": 100000.0,
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
     },
