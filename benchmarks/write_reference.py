@@ -16,7 +16,7 @@ import mlx.core as mx
 import yaml
 
 import mlx_lm
-from mlx_lm.preference.data import pairs, rankings
+from mlx_lm.preference.data.shapes import SHAPES
 from mlx_lm.preference.measure.metrics import SUMS, mean_metrics
 from mlx_lm.preference.objective.losses import LOSSES, PreferenceLoss
 from mlx_lm.preference.setting import Setting
@@ -33,6 +33,7 @@ MORE = {
     "weight_feature": "#weights-and-margins",
     "margin_feature": "#weights-and-margins",
     "criteria": "#criteria",
+    "ranking_pairs": "#ranking",
     "transcripts": "#text-chat-and-transcripts",
     "loss_type": "#objectives",
     "optimizer_config": "#optimizers",
@@ -169,13 +170,10 @@ def objectives() -> str:
 def shapes() -> str:
     """Which columns tell which shape."""
     text = head("columns", "shape")
-    for module in (pairs, rankings):
-        for columns, shape in re.findall(
-            r"^\| (.*) \| ([^|]*) \|$", module.__doc__ or "", re.M
-        )[1:]:
-            name = re.split(r":| \(", shape)[0]
-            anchor = name.lower().replace(" ", "-")
-            text += row(columns, shape.replace(name, f"[{name}](#{anchor})", 1))
+    for shape in SHAPES:
+        link = f"[{shape.name}](#{shape.name.lower().replace(' ', '-')})"
+        if shape.columns:
+            text += row(shape.columns, link + (f": {shape.more}" if shape.more else ""))
     return text
 
 

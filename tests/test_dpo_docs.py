@@ -24,8 +24,7 @@ from tokenizers_for_tests import bos_tokenizer
 import mlx_lm
 from mlx_lm import lora
 from mlx_lm.dpo import resolve_args
-from mlx_lm.preference.data import pairs as preference_rows
-from mlx_lm.preference.data import rankings as labelled_rows
+from mlx_lm.preference.data.shapes import SHAPES
 from mlx_lm.preference.measure.metrics import METRICS
 from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.pairs import DIVERGENCES
@@ -196,14 +195,20 @@ class TestSettings(unittest.TestCase):
 
 
 class TestShapes(unittest.TestCase):
+    def examples(self, title):
+        """The name, text and rows of every example below a heading."""
+        parts = re.split(r"^#### (.*)\n", section(title), flags=re.M)[1:]
+        for name, text in zip(parts[::2], parts[1::2]):
+            for block in blocks("json", text):
+                yield name, text, [json.loads(line) for line in block.splitlines()]
+
     def test_every_example_loads_as_the_shape_it_is_listed_under(self):
-        parts = re.split(r"^#### (.*)\n", section("Shapes"), flags=re.M)[1:]
-        names = parts[::2]
-        for name, text in zip(names, parts[1::2]):
+        names = set()
+        for name, _, rows in self.examples("Shapes"):
+            names.add(name)
             with self.subTest(shape=name):
-                (example,) = blocks("json", text)
                 tokenizer = bos_tokenizer()
-                dataset = PreferenceDataset([json.loads(example)], tokenizer)
+                dataset = PreferenceDataset(rows, tokenizer)
                 self.assertEqual(dataset.shape, name)
                 is_text = name in ("text", "shared text")
                 self.assertEqual(dataset.format, "text" if is_text else "chat")
@@ -211,32 +216,27 @@ class TestShapes(unittest.TestCase):
                 self.assertGreater(len(prompt), 1)
                 self.assertRegex(tokenizer.decode(chosen), "blue|Hello!")
                 self.assertNotRegex(tokenizer.decode(rejected), "blue|Hello!")
-        listed = re.findall(r"^\|.*\| ([^|]*) \|$", preference_rows.__doc__, re.M)
-        known = {re.split(r":| \(", shape)[0] for shape in listed} - {"shape"}
-        self.assertEqual(set(names), known)
+        self.assertEqual(names, {s.name for s in SHAPES if not s.several})
 
     def test_rows_that_are_not_one_pair(self):
-        title = "Rankings, criteria and labels"
-        parts = re.split(r"^#### (.*)\n", section(title), flags=re.M)[1:]
-        names = parts[::2]
-        for name, text in zip(names, parts[1::2]):
-            weights = re.search(r"criteria: (\{.*?\})", text)
+        names = set()
+        for name, text, rows in self.examples("Rankings, criteria and labels"):
+            names.add(name)
+            weights = re.search(r"^`?criteria: (\{.*?\})", text, re.M)
             options = {"criteria": load_yaml(weights[1])} if weights else {}
-            for example in map(json.loads, blocks("json", text)):
-                rows = [example]
-                if name == "labelled":
-                    # The estimate of the KL divergence needs another prompt.
-                    rows = [example, {**example, "prompt": "Grass is"}]
-                    options["kind"] = "labels"
-                with self.subTest(shape=name, example=example):
-                    tokenizer = bos_tokenizer()
-                    dataset = PreferenceDataset(rows, tokenizer, **options)
-                    self.assertEqual(dataset.shape, name)
-                    decoded = [tokenizer.decode(pair[1]) for pair in dataset]
-                    self.assertRegex(decoded[0], "blue|Hello!")
-                    self.assertTrue(dataset.values)
-        listed = re.findall(r"^\|.*\| ([^|]*) \|$", labelled_rows.__doc__, re.M)
-        self.assertEqual(set(names), set(listed) - {"shape"})
+            if name == "labelled":
+                # The estimate of the KL divergence needs another prompt.
+                other = {"prompt": "Grass is", "completion": " green.", "label": True}
+                rows, options = [*rows, other], {"kind": "labels"}
+            with self.subTest(shape=name, rows=rows):
+                tokenizer = bos_tokenizer()
+                dataset = PreferenceDataset(rows, tokenizer, max_bad_rows=0, **options)
+                self.assertEqual(dataset.shape, name)
+                chosen = [tokenizer.decode(pair[1]) for pair in dataset]
+                self.assertRegex(chosen[0], "blue|Hello!")
+        self.assertEqual(names, {s.name for s in SHAPES if s.several})
+
+    def test_weights_and_margins(self):
         (example,) = blocks("json", section("Weights and margins"))
         dataset = PreferenceDataset(
             [json.loads(example)],

@@ -15,7 +15,8 @@ from mlx_lm.preference.batch.buckets import check_batch_size
 from mlx_lm.preference.batch.collate import iterate_preference_batches, value_arrays
 from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.data.messages import RowFault
-from mlx_lm.preference.data.rankings import check_criteria, criteria_names, read_rows
+from mlx_lm.preference.data.rankings import check_criteria
+from mlx_lm.preference.data.shapes import criteria_names, read_rows
 from mlx_lm.preference.data.table import ColumnsBuilder, TokenColumns, choose_held_out
 from mlx_lm.preference.data.tokenizer import TokenPair
 from mlx_lm.preference.run.checkpoint import data_fingerprint
@@ -320,7 +321,8 @@ class TestLabels(Faults):
         self.assertEqual(texts(data)[0][1], "yes<|im_end|>\n")
 
     def test_faults(self):
-        for value in (None, "yes", 2, -1, 0.5, float("nan"), [1]):
+        self.refuse("value is None", label("A", "1", None), kind="labels")
+        for value in ("yes", 2, -1, 0.5, float("nan"), [1]):
             self.refuse("label is not 0 or 1", label("A", "1", value), kind="labels")
         self.refuse("empty answer", label("A", " ", 1), kind="labels")
         self.refuse("no assistant answer", label("A", USER, 1), kind="labels")

@@ -11,7 +11,8 @@ from mlx_lm.preference.data.messages import (
     split_shared_prefix,
     with_system,
 )
-from mlx_lm.preference.data.pairs import PreferenceRow, read_row
+from mlx_lm.preference.data.pairs import PreferenceRow
+from mlx_lm.preference.data.shapes import read_row
 
 
 def user(text):

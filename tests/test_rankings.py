@@ -18,7 +18,7 @@ from tiny import tiny_model
 from mlx_lm.preference.batch.buckets import length_buckets, plan_batches
 from mlx_lm.preference.batch.collate import epoch_batches, iterate_preference_batches
 from mlx_lm.preference.batch.shape import padded_tokens
-from mlx_lm.preference.data.rankings import read_rows
+from mlx_lm.preference.data.shapes import read_rows
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.run.forecast import _Unread
@@ -83,7 +83,7 @@ class TestPairs(Faults):
 
     def test_faults(self):
         reason = "ranking is no list of two or more answers"
-        for wrong in ("ab", [], ["a"], None, {"a": 1}):
+        for wrong in ("ab", [], ["a"], {"a": 1}):
             self.refuse(reason, {"prompt": "Q:", "ranking": wrong})
         for kind in ("pairs", "rankings"):
             # Also where the two are in different pairs.

@@ -16,6 +16,7 @@ from test_dpo_command import CommandCase, command
 from tiny import save_tiny_model
 
 from mlx_lm import dpo
+from mlx_lm.preference.run.forecast import check_memory
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
 WORDS = ("tea", "hat", "pen", "cup")
@@ -52,14 +53,260 @@ class Case:
     # Prompt, chosen and rejected of every pair, as messages or as text; with labels
     # the third is the label.
     pairs: list | None = None
-    says: str = ""
+    says: str = "."
     refused: str = ""
     flags: tuple = ()
     template: str | None = None
     suffix: str = ".jsonl"
 
 
+TWO = {"chosen": "A small thing.", "rejected": "I can't, dull."}
+GOOD, BAD = [assistant("A small thing.")], [assistant("I can't, dull.")]
+
+
+def asks(**columns):
+    """Rows whose answers are texts: the columns that hold words, with each word."""
+    fill = lambda x, w: x.replace("*", w) if isinstance(x, str) else x
+    return each(lambda w: {**TWO, **{k: fill(v, w) for k, v in columns.items()}})
+
+
+def answered(*turns):
+    """What is right for them: the turns before two answers."""
+    word = lambda turn, w: {**turn, "content": turn["content"].replace("*", w)}
+    return each(lambda w: ([word(turn, w) for turn in turns], GOOD, BAD))
+
+
 CASES = [
+    Case(
+        1,
+        "instruction and input of LLaMA-Factory",
+        asks(instruction="Describe a *.", input=""),
+        answered(user("Describe a *.")),
+        says=r"prompt: instruction",
+    ),
+    Case(
+        1,
+        "instruction, input, system and history",
+        [
+            {**row, "history": [["Hi", "Hello"]]}
+            for row in asks(instruction="Describe it.", input="A *.", system="Be dry.")
+        ],
+        answered(
+            system("Be dry."),
+            user("Hi"),
+            assistant("Hello"),
+            user("Describe it.\nA *."),
+        ),
+        says=r"prompt: instruction, input, history .* system: system",
+    ),
+    Case(
+        1,
+        "system and input",
+        asks(system="Be dry.", input="Describe a *."),
+        answered(system("Be dry."), user("Describe a *.")),
+    ),
+    Case(1, "query", asks(query="A *?"), answered(user("A *?"))),
+    Case(
+        1,
+        "trajectory",
+        each(lambda w: {**TWO, "trajectory": [{"from": "user", "value": w}]}),
+        each(lambda w: ([user(w)], GOOD, BAD)),
+    ),
+    Case(
+        1,
+        "question and context",
+        asks(question="A *?", context="About * and more."),
+        answered(user("A *?")),
+        says=r"Columns with text that are not read: 'context'\.",
+    ),
+    Case(
+        1,
+        "a column of another name",
+        asks(goal="Describe a *."),
+        refused=r"no prompt.* set prompt_feature if it is 'goal'",
+    ),
+    Case(
+        1,
+        "messages in a column of another name",
+        each(lambda w: {"talk": [user(w)], "chosen": GOOD, "rejected": BAD}),
+        refused=r"no common prompt .* set prompt_feature if it is 'talk'",
+    ),
+    Case(
+        1,
+        "a column of another name, answers that begin alike",
+        each(
+            lambda w: {
+                "goal": f"Please describe a {w}.",
+                "chosen": "A small thing.",
+                "rejected": "A dull thing.",
+            }
+        ),
+        each(lambda w: ("A", " small thing.", " dull thing.")),
+        says=r"\[WARNING\] In 4 rows the prompt is only .* 'goal' is not read",
+    ),
+    Case(
+        2,
+        "answers bring the system turn along",
+        each(
+            lambda w: {
+                "prompt": [user(w)],
+                "chosen": [system("S"), user(w), *GOOD],
+                "rejected": [system("S"), user(w), *BAD],
+            }
+        ),
+        each(lambda w: ([system("S"), user(w)], GOOD, BAD)),
+    ),
+    Case(
+        2,
+        "answers repeat the question, not the system turn",
+        each(
+            lambda w: {
+                "prompt": [system("S"), user(w)],
+                "chosen": [user(w), *GOOD],
+                "rejected": [user(w + " "), *BAD],
+            }
+        ),
+        each(lambda w: ([system("S"), user(w)], GOOD, BAD)),
+    ),
+    Case(
+        2,
+        "only one answer repeats the prompt",
+        each(
+            lambda w: {
+                "prompt": [user(w)],
+                "chosen": [user(w), *GOOD],
+                "rejected": BAD,
+            }
+        ),
+        each(lambda w: ([user(w)], GOOD, BAD)),
+    ),
+    Case(
+        2,
+        "turns with other keys",
+        each(
+            lambda w: {
+                "prompt": w,
+                "chosen": [{**user(w), "id": "1"}, *GOOD],
+                "rejected": [{**user(w), "id": "2"}, *BAD],
+            }
+        ),
+        each(lambda w: ([user(w)], GOOD, BAD)),
+    ),
+    Case(
+        2,
+        "answers to another prompt",
+        each(
+            lambda w: {
+                "prompt": [user(w)],
+                "chosen": [user("Else?"), *GOOD],
+                "rejected": [user("Else?"), *BAD],
+            }
+        ),
+        refused=r"answer to another prompt .* an answer begins with a user turn",
+    ),
+    Case(
+        9,
+        "messages as JSON text",
+        each(
+            lambda w: {
+                "prompt": json.dumps([user(w)]),
+                "chosen": json.dumps(GOOD),
+                "rejected": json.dumps(BAD[0]),
+            }
+        ),
+        each(lambda w: ([user(w)], GOOD, BAD)),
+    ),
+    Case(
+        9,
+        "conversations as Python prints them",
+        each(
+            lambda w: {
+                "chosen": str([user(w), *GOOD]),
+                "rejected": str([user(w), *BAD]),
+            }
+        ),
+        each(lambda w: ([user(w)], GOOD, BAD)),
+    ),
+    Case(
+        9,
+        "messages as text that nobody can parse",
+        each(lambda w: {"prompt": w, **TWO, "chosen": str(GOOD)[:-3]}),
+        refused=r"messages are no JSON .*chosen",
+    ),
+    Case(
+        10,
+        "whole transcripts beside their prompt",
+        each(
+            lambda w: {
+                "prompt": f"\n\nHuman: A {w}?\n\nAssistant:",
+                "chosen": f"\n\nHuman: A {w}?\n\nAssistant: A small thing.",
+                "rejected": f"\n\nHuman: A {w}?\n\nAssistant: I can't, dull.",
+            }
+        ),
+        answered(user("A *?")),
+    ),
+    Case(
+        10,
+        "text answers that repeat the prompt",
+        each(
+            lambda w: {
+                "prompt": f"Describe a {w}.",
+                "chosen": f"Describe a {w}. It is small.",
+                "rejected": f"Describe a {w}. Never.",
+            }
+        ),
+        each(lambda w: (f"Describe a {w}.", " It is small.", " Never.")),
+        says=r"In 4 rows both answers repeated the prompt, .* train\.jsonl:1",
+    ),
+    Case(
+        12,
+        "a conversation that holds the answer",
+        each(
+            lambda w: {
+                "conversations": [
+                    {"from": "human", "value": w},
+                    {"from": "gpt", "value": "A small thing."},
+                ],
+                "chosen": {"from": "gpt", "value": "A small thing."},
+                "rejected": {"from": "gpt", "value": "I can't, dull."},
+            }
+        ),
+        each(lambda w: ([user(w)], GOOD, BAD)),
+        says=r"In 4 rows the prompt ended with an answer, .* train\.jsonl:1",
+    ),
+    Case(
+        12,
+        "a conversation that holds a third answer",
+        each(lambda w: {"messages": [user(w), assistant("Hm.")], **TWO}),
+        refused="the prompt ends with an answer, neither chosen nor rejected",
+    ),
+    Case(
+        15,
+        "one Parquet file of several shapes",
+        [
+            {"prompt": [user("tea")], "chosen": GOOD, "rejected": BAD},
+            {"question": "hat", "chosen": GOOD, "rejected": BAD},
+            {"chosen": [user("pen"), *GOOD], "rejected": [user("pen"), *BAD]},
+            {"messages": [user("cup"), *GOOD], "rejected": BAD},
+        ],
+        each(lambda w: ([user(w)], GOOD, BAD)),
+        suffix=".parquet",
+    ),
+    *(
+        Case(
+            16,
+            f"turns that both answers share, {name}",
+            each(
+                lambda w, start=start: {
+                    "prompt": start(w),
+                    "chosen": [assistant("Yes."), user("So?"), *GOOD],
+                    "rejected": [assistant("Yes."), user("So?"), *BAD],
+                }
+            ),
+            each(lambda w: ([user(w), assistant("Yes."), user("So?")], GOOD, BAD)),
+        )
+        for name, start in (("messages", lambda w: [user(w)]), ("text", str))
+    ),
     Case(
         18,
         "all answers desired",
@@ -106,6 +353,8 @@ FILES = [
 
 
 class TestReportedRows(CommandCase):
+    estimates: list = []
+
     def test_cases(self):
         for case in [*CASES, *FILES]:
             with self.subTest(row=case.number, name=case.name):
@@ -134,6 +383,12 @@ class TestReportedRows(CommandCase):
         right = [self.ids(tokenizer, *pair) for pair in case.pairs]
         self.assertEqual(found, right, texts)
 
+    def check_memory(self, *args):
+        # The slowest part of a plan, and the same for all cases.
+        if not self.estimates:
+            self.estimates.append(check_memory(*args))
+        return self.estimates[0]
+
     def read(self, case, model):
         """Plan a run on the rows: exit code, both outputs and the training set."""
         data = self.folder / f"data {case.number} {case.name}"
@@ -149,7 +404,8 @@ class TestReportedRows(CommandCase):
             return loaded
 
         load_data = dpo.setup.load_data
-        with mock.patch.object(dpo.setup, "load_data", load):
+        patched = mock.patch.multiple(dpo, check_memory=self.check_memory)
+        with mock.patch.object(dpo.setup, "load_data", load), patched:
             code, out, err = command(
                 *("--model", model, "--data", data, "--adapter-path", self.adapters),
                 *("--train", "--dry-run", "--batch-size", 2, "--num-layers", 1),
@@ -173,7 +429,9 @@ class TestReportedRows(CommandCase):
             import pyarrow
             from pyarrow import parquet
 
-            parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+            names = dict.fromkeys(name for row in rows for name in row)
+            columns = {name: [row.get(name) for row in rows] for name in names}
+            parquet.write_table(pyarrow.table(columns), path)
         else:
             path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -183,7 +441,7 @@ class TestReportedRows(CommandCase):
 
     @staticmethod
     def ids(tokenizer, prompt, *answers, tools=None):
-        """What mlx_lm.generate makes of the prompt, and the template of the rest."""
+        """What mlx_lm.generate makes of a prompt, and what the template writes after."""
         if isinstance(prompt, str):
             start = tokenizer.encode(prompt)
             whole = [

@@ -13,7 +13,7 @@ from ..cli_ui import rprint
 from ..preference.data.cache import TokenCache
 from ..preference.data.notes import RowNotes, describe
 from ..preference.data.options import RowOptions, row_arguments
-from ..preference.data.rankings import KNOWN_SHAPES
+from ..preference.data.shapes import KNOWN_SHAPES
 from ..preference.data.sources import SPLIT_NAMES, needed_splits, open_sources
 from ..preference.data.table import Pair, TokenColumns, choose_held_out
 from ..preference.data.tokenize import tokenize_rows

@@ -5,17 +5,85 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from .pairs import TIE
-from .rankings import KNOWN_SHAPES, NO_WEIGHT
+from .content import RowFault
+from .pairs import TIE, PreferenceRow
+from .row import ANSWERS, PROMPT
+from .shapes import KNOWN_SHAPES, NO_WEIGHT
 from .table import CUT, EQUAL, PARTED, REWRITTEN, SPECIAL, TokenColumns
+from .tokenizer import TokenPair
 
 TOO_LONG = "prompt fills max_length"
 # Rows that are left out by rule, not because something is wrong with them.
 _NOT_BAD = {TIE, TOO_LONG, NO_WEIGHT}
+_WARNING = "[WARNING] "
+
+
+class NotesBuilder:
+    """Collects notes row by row."""
+
+    def __init__(self) -> None:
+        self.criteria: set[str] = set()
+        self._num_rows = 0
+        self._skipped: dict[str, int] = {}
+        self._first_skipped: dict[str, str | int] = {}
+        self._details: dict[str, str] = {}
+        self._dropped_tail: list[int] = []
+        self._special_token = ""
+        self._columns: dict[str, dict[str, None]] = {}
+        self._unread: dict[str, None] = {}
+        self._choices: dict[str, None] = {}
+        self._remarks: dict[str, tuple[int, str | int]] = {}
+
+    def add(
+        self,
+        place: str | int,
+        fault: RowFault | None,
+        tokens: Sequence[TokenPair],
+        pairs: Sequence[PreferenceRow],
+    ) -> None:
+        """Add what is known of one row and its pairs."""
+        self._num_rows += 1
+        if fault is not None:
+            reason = fault.reason
+            self._skipped[reason] = self._skipped.get(reason, 0) + 1
+            self._first_skipped.setdefault(reason, place)
+            self._details.setdefault(reason, fault.detail)
+            return
+        for pair in tokens:
+            self._dropped_tail = self._dropped_tail or pair.dropped
+            self._special_token = self._special_token or pair.special
+        row = pairs[0].row
+        assert row is not None
+        for role, names in row.roles.items():
+            self._columns.setdefault(role, {}).update(dict.fromkeys(names))
+        self._unread.update(dict.fromkeys(row.unread()))
+        self._choices.update(dict.fromkeys(row.choices))
+        for text in dict.fromkeys(row.remarks):
+            count, first = self._remarks.get(text, (0, place))
+            self._remarks[text] = count + 1, first
+
+    def finish(self) -> dict[str, Any]:
+        """What ``RowNotes`` takes."""
+        columns = {role: list(names) for role, names in self._columns.items()}
+        read = {name for names in columns.values() for name in names}
+        return {
+            "num_rows": self._num_rows,
+            "skipped": self._skipped,
+            "first_skipped": self._first_skipped,
+            "details": self._details,
+            "dropped_tail": self._dropped_tail,
+            "special_token": self._special_token,
+            "criteria": sorted(self.criteria),
+            "columns": columns,
+            "unread": [name for name in self._unread if name not in read],
+            "choices": list(self._choices),
+            "remarks": self._remarks,
+        }
 
 
 @dataclass(frozen=True)
@@ -29,12 +97,17 @@ class RowNotes:
     dropped_tail: Sequence[int] = ()
     special_token: str = ""
     criteria: Sequence[str] = ()
+    # The columns that were read, by what they were read as.
+    columns: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    unread: Sequence[str] = ()
+    choices: Sequence[str] = ()
+    # What was done to rows: how many, and the place of the first.
+    remarks: Mapping[str, Sequence] = field(default_factory=dict)
 
     def of_part(self, num_rows: int) -> "RowNotes":
         """Notes on some of the rows, none of which was skipped."""
-        return replace(
-            self, num_rows=num_rows, skipped={}, first_skipped={}, details={}
-        )
+        none: dict = {"skipped": {}, "first_skipped": {}, "details": {}, "remarks": {}}
+        return replace(self, num_rows=num_rows, **none)
 
     @staticmethod
     def joined(parts: Sequence["RowNotes"]) -> "RowNotes":
@@ -42,7 +115,14 @@ class RowNotes:
         first: dict[str, str | int] = {}
         details: dict[str, str] = {}
         skipped: Counter[str] = Counter()
+        remarks: dict[str, Sequence] = {}
+        columns: dict[str, Sequence[str]] = {}
         for part in parts:
+            for role, names in part.columns.items():
+                columns[role] = list(dict.fromkeys([*columns.get(role, ()), *names]))
+            for text, (count, place) in part.remarks.items():
+                before, first_place = remarks.get(text, (0, place))
+                remarks[text] = (before + count, first_place)
             skipped.update(part.skipped)
             first = {**part.first_skipped, **first}
             details = {**part.details, **details}
@@ -54,15 +134,39 @@ class RowNotes:
             next((part.dropped_tail for part in parts if part.dropped_tail), ()),
             next((part.special_token for part in parts if part.special_token), ""),
             parts[0].criteria,
+            columns,
+            list(dict.fromkeys(name for part in parts for name in part.unread)),
+            list(dict.fromkeys(text for part in parts for text in part.choices)),
+            remarks,
         )
 
     def lines(self) -> list[str]:
-        """Say how many rows were skipped, and why."""
-        return [
-            f"{'' if reason in _NOT_BAD else '[WARNING] '}Skipped "
+        """Say how many rows were skipped or changed, and why."""
+        lines = [
+            f"{'' if reason in _NOT_BAD else _WARNING}Skipped "
             f"{self._describe(reason, count)}."
             for reason, count in Counter(self.skipped).most_common()
         ]
+        for text, (count, place) in self.remarks.items():
+            warning = _WARNING if text.startswith(_WARNING) else ""
+            text = text.removeprefix(_WARNING)
+            where = f"(first: {_named(place)})"
+            lines.append(f"{warning}In {counted(count, 'row')} {text} {where}.")
+        if self.choices:
+            lines.append(f"Answers are compared by: {'; '.join(self.choices)}.")
+        if self.unread:
+            names = ", ".join(map(repr, self.unread))
+            lines.append(f"Columns with text that are not read: {names}.")
+        return lines
+
+    def read_as(self) -> str:
+        """Say what was read as what, and what was not read."""
+        # The answers hold the prompt where no column does.
+        columns = {PROMPT: ["the start of the answers"], ANSWERS: [], **self.columns}
+        if self.unread:
+            columns["not read"] = self.unread
+        found = [f"{role}: {', '.join(names)}" for role, names in columns.items()]
+        return " · ".join([*found, *self.choices])
 
     def check(
         self, source: str, used: int, max_length: int, max_bad_rows: float
@@ -98,8 +202,7 @@ class RowNotes:
                 )
 
     def _describe(self, reason: str, count: int) -> str:
-        place, detail = self.first_skipped[reason], self.details[reason]
-        place = place if isinstance(place, str) else f"row {place}"
+        place, detail = _named(self.first_skipped[reason]), self.details[reason]
         detail = f", {detail}" if detail else ""
         return f"{counted(count, 'row')}: {reason} (first: {place}{detail})"
 
@@ -162,6 +265,10 @@ def describe(
             "makes turns of it."
         )
     return lines
+
+
+def _named(place: str | int) -> str:
+    return place if isinstance(place, str) else f"row {place}"
 
 
 def counted(number: int, noun: str) -> str:

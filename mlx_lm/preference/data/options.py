@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..setting import check_type, declared, setting
-from .rankings import KINDS, check_criteria
+from .rankings import KINDS, RANKING_PAIRS, check_criteria
 from .tokenizer import PairTokenizer
 
 # What an entry of hf_dataset may have, and what decides the tokens of a test set.
@@ -53,6 +53,11 @@ class RowOptions:
         None,
         "Weights of the criteria to compare answers by, such as {helpful: 1.0}.",
         kind=dict,
+    )
+    ranking_pairs: str = _hidden(
+        "all",
+        "Which answers of a ranking are compared: all, neighbours, or best and worst.",
+        choices=list(RANKING_PAIRS),
     )
     wrap_text: bool = _tokens(False, "Put text rows into the chat template.")
     escape_special_tokens: bool = _tokens(

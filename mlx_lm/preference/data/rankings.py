@@ -1,18 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 """
-Rows that hold more or less than one pair, and numbers that belong to pairs.
-
-These shapes come beside those of :mod:`.pairs`. A prompt here has any of
-their forms: text or messages, ``question`` with ``system``, ``conversations``.
-
-| columns | shape |
-|---|---|
-| prompt, ranking: list of answers, the best first | ranking |
-| prompt, criteria: name to chosen and rejected | criteria |
-| prompt, responses, criteria: name to their scores, or the better one's place | criteria |
-| instruction, completions with response and annotations | UltraFeedback |
-| prompt, completion, label | labelled |
+Rows that hold more or less than one pair.
 
 A row becomes several pairs, or none of it is used:
 
@@ -25,246 +14,165 @@ A row becomes several pairs, or none of it is used:
   two of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 from ..errors import InputError
 from .messages import RowFault, as_messages
-from .pairs import KNOWN_SHAPES as PAIR_SHAPES
-from .pairs import TIE, PreferenceRow, need_value, read_row
+from .pairs import TIE, PreferenceRow, make_pair
+from .prompts import Prompt, find_prompt, find_question
+from .row import ANSWERS, PREFERENCE, Reading, Row
 
 KINDS = ("pairs", "rankings", "labels")
-KNOWN_SHAPES = (
-    *PAIR_SHAPES,
-    "prompt + ranking",
-    "prompt + criteria",
-    "prompt + responses + criteria",
-    "instruction + completions",
-    "prompt + completion + label",
-)
-NO_WEIGHT = "weight 0"
-_PROMPTS = ("prompt", "question", "conversations", "messages")
+RANKING_PAIRS = ("all", "neighbours", "best_and_worst")
 _LARGEST = 1e30
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that float32 holds."""
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # False for NaN as well.
+    return is_real and abs(value) <= _LARGEST
 
 
 def check_criteria(criteria: Any) -> None:
     """Refuse criteria whose weights are no positive numbers."""
     if criteria is None:
         return
-    if not criteria or not all(_is_number(w) and w > 0 for w in criteria.values()):
+    if not criteria or not all(is_number(w) and w > 0 for w in criteria.values()):
         raise InputError(
             f"criteria needs a weight above 0 for every name, got {criteria!r}."
         )
 
 
-def criteria_names(row: Any) -> set[str]:
-    """Name the criteria by which a raw row compares answers."""
-    found = row.get("criteria") if isinstance(row, Mapping) else None
-    if isinstance(found, Mapping):
-        # In a table every row has all columns.
-        return {str(name) for name, value in found.items() if value is not None}
-    answers = row.get("completions") if isinstance(row, Mapping) else None
-    return {
-        str(name)
-        for answer in (answers if isinstance(answers, list) else [])
-        if isinstance(answer, Mapping) and isinstance(answer.get("annotations"), dict)
-        for name, value in answer["annotations"].items()
-        if value is not None
-    }
+def need_prompt(row: Row) -> Prompt:
+    """The prompt of a row whose answers don't hold it."""
+    prompt = find_prompt(row)
+    if prompt.value is None:
+        raise row.needs("prompt")
+    return prompt
 
 
-def read_rows(
-    row: Any,
-    *,
-    kind: str = "pairs",
-    weight_feature: str | None = None,
-    margin_feature: str | None = None,
-    criteria: Mapping[str, float] | None = None,
-    **options: Any,
+def ranked_pairs(
+    row: Row,
+    answers: Sequence[Any],
+    grades: Sequence[float],
+    reading: Reading,
+    shape: str,
 ) -> list[PreferenceRow]:
-    """Read one raw row of any known shape as all pairs that it holds."""
-    if not isinstance(row, Mapping):
-        # Tells what it is instead.
-        return [read_row(row)]
-    prompt, *answers = (
-        options.get(f"{name}_feature", name)
-        for name in ("prompt", "chosen", "rejected")
-    )
-
-    read = _reader(row, answers, options)
-    several = _has(row, "ranking", "criteria", "completions", "completion")
-    is_pair = all(name in row for name in answers) or not several
-    if criteria and criteria_names(row):
-        pairs = _read_criteria(row, criteria, prompt, read, options)
-    elif not is_pair and "ranking" in row:
-        pairs = _read_ranking(row, kind, prompt, read)
-    elif not is_pair and "completion" in row and "label" in row:
-        pairs = [_read_label(row, kind, prompt, read)]
-    elif not is_pair and criteria_names(row):
-        raise RowFault("criteria without weights", "set criteria")
-    else:
-        pairs = [read_row(row, **options)]
-    if kind == "rankings":
-        for pair in pairs:
-            pair.values.setdefault("places", (0.0, 1.0))
-    if kind == "labels":
-        pairs = [single for pair in pairs for single in _singles(pair)]
-    if weight_feature is not None:
-        weight = _read_number(row, weight_feature)
-        if weight < 0:
-            raise RowFault("weight is negative", weight_feature)
-        # So small that it is 0 in float32 is 0.
-        if weight < 1e-30:
-            raise RowFault(NO_WEIGHT)
-        for pair in pairs:
-            pair.values["weights"] = weight * pair.values.get("weights", 1.0)
-    if margin_feature is not None:
-        margin = _read_number(row, margin_feature)
-        for pair in pairs:
-            pair.values["margins"] = margin
-    return pairs
-
-
-def _reader(row: Mapping, answers: Sequence[str], options: dict) -> Callable:
-    def read(chosen: Any, rejected: Any, shape: str, **values: Any) -> PreferenceRow:
-        # Answers are given under their own names, whatever other columns are called.
-        pair = read_row({**row, **dict(zip(answers, (chosen, rejected)))}, **options)
-        pair.shape, pair.values = shape, values
-        return pair
-
-    return read
-
-
-def _has(row: Mapping, *names: str) -> bool:
-    return any(name in row for name in names)
-
-
-def _is_number(value: Any) -> bool:
-    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # False for NaN as well.
-    return is_real and abs(value) <= _LARGEST
-
-
-def _need_prompt(row: Mapping, prompt_feature: str) -> None:
-    if not _has(row, prompt_feature, *_PROMPTS):
-        raise RowFault("missing column", prompt_feature)
-
-
-def _read_number(row: Mapping, name: str) -> float:
-    value = need_value(row, name)
-    if not _is_number(value):
-        raise RowFault("not a number", f"{name} is {value!r}")
-    return float(value)
-
-
-def _read_ranking(row: Mapping, kind: str, prompt: str, read: Any) -> list:
-    if kind == "labels":
+    """The pairs of answers with grades, high ones for good answers."""
+    if reading.kind == "labels":
         raise RowFault("a ranking has no labels")
-    _need_prompt(row, prompt)
-    answers = row["ranking"]
-    if not isinstance(answers, (list, tuple)) or len(answers) < 2:
-        raise RowFault("ranking is no list of two or more answers")
-    count = len(answers)
-    pairs = list(combinations(range(count), 2))
-    if any(answers[i] == answers[j] for i, j in pairs):
-        raise RowFault("equal answers", "ranking")
-    if kind == "pairs":
-        share = 1 / len(pairs)
-        return [
-            read(answers[i], answers[j], "ranking", weights=share) for i, j in pairs
+    prompt = need_prompt(row)
+    if reading.kind == "pairs":
+        row.choices.append(f"ranking_pairs {reading.ranking_pairs}")
+    pair = lambda i, j, **values: make_pair(
+        row, answers[i], answers[j], reading, shape, prompt, **values
+    )
+    order = sorted(range(len(answers)), key=lambda i: -grades[i])
+    if reading.kind == "rankings":
+        # Of answers with one grade the first stands for all.
+        order = [
+            i for n, i in enumerate(order) if not n or grades[i] != grades[order[n - 1]]
         ]
+    better = [(i, j) for i, j in combinations(order, 2) if grades[i] != grades[j]]
+    if not better:
+        raise RowFault(TIE)
+    if reading.kind == "rankings":
+        return _whole_ranking(pair, order)
+    if reading.ranking_pairs == "neighbours":
+        places = sorted({grades[i] for i in order}, reverse=True)
+        following = dict(zip(places, places[1:]))
+        better = [(i, j) for i, j in better if following[grades[i]] == grades[j]]
+    elif reading.ranking_pairs == "best_and_worst":
+        better = [(order[0], order[-1])]
+    return [pair(i, j, weights=1 / len(better)) for i, j in better]
+
+
+def _whole_ranking(pair: Any, order: list[int]) -> list[PreferenceRow]:
+    count = len(order)
     found = [
-        read(*answers[i : i + 2], "ranking", places=(float(i), i + 1.0))
+        pair(*order[i : i + 2], places=(float(i), i + 1.0))
         for i in range(0, count - 1, 2)
     ]
     if count % 2:
-        last = (-1.0, float(count - 1))
-        found.append(read(answers[0], answers[-1], "ranking", places=last))
+        places = (-1.0, float(count - 1))
+        found.append(pair(order[0], order[-1], places=places))
     return found
 
 
-def _read_criteria(
-    row: Mapping, criteria: Mapping, prompt: str, read: Any, options: dict
-) -> list:
-    shape = "criteria"
-    if isinstance(row.get("criteria"), Mapping):
-        _need_prompt(row, prompt)
-        choices = _row_choices(row, criteria)
-    else:
-        shape = "UltraFeedback"
-        choices = _annotated_choices(row, criteria)
-        # It has names of its own.
-        options = {k: v for k, v in options.items() if not k.endswith("_feature")}
-        question = {"question": row.get("instruction")}
-        read = _reader(question, ("chosen", "rejected"), options)
+def read_ranking(row: Row, reading: Reading) -> list[PreferenceRow]:
+    """Answers in a list, the best first."""
+    answers = row.take("ranking", ANSWERS)
+    if not isinstance(answers, (list, tuple)) or len(answers) < 2:
+        raise RowFault("ranking is no list of two or more answers")
+    if any(a == b for a, b in combinations(answers, 2)):
+        raise RowFault("equal answers", "ranking")
+    grades = range(len(answers), 0, -1)
+    return ranked_pairs(row, answers, grades, reading, "ranking")
+
+
+@dataclass
+class Scored:
+    """Answers to one prompt, and what each criterion says of them."""
+
+    shape: str
+    # Scores of all answers; the place of the better of two; or chosen and rejected.
+    criteria: dict[str, Any]
+    answers: Sequence[Any] | None = None
+    # What counts if the settings name no criteria.
+    default: Mapping[str, float] | None = None
+
+
+def criteria_pairs(row: Row, scored: Scored, reading: Reading) -> list[PreferenceRow]:
+    """A pair for every criterion that has a weight."""
+    weights = reading.criteria or scored.default
+    if not weights:
+        raise RowFault("criteria without weights", "set criteria")
+    if not reading.criteria:
+        row.choices.append(f"criteria {', '.join(weights)}")
+    known = {name for name in weights if scored.criteria.get(name) is not None}
+    if not known:
+        raise RowFault(
+            "no known criterion", ", ".join(sorted(map(str, scored.criteria)))
+        )
+    is_ours = scored.shape == "criteria"
+    prompt = need_prompt(row) if is_ours else find_question(row)
+    choices = {n: _choice(n, scored) for n in weights if n in known}
+    choices = {n: choice for n, choice in choices.items() if choice is not None}
     if not choices:
-        raise RowFault("no known criterion", ", ".join(sorted(criteria_names(row))))
-    pairs = [
-        read(*choice, shape, weights=float(criteria[name]))
-        for name, choice in choices.items()
-        if choice is not None
-    ]
-    if not pairs:
         raise RowFault(TIE)
+    pairs = []
+    for name, (chosen, rejected) in choices.items():
+        pair = make_pair(row, chosen, rejected, reading, scored.shape, prompt)
+        if reading.criteria:
+            pair.values["weights"] = float(weights[name])
+        pairs.append(pair)
     return pairs
 
 
-def _row_choices(row: Mapping, criteria: Mapping) -> dict[str, tuple | None]:
-    """For each criterion the better and the worse answer, None for a tie."""
-    found: dict[str, tuple | None] = {}
-    responses = row.get("responses")
-    for name in criteria:
-        value = row["criteria"].get(name)
-        if value is None:
-            continue
-        if isinstance(value, Mapping):
-            if not {"chosen", "rejected"} <= value.keys():
-                raise RowFault("criterion without chosen and rejected", str(name))
-            found[name] = value["chosen"], value["rejected"]
-            continue
-        if not isinstance(responses, (list, tuple)):
-            raise RowFault("missing column", "responses")
-        if isinstance(value, list):
-            found[name] = _best_and_worst(responses, value)
-        elif len(responses) == 2 and value in (0, 1) and _is_number(value):
-            found[name] = responses[int(value)], responses[1 - int(value)]
-        else:
-            raise RowFault("criterion is no scores and no 0 or 1", str(name))
-    return found
-
-
-def _annotated_choices(row: Mapping, criteria: Mapping) -> dict[str, tuple | None]:
-    answers = row["completions"]
-    if not all(isinstance(a, Mapping) and "response" in a for a in answers):
-        raise RowFault("missing column", "response of completions")
-    known = criteria_names(row)
-    found: dict[str, tuple | None] = {}
-    for name in criteria:
-        if name in known:
-            scores = [_rating(answer, name) for answer in answers]
-            found[name] = _best_and_worst([a["response"] for a in answers], scores)
-    return found
-
-
-def _rating(answer: Mapping, name: str) -> float | None:
-    """A rating as text, such as "4"; None where there is none, such as "N/A"."""
-    notes = answer.get("annotations")
-    value = notes.get(name) if isinstance(notes, Mapping) else None
-    value = value.get("Rating") if isinstance(value, Mapping) else value
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return None
+def _choice(name: Any, scored: Scored) -> tuple | None:
+    """The better and the worse answer by a criterion, None for a tie."""
+    value, answers = scored.criteria[name], scored.answers
+    if isinstance(value, Mapping):
+        if not {"chosen", "rejected"} <= value.keys():
+            raise RowFault("criterion without chosen and rejected", str(name))
+        return value["chosen"], value["rejected"]
+    if not isinstance(answers, (list, tuple)):
+        raise RowFault("missing column", "responses")
+    if isinstance(value, list):
+        return _best_and_worst(answers, value)
+    if len(answers) == 2 and value in (0, 1) and is_number(value):
+        return answers[int(value)], answers[1 - int(value)]
+    raise RowFault("criterion is no scores and no 0 or 1", str(name))
 
 
 def _best_and_worst(answers: Any, scores: list) -> tuple | None:
     if len(scores) != len(answers):
         raise RowFault("not one score for each response")
-    if not all(s is None or _is_number(s) for s in scores):
+    if not all(s is None or is_number(s) for s in scores):
         raise RowFault("score is not a number")
     known = [i for i, score in enumerate(scores) if score is not None]
     if not known:
@@ -276,28 +184,39 @@ def _best_and_worst(answers: Any, scores: list) -> tuple | None:
     return answers[best], answers[worst]
 
 
-def _read_label(row: Mapping, kind: str, prompt: str, read: Any) -> PreferenceRow:
-    if kind != "labels":
+def read_label(row: Row, reading: Reading) -> list[PreferenceRow]:
+    """One answer, and whether it is desired."""
+    name = "kto_tag" if "kto_tag" in row else "label"
+    if reading.kind != "labels":
         raise RowFault("labels need loss_type kto")
-    label, completion = row["label"], row["completion"]
+    label = row.take(name, PREFERENCE)
     if not isinstance(label, (bool, int, float)) or label not in (0, 1):
         raise RowFault("label is not 0 or 1")
-    has_prompt = _has(row, prompt, *_PROMPTS)
+    answer = next((n for n in ("completion", "output", "response") if n in row), None)
+    prompt = None
+    if answer is None:
+        column = "messages" if "messages" in row else "conversations"
+        completion = as_messages(row.take(column, ANSWERS), column)
+        prompt = Prompt()
+    else:
+        completion = row.take(answer, ANSWERS)
     if isinstance(completion, str):
-        if not has_prompt:
-            raise RowFault("missing column", prompt)
+        prompt = need_prompt(row)
         other: Any = "-" if completion.strip() != "-" else "+"
+        if isinstance(prompt.value, str) and completion.startswith(prompt.value):
+            other = prompt.value + other
     else:
         completion = as_messages(completion, "completion")
         # All turns but the last may repeat the prompt.
         text = "-" if completion[-1].get("content") != "-" else "+"
         other = [*completion[:-1], {"role": "assistant", "content": text}]
-    pair = read(completion, other, "labelled", labels=float(label))
-    pair.rejected = None
-    return pair
+    pair = make_pair(row, completion, other, reading, "labelled", prompt)
+    pair.rejected, pair.values = None, {"labels": float(label)}
+    return [pair]
 
 
-def _singles(pair: PreferenceRow) -> list[PreferenceRow]:
+def singles(pair: PreferenceRow) -> list[PreferenceRow]:
+    """A pair as two answers with labels."""
     if pair.rejected is None:
         return [pair]
     if pair.values:

@@ -211,6 +211,7 @@ def header_rows(
         (what, f"{len(train_set):,} train · {len(valid_set):,} valid"),
         ("an epoch", f"{per_epoch:,} iters · {args.iters / per_epoch:.3g} epochs"),
         ("rows are", f"{train_set.shape} · {train_set.format}"),
+        ("columns", train_set.notes.read_as()),
         ("prompts", f"{shared} · {shapes} · {padding:.0%} padding"),
         ("reference", _reference_name(args, train_set, reference, what)),
         ("peak memory", describe_memory(estimate)),
