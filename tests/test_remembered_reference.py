@@ -31,7 +31,6 @@ from mlx_lm.preference.forward.frozen import FrozenStart, running
 from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
-from mlx_lm.preference.run import setup
 from mlx_lm.preference.step import loss_and_values, reference_pass
 
 
@@ -193,19 +192,6 @@ class TestRememberedReference(unittest.TestCase):
         self.assertIsNotNone(reference.model)
         self.assertEqual(reference.unknown(pairs, valid), 1)
 
-    def test_a_function_takes_both_forms(self):
-        def form(model, batch):
-            return batch["reference_logps"] if model is None else model(batch["x"])
-
-        reference = RememberedReference(lambda x: x + 1, keep=False)
-        for compiled in (False, True):
-            run = reference.compiled(form, [], compile=compiled)
-            batch = {"x": mx.array(1.0)}
-            self.assertEqual(run(batch).item(), 2)
-            self.assertEqual(run(batch | {"reference_logps": mx.array(7.0)}).item(), 7)
-        self.assertTrue(reference.release())
-        self.assertFalse(reference.release())
-
 
 class TestThroughTheCommand(CommandCase):
     def setUp(self):
@@ -351,14 +337,6 @@ class TestThroughTheCommand(CommandCase):
         for _ in range(2):
             out = self.succeed(*self.flags("--test"))
             self.assertRegex(out, r"test · 11 pairs")
-
-    def test_remembered_without_a_run(self):
-        args = dpo.resolve_args(["--reference-cache", str(self.kept)])
-        policy = tiny_model("lora")
-        pairs = Pairs(random_pairs(2))
-        reference = setup.remember_reference(args, policy, None, pairs)
-        self.assertIsInstance(reference.model, FrozenStart)
-        self.assertEqual(reference.unknown(pairs), 2)
 
 
 if __name__ == "__main__":

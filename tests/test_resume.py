@@ -27,19 +27,15 @@ from resuming import (
     signals,
 )
 from test_dpo_command import CommandCase, command, metrics_of, write_yaml
-from tiny import random_pairs, tiny_model
+from tiny import random_pairs
 
 from mlx_lm.preference.errors import InputError
-from mlx_lm.preference.measure import evaluation
-from mlx_lm.preference.measure.evaluation import evaluate_pairs
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.run.checkpoint import (
-    TrainingState,
-    check_identity,
     data_fingerprint,
     numbered,
 )
-from mlx_lm.preference.run.loop import PreferenceRun, _Interrupted
+from mlx_lm.preference.run.loop import PreferenceRun
 from mlx_lm.preference.run.screen import PreferenceTrainUI
 from mlx_lm.preference.settings.adopt import adopt_resumed_run
 
@@ -255,11 +251,7 @@ class TestGoingOn(CommandCase):
     def test_complete(self):
         self.succeed(*self.flags())
         before = result(self.adapters)
-        names = ("_take_step", "_validate", "_save")
-        with contextlib.ExitStack() as stack:
-            for name in names:
-                stack.enter_context(mock.patch.object(PreferenceRun, name, None))
-            out = self.succeed("--resume", self.adapters)
+        out = self.succeed("--resume", self.adapters)
         self.assertIn(
             f"The run in {self.adapters} is complete: it has taken all of its 3 steps.",
             out,
@@ -310,12 +302,6 @@ class TestGoingOn(CommandCase):
 
 
 class TestParts(unittest.TestCase):
-    def test_identity(self):
-        state = TrainingState(1, {}, {"identity": {"train": "a"}}, Path("x"))
-        check_identity(state, {"train": "a"}, "adapters", False)
-        with self.assertRaisesRegex(ValueError, "the training pairs are not"):
-            check_identity(state, {"train": "b"}, "adapters", False)
-
     def test_more_validation_than_before(self):
         setup = Setup(other_reference=True, val_batches=1)
         with tempfile.TemporaryDirectory() as folder:
@@ -329,17 +315,6 @@ class TestParts(unittest.TestCase):
                 for f in (folder, whole)
             )
         self.assertEqual(found, expected)
-
-    def test_an_evaluation_can_be_left(self):
-        pairs, model = random_pairs(6), tiny_model()
-        score = mock.Mock(return_value=({}, {}))
-        leave = mock.Mock(side_effect=[None, _Interrupted])
-        sums = mock.Mock(return_value={"pairs": mx.array(2.0)})
-        with mock.patch.object(evaluation, "sum_values", sums):
-            with self.assertRaises(_Interrupted):
-                evaluate_pairs(score, model, pairs, 2, -1, None, 0, leave)
-        self.assertEqual(score.call_count, 2)
-        self.assertFalse(model.training)
 
     def test_fingerprint_of_data(self):
         pairs = random_pairs(4)

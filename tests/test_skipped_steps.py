@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
-from resuming import STEPS, Setup, bits, lines_of
+from resuming import STEPS, Setup, bits, lines_of, signals
 from test_dpo_command import CommandCase, command, metrics_of
 from tiny import Recorder, random_pairs, tiny_model, train
 
@@ -191,10 +191,8 @@ class TestRun(unittest.TestCase):
 
     def test_counts_survive_a_break(self):
         setup = Setup(max_skipped_steps=2)
-        must_stop = mock.Mock(side_effect=[False, False, False, ZeroDivisionError])
-        with mock.patch.object(PreferenceRun, "_must_stop", must_stop), poisoned(4):
-            with self.assertRaises(ZeroDivisionError):
-                setup.start(self.folder)
+        with signals("_take_step", 4), poisoned(4), self.assertRaises(SystemExit):
+            setup.start(self.folder)
         with poisoned(1), self.assertRaisesRegex(
             TrainingStopped, "in 2 steps in a row"
         ):
@@ -236,17 +234,18 @@ class TestCommand(CommandCase):
         out = self.succeed("--resume", self.adapters, "--iters", 14)
         self.assertIn("Going on after step 10 of 14", out)
 
-    def test_memory(self):
-        error = RuntimeError("[malloc] Unable to allocate 99999999999 bytes.")
-        for method, where in (("step", "a step with"), ("score", "a validation")):
+    def test_errors_of_the_backend(self):
+        memory = "[malloc] Unable to allocate 99999999999 bytes."
+        for method, error, where in (
+            ("step", memory, "a step with"),
+            ("score", memory, "a validation"),
+            ("step", "[matmul] Shapes do not fit.", None),
+        ):
             shutil.rmtree(self.adapters, ignore_errors=True)
-
-            def fail(*args, **kwargs):
-                raise error
-
+            fail = mock.Mock(side_effect=RuntimeError(error))
             original = PreferenceRun.train
 
-            def train(run, resume):
+            def train(run, resume, method=method, fail=fail, original=original):
                 compiled = run.reference.compiled
                 calls = iter(("step", "score"))
 
@@ -257,13 +256,13 @@ class TestCommand(CommandCase):
                 with mock.patch.object(run.reference, "compiled", replace):
                     return original(run, resume)
 
-            with self.subTest(method), mock.patch.object(PreferenceRun, "train", train):
-                self.stop(f"Memory ran out in {where}.*batch_size", *self.flags())
-
-    def test_another_error_is_not_hidden(self):
-        error = RuntimeError("[matmul] Shapes do not fit.")
-        run = mock.Mock()
-        self.assertIs(PreferenceRun._failure(run, error, "a step"), error)
+            with self.subTest(where), mock.patch.object(PreferenceRun, "train", train):
+                if where:
+                    self.stop(f"Memory ran out in {where}.*batch_size", *self.flags())
+                else:
+                    # A bug keeps its traceback.
+                    with self.assertRaisesRegex(RuntimeError, "Shapes do not fit"):
+                        command(*self.flags())
 
 
 if __name__ == "__main__":

@@ -20,11 +20,9 @@ from test_preference_dataset import CHATML, THINKING, make_tokenizer, pair
 from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.data import render
 from mlx_lm.preference.data.cache import (
-    TokenCache,
     rows_fingerprint,
     tokenizer_fingerprint,
 )
-from mlx_lm.preference.data.notes import TOO_LONG
 from mlx_lm.preference.data.sources import FileRows, LocatedRows
 from mlx_lm.preference.data.table import (
     CUT,
@@ -136,14 +134,6 @@ class TestTokenColumns(unittest.TestCase):
         self.assertEqual(both.count_kinds(), {("s", "f0"): 1, ("s", "f1"): 2})
         self.assertEqual(both.places.tolist(), [1, 0, 1])
         self.assertEqual(len(self.build()), 0)
-
-    def test_rows(self):
-        rows = LocatedRows([pair(), pair("x" * 60), pair(), {}], "prefs")
-        columns, notes = tokenize_rows(rows, PairTokenizer(make_tokenizer()), 60, {})
-        self.assertEqual(columns.places.tolist(), ["prefs:1", "prefs:3"])
-        self.assertEqual(notes["skipped"], {TOO_LONG: 1, "unknown columns": 1})
-        self.assertEqual(notes["first_skipped"][TOO_LONG], "prefs:2")
-        self.assertEqual(json.loads(json.dumps(notes)), notes)
 
 
 class TestHits(CacheFolder):
@@ -363,21 +353,6 @@ class TestFiles(CacheFolder):
             self.make(max_length=64)
         self.assertEqual(len(self.files()), 1)
         self.assertEqual(self.make(max_length=64)[2], 0)
-
-    def test_load_and_save(self):
-        rows = [pair()] * 9
-        builder = ColumnsBuilder(8)
-        for place in ("a:1", 2, "ü:3", 4, 5, 6):
-            builder.add(place, TokenPair([1], [2], [3], [], "text", "text"))
-        cache = TokenCache(self.cache, make_tokenizer(), {"max_length": 8})
-        self.assertIsNone(cache.load(rows))
-        cache.save(rows, builder.finish(), {"note": ["x"]})
-        columns, notes = cache.load(rows)
-        self.assertEqual(notes, {"note": ["x"]})
-        self.assertEqual(columns.places.tolist(), ["a:1", 2, "ü:3", 4, 5, 6])
-        self.assertEqual(columns.kind_names, (("text", "text"),))
-        other = TokenCache(self.cache, make_tokenizer(), {"max_length": 9})
-        self.assertIsNone(other.load(rows))
 
 
 class TestFingerprints(CacheFolder):
