@@ -17,7 +17,7 @@ from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.fingerprint import variant_fingerprint
 from mlx_lm.preference.reference.remembered import NoReference, RememberedReference
-from mlx_lm.preference.run.state import TreeState
+from mlx_lm.preference.run.state import MovedReference
 from mlx_lm.tuner.trainer import dpo_step
 
 PAIRS = Pairs(random_pairs(4))
@@ -84,6 +84,24 @@ class TestSync(unittest.TestCase):
         # Rounded once: half a unit in the last of 8 bits.
         self.assertLessEqual((error / np.abs(exact)).max(), 2**-8 * 1.001)
 
+    def test_16_bits_follow_a_little_at_a_time(self):
+        layer = nn.Linear(64, 64, bias=False)
+        layer.set_dtype(mx.bfloat16)
+        float64 = lambda x: np.array(x.astype(mx.float32), np.float64)
+        for mixing in (0.05, 0.3):
+            reference, exact = FrozenStart(layer), float64(layer.weight)
+            # Less than a half of what the last bit counts.
+            move(layer, by=1e-3)
+            for _ in range(60):
+                reference.sync(mixing)
+                exact = mixing * float64(layer.weight) + (1 - mixing) * exact
+            with self.subTest(mixing=mixing):
+                rounded = float64(reference.state["weight"])
+                np.testing.assert_allclose(rounded, exact, rtol=2**-8 * 1.001)
+                found = reference.exact["weight"]
+                np.testing.assert_allclose(found, exact, rtol=1e-5, atol=1e-7)
+                self.assertEqual(reference.state["weight"].dtype, mx.bfloat16)
+
     def test_compiled_steps_see_it_without_another_trace(self):
         model, traces = tiny_model(), []
         reference = RememberedReference(FrozenStart(model), moving=True)
@@ -131,21 +149,25 @@ class TestSync(unittest.TestCase):
         self.assertEqual(at_start, [True, True, False, False] * 2)
 
     def test_a_checkpoint_brings_it_back(self):
-        model = tiny_model("lora")
+        for kind, dtype in (("lora", mx.float32), ("full", mx.bfloat16)):
+            with self.subTest(kind=kind), tempfile.TemporaryDirectory() as folder:
+                self.check_a_checkpoint(kind, dtype, f"{folder}/state.safetensors")
+
+    def check_a_checkpoint(self, kind, dtype, path):
+        model, other = tiny_model(kind), tiny_model(kind)
+        for one in (model, other):
+            one.set_dtype(dtype)
         reference = FrozenStart(model)
         move(model)
-        reference.sync(0.5)
-        with tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/state.safetensors"
-            mx.save_safetensors(path, TreeState(reference.state).state_dict()[0])
-            saved = mx.load(path)
-        other = tiny_model("lora")
+        reference.sync(0.3)
+        mx.save_safetensors(path, MovedReference(reference).state_dict()[0])
+        saved = mx.load(path)
         again = RememberedReference(FrozenStart(other), moving=True)
         scores = again.compiled(
             lambda model, batch: sequence_logps(model, batch), [other.state]
         )
         before = scores(BATCH.arrays)
-        state = TreeState(again.model.state)
+        state = MovedReference(again.model)
         state.load_state_dict(saved | {"more": mx.zeros((1,))}, {})
         after, expected = scores(BATCH.arrays), sequence_logps(reference, BATCH.arrays)
         np.testing.assert_allclose(after, expected, rtol=1e-6)
@@ -153,6 +175,14 @@ class TestSync(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "has no .*of another run"):
             state.load_state_dict({"more": mx.zeros((1,))}, {})
         np.testing.assert_array_equal(scores(BATCH.arrays), after)
+        # It goes on from where it was, not from where it was rounded to.
+        move(other)
+        reference.sync(0.1)
+        again.sync(0.1)
+        for tree in ("exact", "state"):
+            ours, theirs = (getattr(x, tree) for x in (again.model, reference))
+            for (name, x), (_, y) in zip(tree_flatten(ours), tree_flatten(theirs)):
+                self.assertTrue(mx.array_equal(x, y).item(), (tree, name))
 
     def test_mixing_out_of_range(self):
         for mixing in (0.0, -0.1, 1.5, float("nan")):

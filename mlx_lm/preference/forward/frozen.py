@@ -43,6 +43,9 @@ class FrozenStart:
         self.policy = policy
         # Updates replace arrays and never write into them: no copy is needed.
         self.state: dict = policy.trainable_parameters()
+        #: The same before it is rounded to the model's precision, which a reference
+        #: that moves a little needs: else it would be rounded back each time.
+        self.exact: dict = tree_map(lambda x: x, self.state)
 
     def __call__(self, tokens: mx.array) -> mx.array:
         with running(self) as policy:
@@ -80,12 +83,27 @@ class FrozenStart:
 
         def mix(start, now):
             mixed = (1 - mixing) * start.astype(mx.float32)
-            return (mixed + mixing * now.astype(mx.float32)).astype(start.dtype)
+            return mixed + mixing * now.astype(mx.float32)
 
         policy = self.policy.trainable_parameters()
+        self.exact.update(tree_map(mix, self.exact, policy))
+        self.round()
+
+    def round(self) -> None:
+        """
+        Make ``state``, which runs, of ``exact``.
+
+        Example:
+            >>> reference = FrozenStart(nn.Linear(1, 1))
+            >>> reference.exact["bias"] = mx.array([2.0])
+            >>> reference.round()
+            >>> reference.state["bias"].item()
+            2.0
+        """
         # In place: compiled functions hold on to the dict.
-        self.state.update(tree_map(mix, self.state, policy))
-        mx.eval(self.state)
+        rounded = tree_map(lambda x, s: x.astype(s.dtype), self.exact, self.state)
+        self.state.update(rounded)
+        mx.eval(self.state, self.exact)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
 
 from ...tuner.trainer import DPOTrainingArgs, training_step
 from ..batch.collate import collate_pairs, value_arrays
@@ -66,8 +66,11 @@ def predict_run(
     batch = collate_pairs([pairs[i] for i in indices], size, shape)
     batch |= value_arrays(pairs, indices.tolist(), batch["weights"])
     step, state = training_step(policy_model, optimizer, args)
+    held = [*state, getattr(reference, "state", {})]
     if reference is None:
         batch["reference_logps"] = mx.zeros((2 * size,))
+    elif args.sync_reference:
+        held.append(tree_map(_as_float32, reference.exact))
     training = policy_model.training
     policy_model.train()
     try:
@@ -75,11 +78,15 @@ def predict_run(
             return predict_peak(
                 lambda batch: step(reference, batch, True),
                 (batch,),
-                [*state, getattr(reference, "state", {})],
+                held,
                 compiled=compiles(args.compile),
             )
     finally:
         policy_model.train(training)
+
+
+def _as_float32(x):
+    return x if x.dtype == mx.float32 else x.astype(mx.float32)
 
 
 def check_memory(

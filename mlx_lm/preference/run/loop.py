@@ -15,6 +15,7 @@ from ...cli_ui import rprint
 from ...tuner.trainer import DPOTrainingArgs, training_step
 from ..batch.collate import count_tokens, epoch_batches, iterate_preference_batches
 from ..device import cache_limit, compiles, trim_cache
+from ..forward.frozen import FrozenStart
 from ..measure.evaluation import evaluate_pairs
 from ..measure.metrics import hidden_metrics, sum_values
 from ..measure.window import LastGradient, MetricsWindow
@@ -82,9 +83,8 @@ class PreferenceRun:
             "best": self.best,
             "screen": self.ui,
         }
-        if args.sync_reference:
-            moved = getattr(reference.model, "state", {})
-            self.parts["moved"] = state.TreeState(moved)
+        if args.sync_reference and isinstance(reference.model, FrozenStart):
+            self.parts["moved"] = state.MovedReference(reference.model)
         self.cache_limit = cache_limit(args.clear_cache_threshold)
         self.train_buckets = training_plan(train_set, args)
         self.val_buckets = training_plan(val_set, args, True) if val_set else []

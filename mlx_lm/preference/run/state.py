@@ -79,6 +79,18 @@ class OptimizerState(TreeState):
         mx.eval(self.tree)
 
 
+class MovedReference(TreeState):
+    """A reference that follows the policy, as exact as it moved."""
+
+    def __init__(self, start: Any):
+        super().__init__(start.exact)
+        self._start = start
+
+    def load_state_dict(self, arrays: Arrays, info: dict[str, Any]) -> None:
+        super().load_state_dict(arrays, info)
+        self._start.round()
+
+
 class SkippedSteps:
     """How many steps changed nothing, because their numbers were not finite."""
 
