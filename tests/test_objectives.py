@@ -410,6 +410,15 @@ class TestModifiers(unittest.TestCase):
                             self.assertTrue(np.isfinite(value.item()))
                             self.assertTrue(mx.isfinite(gradient).all().item())
 
+    def test_alpha_is_that_of_the_paper_from_the_other_end(self):
+        k = self.k
+        for paper in (0.25, 0.5, 0.75):
+            objective = Objective(k.beta, f_divergence="alpha", f_alpha=1 - paper)
+            # The reward is beta f'(t) of t = exp(log-ratio), and f'(t) is
+            u = lambda x, a=paper: (1 - np.exp(x) ** -a) / a
+            expected = -logsig(k.beta * (u(k.c) - u(k.r)))
+            np.testing.assert_allclose(self.losses(objective), expected, rtol=1e-4)
+
     def test_alpha_of_one_is_the_limit(self):
         one = Objective(self.k.beta, f_divergence="alpha", f_alpha=1.0)
         near = Objective(self.k.beta, f_divergence="alpha", f_alpha=1.001)

@@ -59,7 +59,9 @@ class Objective:
         "reverse_kl", "Divergence from the reference.", choices=[*DIVERGENCES]
     )
     f_alpha: float = _own(
-        0.5, "The alpha of f_divergence alpha; 1 is reverse_kl.", above=0
+        0.5,
+        "For f_divergence alpha: 1 - the alpha of its paper; 1 is reverse_kl.",
+        above=0,
     )
     ld_alpha: float = _own(
         1.0,

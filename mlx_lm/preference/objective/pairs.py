@@ -20,7 +20,8 @@ def _alpha_score(logratios, alpha):
     return mx.expm1(exponents) / (alpha - 1)
 
 
-# f'(t) of f-DPO with t = exp(log-ratio), https://arxiv.org/abs/2309.16240, Table 1.
+# f'(t) of f-DPO with t = exp(log-ratio), https://arxiv.org/abs/2309.16240, Table 1, up
+# to a constant. Its alpha, of f'(t) = (1 - t^-alpha) / alpha, is 1 - f_alpha.
 DIVERGENCES: dict[str, Callable[[mx.array, float], mx.array]] = {
     "reverse_kl": lambda logratios, _: logratios,
     "forward_kl": lambda logratios, _: 1
