@@ -1,14 +1,18 @@
 # Copyright © 2026 MLX Contributors
 
 import gc
+import json
+import shutil
 import unittest
 import weakref
+from pathlib import Path
 from unittest import mock
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from test_dpo_command import CommandCase, metrics_of
+from resuming import signals
+from test_dpo_command import CommandCase, command, metrics_of
 from tiny import (
     ROWS,
     VOCAB,
@@ -23,12 +27,14 @@ from tiny import (
 )
 
 from mlx_lm import dpo
+from mlx_lm.models import llama
 from mlx_lm.preference import step as preference_step
 from mlx_lm.preference.batch.collate import PairBatch, collate_pairs
 from mlx_lm.preference.files import user_cache_folder
 from mlx_lm.preference.forward.answers import sequence_logps
 from mlx_lm.preference.forward.frozen import FrozenStart, running
 from mlx_lm.preference.objective.objective import Objective
+from mlx_lm.preference.reference import fingerprint
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.step import loss_and_values, reference_pass
@@ -263,6 +269,62 @@ class TestThroughTheCommand(CommandCase):
             self.assertGreater(self.runs.taken(), 0)
         self.succeed(*self.flags())
         self.assertEqual(self.runs.taken(), 0)
+
+    def test_numbers_of_a_model_that_computes_another_function(self):
+        self.succeed(*self.flags())
+        first, val_loss = (
+            self.adapters,
+            lambda: metrics_of(self.adapters)[0]["val_loss"],
+        )
+        (file,) = self.kept.glob("*.sqlite")
+        # A change that no name of the model tells of.
+        attend, name = (
+            llama.scaled_dot_product_attention,
+            "scaled_dot_product_attention",
+        )
+        times = lambda factor: lambda *args, **more: factor * attend(*args, **more)
+        with mock.patch.object(llama, name, times(1.5)):
+            self.runs.taken()
+            out = " ".join(self.succeed(*self.flags()).split())
+            self.assertIn("log-probs that were kept are not what the model gives", out)
+            self.assertAlmostEqual(val_loss(), np.log(2), places=5)
+            self.assertGreater(self.runs.taken(), 0)
+            # They took the place of the others.
+            self.assertNotIn("WARNING] The reference's", self.succeed(*self.flags()))
+            self.assertEqual(self.runs.taken(), 0)
+        with signals("_take_step", 2):
+            self.assertEqual(command(*self.flags("--beta", 0.2))[0], 143)
+        with mock.patch.object(llama, name, times(0.5)):
+            file.unlink()
+            out = " ".join(self.succeed("--resume", first).split())
+            self.assertIn("log-probs that were kept are not what the model gives", out)
+
+    def test_code_and_version_name_the_numbers(self):
+        own = shutil.copytree(self.model, self.folder / "own")
+        code = Path(llama.__file__).read_text().replace("from .", "from mlx_lm.models.")
+        config = json.loads((own / "config.json").read_text())
+        (own / "config.json").write_text(json.dumps({**config, "model_file": "own.py"}))
+        more = ["--model", own, "--trust-remote-code", "--grad-checkpoint"]
+        for factor in ("", " * 1.5"):
+            (own / "own.py").write_text(
+                code.replace(
+                    "return self.down_proj(", f"return self.down_proj(1{factor} * "
+                )
+            )
+            for known in (False, True):
+                out = self.succeed(*self.flags(*more))
+                with self.subTest(factor=factor, known=known):
+                    self.assertEqual("11 of 11 pairs known" in out, known)
+                    first = metrics_of(self.adapters)[0]
+                    self.assertAlmostEqual(first["val_loss"], np.log(2), places=5)
+        with mock.patch.object(fingerprint, "__version__", "0.99+dpo.1"):
+            self.assertNotIn("pairs known", self.succeed(*self.flags(*more)))
+        _, _, err = command("--resume", self.adapters, "--iters", 9)
+        self.assertRegex(err, r"model \(its weights or code, a version")
+        # One line where its code may not run.
+        code, _, err = command(*self.flags("--model", own))
+        self.assertEqual(code, 2)
+        self.assertRegex(err, r"\AError: .*own\.py.*trust.remote.code.*\n\Z")
 
     def test_damaged_numbers_are_computed_again_with_one_warning(self):
         self.succeed(*self.flags())

@@ -127,6 +127,13 @@ class ReferenceCache:
     def _checksum(self, rows):
         return digest(FORMAT, self.fingerprint, rows)
 
+    def discard(self) -> None:
+        """Forget all numbers, on the disk too: they are not the model's."""
+        self._entries, self._unshared, self._unsaved = {}, {}, False
+        if self.path is not None:
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
     def unknown(self, keys: Sequence[bytes]) -> int:
         """Count the pairs that the reference has yet to see."""
         return sum(key not in self._entries for key in keys)

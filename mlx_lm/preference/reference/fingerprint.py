@@ -2,10 +2,14 @@
 
 """A name for the function that a model computes."""
 
+from functools import cache
+from pathlib import Path
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from ..._version import __version__
 from ...models.afm7 import FusedLoRALinear
 from ...tuner.dora import DoRAEmbedding, DoRALinear
 from ...tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
@@ -13,7 +17,7 @@ from ..digest import digest
 from ..forward.recompute import KeyedDropout
 
 # Changes when fingerprints are made in another way.
-FORMAT = "mlx_lm.model_fingerprint.2"
+FORMAT = "mlx_lm.model_fingerprint.3"
 DORA = (DoRALinear, DoRAEmbedding)
 ADAPTERS = (LoRALinear, LoRASwitchLinear, LoRAEmbedding, FusedLoRALinear, *DORA)
 DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, KeyedDropout)
@@ -32,6 +36,15 @@ def _without_effect(adapter):
     return mx.array_equal(adapter.m, mx.linalg.norm(weight, axis=1)).item()
 
 
+@cache
+def _code(cls):
+    """The content of the file that a module's class comes from."""
+    # Not of its call, which may be replaced for a while.
+    made = getattr(cls.__init__, "__code__", None)
+    file = Path(made.co_filename if made else "")
+    return file.read_bytes() if file.is_file() else b""
+
+
 def _tree(value):
     """All that decides what a module computes: settings, arrays, modules."""
     # The reference runs in evaluation mode.
@@ -43,7 +56,8 @@ def _tree(value):
         kept = vars(value).keys() - {"_no_grad", "_training"}
         settings = {key: vars(value)[key] for key in kept}
         # Not the module's path: code that comes with a model may lie anywhere.
-        return [type(value).__name__, settings, _tree(dict(value))]
+        code = _code(type(value))
+        return [type(value).__name__, code, settings, _tree(dict(value))]
     if isinstance(value, dict):
         return {key: _tree(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
@@ -52,10 +66,12 @@ def _tree(value):
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """Name the function that a model computes: its weights, settings and device."""
+    """Name the function that a model computes: weights, settings, code and device."""
     device = "metal" if mx.metal.is_available() else "cuda"
     device = "cpu" if mx.default_device() == mx.cpu else device
-    return digest(FORMAT, device, mx.__version__, _tree(model), size=32)
+    # What the patch adds to the version is no part of a model.
+    versions = [mx.__version__, __version__.partition("+")[0]]
+    return digest(FORMAT, device, versions, _tree(model), size=32)
 
 
 def variant_fingerprint(fingerprint: str, variant: str = "") -> str:

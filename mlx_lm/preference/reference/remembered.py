@@ -7,12 +7,21 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
+from mlx.utils import tree_flatten
 
-from ..batch.collate import PairBatch
+from ...cli_ui import rprint
+from ..batch.collate import PairBatch, collate_pairs
 from ..errors import InputError
-from ..forward.frozen import FrozenStart
+from ..forward.answers import sequence_logps
+from ..forward.frozen import FrozenStart, running
 from .cache import ReferenceCache, pair_key
+
+# How many remembered pairs a run compares with its model, out of how many.
+CHECKED, LOOKED_AT = 3, 64
+# What rounding may come to, as a share of an answer's log-prob.
+SHARE = {mx.float32: 2e-3, mx.float16: 1e-2, mx.bfloat16: 3e-2}
 
 
 class RememberedReference:
@@ -78,6 +87,30 @@ class RememberedReference:
     def _name(self):
         return {"fingerprint": self.cache.fingerprint, "moving": self.moving}
 
+    def check(self, dataset: Any, ld_alpha: float = 1.0) -> None:
+        """Ask about a few pairs that are known, and forget all if that differs."""
+        if not isinstance(self.model, (nn.Module, FrozenStart)):
+            return
+        places = np.linspace(0, len(dataset) - 1, LOOKED_AT).astype(int)
+        pairs = [dataset[i] for i in sorted(set(places.tolist()))]
+        keys = [pair_key(*pair[:3]) for pair in pairs]
+        known = [x for x in zip(pairs, keys) if not self.cache.unknown(x[1:])]
+        if not known:
+            return
+        short = sorted(known, key=lambda x: max(x[0][3]))[:CHECKED]
+        remembered = self.cache.lookup([key for _, key in short]).T.reshape(-1)
+        batch = collate_pairs([pair for pair, _ in short])
+        with running(self.model) as model:
+            found = np.array(sequence_logps(model, batch, ld_alpha=ld_alpha))
+            dtypes = {x.dtype for _, x in tree_flatten(model.parameters())}
+        share = max(x for dtype, x in SHARE.items() if dtype in dtypes)
+        if not (np.abs(found - remembered) <= share * (1 + np.abs(found))).all():
+            rprint(
+                "[WARNING] The reference's log-probs that were kept are not what the "
+                "model gives now: all are computed again."
+            )
+            self.cache.discard()
+
     def unknown(self, *datasets: Any) -> int:
         """Count the pairs that the reference has yet to see."""
         return sum(
@@ -132,6 +165,33 @@ class NoReference(RememberedReference):
         return batch.arrays | {"reference_logps": zeros}
 
     def remember(self, dataset: Any, batch: PairBatch, logps: mx.array) -> None:
+        pass
+
+    def check(self, dataset: Any, ld_alpha: float = 1.0) -> None:
+        """Ask about a few pairs that are known, and forget all if that differs."""
+        if not isinstance(self.model, (nn.Module, FrozenStart)):
+            return
+        places = np.linspace(0, len(dataset) - 1, LOOKED_AT).astype(int)
+        pairs = [dataset[i] for i in sorted(set(places.tolist()))]
+        keys = [pair_key(*pair[:3]) for pair in pairs]
+        known = [x for x in zip(pairs, keys) if not self.cache.unknown(x[1:])]
+        if not known:
+            return
+        short = sorted(known, key=lambda x: max(x[0][3]))[:CHECKED]
+        remembered = self.cache.lookup([key for _, key in short]).T.reshape(-1)
+        batch = collate_pairs([pair for pair, _ in short])
+        with running(self.model) as model:
+            found = np.array(sequence_logps(model, batch, ld_alpha=ld_alpha))
+            dtypes = {x.dtype for _, x in tree_flatten(model.parameters())}
+        share = max(x for dtype, x in SHARE.items() if dtype in dtypes)
+        if not (np.abs(found - remembered) <= share * (1 + np.abs(found))).all():
+            rprint(
+                "[WARNING] The reference's log-probs that were kept are not what the "
+                "model gives now: all are computed again."
+            )
+            self.cache.discard()
+
+    def check(self, dataset: Any, ld_alpha: float = 1.0) -> None:
         pass
 
     def unknown(self, *datasets: Any) -> int:

@@ -203,7 +203,7 @@ def data_fingerprint(dataset: Any) -> str:
 
 
 _MEANINGS = {
-    "model": "the model (its weights, MLX's version or the kind of device) is",
+    "model": "the model (its weights or code, a version or the kind of device) is",
     "reference": "the reference model is",
     "train": "the training pairs are",
     "valid": "the validation pairs are",

@@ -145,6 +145,7 @@ class PreferenceRun:
         arrays, info = resume.arrays, resume.info
         self.updates = info["updates"]
         state.apply_snapshot(self.parts, arrays, info["parts"], self.world)
+        self.reference.check(self.train_set, self.args.objective.ld_alpha)
         if self.rank == 0:
             checkpoint.drop_newer(self.folder, resume.iteration)
             # A killed process may not have come to it.

@@ -88,6 +88,8 @@ def remember_reference(
         keep=bool(args.test or args.inspect),
         moving=args.sync_reference,
     )
+    if datasets:
+        reference.check(datasets[0], objective.ld_alpha)
     reference.release(*datasets)
     return reference
 
