@@ -17,6 +17,8 @@ from types import SimpleNamespace
 from unittest import mock
 
 import mlx.core as mx
+import mlx.nn as nn
+import model_zoo as zoo
 import numpy as np
 from mlx.utils import tree_flatten
 from resuming import bits, signals
@@ -26,7 +28,8 @@ from tiny import save_rows, save_tiny_model, tiny_model
 from mlx_lm import dpo, fuse, load, lora
 from mlx_lm.generate import generate
 from mlx_lm.generate import main as generate_main
-from mlx_lm.preference.policy.model import load_model, load_weights
+from mlx_lm.preference.errors import InputError
+from mlx_lm.preference.policy.model import load_model, load_weights, prepare_policy
 from mlx_lm.preference.run.folder import adapter_config
 from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.settings.adopt import adopt_adapter_config, adopt_finished_run
@@ -466,6 +469,31 @@ class TestPolicy(CommandCase):
         parameters = {"rank": 4, "scale": 1.0, "dropout": 0.0, "keys": ["nowhere"]}
         with self.assertRaisesRegex(ValueError, r"no layers named \['nowhere'\]"):
             self.prepared(num_layers=1, lora_parameters=parameters)
+
+    def test_dora_of_quantized_layers(self):
+        def tried(width, kind, keys=None):
+            model = tiny_model(None)
+            nn.quantize(model, group_size=32, bits=width)
+            lora = {"rank": 4, "scale": 1.0, "dropout": 0.0, "keys": keys}
+            prepare_policy(model, kind, 2, lora)
+            mx.eval(model(mx.array([[1, 2, 3]])))
+
+        for width in (2, 3, 4, 5, 6, 8):
+            tried(width, "lora")
+            tried(width, "lora", ["model.embed_tokens"])
+            refused = self.assertRaisesRegex(InputError, f"quantized to {width} bits")
+            with self.subTest(bits=width):
+                with refused if 32 % width else contextlib.nullcontext():
+                    tried(width, "dora")
+                with refused:
+                    tried(width, "dora", ["model.embed_tokens"])
+        model = save_tiny_model(self.folder / "3-bit", quantize=3)
+        more = ["--model", model, "--fine-tune-type", "dora"]
+        self.fail_in_one_line("can't adapt model.layers.*3 bits", *self.flags(*more))
+        # What upstream refuses itself is one line, too.
+        moe = zoo.build("qwen3_moe")
+        with self.assertRaisesRegex(InputError, "SwitchLinear doesn't support DoRA"):
+            prepare_policy(moe, "dora", 1, {"rank": 4, "scale": 1.0, "dropout": 0.0})
 
     def test_load_weights(self):
         file = self.folder / "w.safetensors"

@@ -131,8 +131,9 @@ def save_tiny_model(folder, quantize=False, **config):
     mx.random.seed(1)
     model = llama.Model(llama.ModelArgs.from_dict(config))
     if quantize:
-        nn.quantize(model, group_size=32, bits=4)
-        config["quantization"] = {"group_size": 32, "bits": 4}
+        bits = 4 if quantize is True else quantize
+        nn.quantize(model, group_size=32, bits=bits)
+        config["quantization"] = {"group_size": 32, "bits": bits}
     (folder / "config.json").write_text(json.dumps(config))
     weights = dict(tree_flatten(model.parameters()))
     mx.save_safetensors(str(folder / "model.safetensors"), weights)

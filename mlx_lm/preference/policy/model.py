@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 
 from ... import utils
 from ...cli_ui import rprint
+from ...tuner.dora import DoRAEmbedding, DoRALinear
 from ...tuner.utils import linear_to_lora_layers
 from ...utils import _download, _get_classes, load_tokenizer
 from ..errors import InputError
@@ -162,7 +163,14 @@ def prepare_policy(
             layer.unfreeze()
     else:
         use_dora = fine_tune_type == "dora"
-        linear_to_lora_layers(model, num_layers, lora_parameters, use_dora=use_dora)
+        try:
+            linear_to_lora_layers(model, num_layers, lora_parameters, use_dora=use_dora)
+        except ValueError as e:
+            raise InputError(
+                f"{e}. Use another fine_tune_type, or name other modules in "
+                "lora_parameters.keys."
+            ) from e
+        _check_dora(model)
     if train_head:
         unfreeze_head(model)
     if not tree_flatten(model.trainable_parameters()):
@@ -171,6 +179,20 @@ def prepare_policy(
     if start is not None:
         rprint(f"Starting from the weights in {start}")
         load_weights(model, start)
+
+
+def _check_dora(model):
+    """Refuse layers that mlx-lm's DoRA makes matrices of a wrong size for."""
+    for name, module in model.named_modules():
+        if not isinstance(module, (DoRALinear, DoRAEmbedding)):
+            continue
+        inner = module["linear" if "linear" in module else "embedding"]
+        fits = isinstance(module, DoRALinear) and 32 % getattr(inner, "bits", 32) == 0
+        if "scales" in inner and not fits:
+            raise InputError(
+                f"fine_tune_type dora can't adapt {name}, which is quantized to "
+                f"{inner.bits} bits. Use lora, or a model that is not quantized."
+            )
 
 
 def check_same_tokens(policy_tokenizer: Any, reference_tokenizer: Any) -> None:

@@ -168,30 +168,6 @@ class NoReference(RememberedReference):
         pass
 
     def check(self, dataset: Any, ld_alpha: float = 1.0) -> None:
-        """Ask about a few pairs that are known, and forget all if that differs."""
-        if not isinstance(self.model, (nn.Module, FrozenStart)):
-            return
-        places = np.linspace(0, len(dataset) - 1, LOOKED_AT).astype(int)
-        pairs = [dataset[i] for i in sorted(set(places.tolist()))]
-        keys = [pair_key(*pair[:3]) for pair in pairs]
-        known = [x for x in zip(pairs, keys) if not self.cache.unknown(x[1:])]
-        if not known:
-            return
-        short = sorted(known, key=lambda x: max(x[0][3]))[:CHECKED]
-        remembered = self.cache.lookup([key for _, key in short]).T.reshape(-1)
-        batch = collate_pairs([pair for pair, _ in short])
-        with running(self.model) as model:
-            found = np.array(sequence_logps(model, batch, ld_alpha=ld_alpha))
-            dtypes = {x.dtype for _, x in tree_flatten(model.parameters())}
-        share = max(x for dtype, x in SHARE.items() if dtype in dtypes)
-        if not (np.abs(found - remembered) <= share * (1 + np.abs(found))).all():
-            rprint(
-                "[WARNING] The reference's log-probs that were kept are not what the "
-                "model gives now: all are computed again."
-            )
-            self.cache.discard()
-
-    def check(self, dataset: Any, ld_alpha: float = 1.0) -> None:
         pass
 
     def unknown(self, *datasets: Any) -> int:
