@@ -5,7 +5,7 @@ from unittest import mock
 
 import mlx.core as mx
 import numpy as np
-from tiny import Pairs, pair
+from tiny import Pairs, pair, random_pairs
 
 from mlx_lm.preference.batch.buckets import LAYOUTS, length_buckets, plan_batches
 from mlx_lm.preference.batch.collate import (
@@ -249,6 +249,20 @@ class TestPlans(unittest.TestCase):
 
 
 class TestEpochs(unittest.TestCase):
+    def test_the_same_batches_on_any_number_of_ranks(self):
+        pairs = random_pairs(90, seed=2, longest=60)
+        for layout in ("ragged", "equal", "plain", "packed"):
+            orders = []
+            for ranks in (1, 2, 4, 8):
+                plan = plan_batches(
+                    pairs, 8, layout, ranks=ranks, max_shapes=32, min_batches=1
+                )
+                batches = epoch_batches(plan, 8, seed=1, epoch=1)
+                orders.append([indices for _, indices in batches])
+            with self.subTest(layout=layout):
+                self.assertGreater(len(plan), 1)
+                self.assertEqual(orders, orders[:1] * 4)
+
     def test_pairs_meet_others_in_each_epoch(self):
         buckets = length_buckets(random_lengths(96), 4, "ragged")
         seen: list[set] = []

@@ -13,11 +13,14 @@ from unittest import mock
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import model_zoo as zoo
 import numpy as np
 from tiny import save_tiny_model, tiny_model
 
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.forward import head
+from mlx_lm.preference.forward.probe import check_sharing
 from mlx_lm.preference.watch import retained_text
 from mlx_lm.preference.watch.retained_text import (
     RetainedText,
@@ -47,6 +50,21 @@ class TestPerplexity(unittest.TestCase):
             got, scored = text_perplexity(model, tokens, window)
             self.assertEqual(scored, 22)
             self.assertAlmostEqual(math.log(got), -total / 22, places=5)
+
+    def test_the_function_that_generates(self):
+        # The first two are another one without their caches.
+        for name in ("gemma3n", "phi3small", "llama4", "qwen3_next"):
+            model = zoo.build(name)
+            model.eval()
+            tokens = np.random.default_rng(1).integers(1, 60, 17).tolist()
+            logits = model(mx.array([tokens[:-1]]), cache=make_prompt_cache(model))
+            x = np.array(logits[0].astype(mx.float32), np.float64)
+            logps = x - np.log(np.exp(x).sum(-1, keepdims=True))
+            total = logps[np.arange(16), tokens[1:]].sum()
+            check_sharing(model)
+            with self.subTest(name=name):
+                found = math.log(text_perplexity(model, tokens, 16)[0])
+                self.assertAlmostEqual(found, -total / 16, delta=1e-4)
 
     def test_the_mode_stays(self):
         model = tiny_model("lora", dropout=0.5)

@@ -105,8 +105,8 @@ def _cut_buckets(raw, batch_size, layout, options):
     lengths = np.frombuffer(raw, dtype=np.int64).reshape(-1, 3)
     share = -(-batch_size // ranks)
     if layout == "packed":
-        # So many numbers of rows for each width.
-        forms = min(share, max_shapes, 4)
+        # So many numbers of rows for each width; not fewer where more ranks share.
+        forms = min(batch_size, max_shapes, 4)
         step = 1 if max_shapes >= FREE_SHAPES else max(-(-2 * share // forms), 2)
         max_shapes //= forms
     features, prices = _features(input_lengths(lengths), layout)
@@ -117,6 +117,8 @@ def _cut_buckets(raw, batch_size, layout, options):
     longest_input = np.iinfo(np.int32).max if max_length is None else max_length - 1
     shape = lambda part: _shape(features[part], layout, pad, prompt_pad, longest_input)
     buckets = [Bucket(shape(part), np.sort(part)) for part in parts]
+    # Before anything that depends on the number of ranks.
+    buckets.sort(key=lambda b: (b.shape.prompt + b.shape.width, b.shape, b.indices[0]))
     buckets = [_with_scored(b, lengths, share) for b in buckets]
     if layout == "packed":
         inputs = input_lengths(lengths)[:, 1:]
@@ -125,7 +127,7 @@ def _cut_buckets(raw, batch_size, layout, options):
             Bucket(shape._replace(width=width(part), packed=step), part)
             for shape, part in buckets
         ]
-    return sorted(buckets, key=lambda b: (b.shape.prompt + b.shape.width, b.shape))
+    return buckets
 
 
 def check_batch_size(batch_size: int, ranks: int, group: int = 1) -> None:
