@@ -118,8 +118,8 @@ def train_model(
         plan = training_plan(train_set, settings)
         rows = setup.header_rows(args, train_set, valid_set, reference, plan, estimate)
         print_header_panel(make_console(), "mlx_lm.dpo", rows)
-        if sharing.notice:
-            rprint(sharing.notice)
+        for line in filter(None, (sharing.notice, sharing.warning)):
+            rprint(line)
         for line in describe_plan(plan, args.batch_size) if args.dry_run else []:
             rprint(line)
         if not args.dry_run:
@@ -175,8 +175,10 @@ def evaluate_model(
     show: bool = True,
 ) -> dict[str, Any]:
     """Score held-out pairs, keep a test's numbers, and show them or single pairs."""
-    grade = setup.find_sharing(args, model, reference_model).grade
-    settings = setup.training_args(args, grade)
+    sharing = setup.find_sharing(args, model, reference_model)
+    if sharing.warning and not args.train:
+        rprint(sharing.warning)
+    settings = setup.training_args(args, sharing.grade)
     metrics, scored = evaluate.score_pairs(
         model, reference_model, dataset, settings, args.test_batches
     )

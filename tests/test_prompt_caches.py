@@ -3,6 +3,7 @@
 """What sharing is made of: the check, a model's parts, caches and their masks."""
 
 import unittest
+from types import SimpleNamespace
 from unittest import mock
 
 import mlx.core as mx
@@ -38,6 +39,7 @@ from mlx_lm.preference.forward.shared import (
     prompt_caches,
     shared_states,
 )
+from mlx_lm.preference.run.setup import find_sharing
 
 
 class TestCheck(unittest.TestCase):
@@ -88,6 +90,22 @@ class TestCheck(unittest.TestCase):
         ours, gradient = shared_gradients(model, batch)
         np.testing.assert_allclose(ours, logps, rtol=1e-5)
         self.assertLess(distance(gradient, plain), 1e-6)
+
+    def test_numbers_that_depend_on_padding(self):
+        for name, depends in (("phi3small", True), ("qwen3_moe", False)):
+            model = zoo.build(name)
+            narrow, wide = (
+                whole_logps(model, collate_pairs(PAIRS, shape=BatchShape(0, width)))
+                for width in (24, 36)
+            )
+            off = mx.abs(narrow - wide).max().item()
+            for share in (True, False):
+                args = SimpleNamespace(pack=False, share_prompt=share)
+                warning = find_sharing(args, tiny_model(), model).warning
+                with self.subTest(name=name, off=off, share=share):
+                    self.assertEqual(off > 0.05, depends)
+                    pattern = r"depend on how far a batch is padded.* 0\.\d+ nats"
+                    self.assertRegex(warning, pattern if depends else r"\A\Z")
 
     def test_training_mode_is_kept(self):
         for training in (False, True):

@@ -19,6 +19,7 @@ from mlx_lm.preference.batch.buckets import length_buckets
 from mlx_lm.preference.batch.shape import pair_lengths
 from mlx_lm.preference.device import cache_limit, device_memory, trim_cache
 from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.forward.probe import Sharing
 from mlx_lm.preference.measure.evaluation import evaluate_pairs
 from mlx_lm.preference.memory.predict import MemoryEstimate
 from mlx_lm.preference.reference.remembered import NoReference, RememberedReference
@@ -59,7 +60,7 @@ class TestSetup(unittest.TestCase):
         model, reference = tiny_model(), tiny_model(seed=1)
         self.assertEqual(find_sharing(args, model, reference).grade, "ragged")
         grades = {id(model): "ragged", id(reference): "plain"}
-        found = lambda m: SimpleNamespace(grade=grades[id(m)], notice="why")
+        found = lambda m: Sharing(grades[id(m)], "why")
         with unittest.mock.patch("mlx_lm.preference.run.setup.check_sharing", found):
             self.assertEqual(find_sharing(args, model, reference).grade, "plain")
             self.assertEqual(find_sharing(args, model, None).grade, "ragged")

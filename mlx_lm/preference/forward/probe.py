@@ -24,10 +24,11 @@ from .tokens import token_logps
 
 
 class Sharing(NamedTuple):
-    """How a model shares prompts."""
+    """How a model shares prompts, and what makes its numbers uncertain."""
 
     grade: str
     notice: str
+    warning: str = ""
 
 
 # Two rows of two.
@@ -35,6 +36,7 @@ _PACKED = BatchShape(0, 37, packed=2)
 _SHAPES = {"ragged": BatchShape(20, 6, ragged=True), "equal": BatchShape(4, 21)}
 # Few tokens: a check must not be felt, and their padding shows all the same.
 _LENGTHS = ((21, 5, 3), (6, 4, 6))
+_WIDER = 36
 
 
 def _probe_pairs(vocabulary):
@@ -83,6 +85,7 @@ def check_sharing(model: nn.Module) -> Sharing:
             setattr(model, RUN_WHOLE, True)
         grades = (g for g in _SHAPES if _may_try(model, g) and agree(_SHAPES[g]))
         grade = next(grades, "plain")
+        warning = _padding_warning(model, pairs, plain)
     notice = ""
     if getattr(model, RUN_WHOLE, False):
         notice = (
@@ -91,7 +94,25 @@ def check_sharing(model: nn.Module) -> Sharing:
         )
     elif grade == "plain":
         notice = "This model can't share prompts: each answer runs with its own."
-    return Sharing(grade, notice)
+    return Sharing(grade, notice, warning)
+
+
+def _padding_warning(model, pairs, plain):
+    """Say so if answers get other log-probs in wider batches."""
+    wider = _whole_logps(model, pairs, _WIDER)
+    if _agree(wider, plain, _rounding(model, plain)):
+        return ""
+    return (
+        "[WARNING] This model's log-probs depend on how far a batch is padded, here by "
+        f"up to {np.abs(wider - plain).max():.2g} nats an answer: its losses and metrics "
+        "are no more exact than that."
+    )
+
+
+def _rounding(model, plain):
+    """What the model's precision may change of a log-prob."""
+    dtype = model(mx.zeros((1, 1), dtype=mx.int32)).dtype
+    return mx.finfo(dtype).eps ** 0.5 / 3 * np.abs(plain).max()
 
 
 def check_packing(model: nn.Module, longest: int = 2048) -> Sharing:
@@ -111,10 +132,9 @@ def _expected(model):
     """Pairs to try, their log-probs and how much padding changes those."""
     logits = model(mx.zeros((1, 1), dtype=mx.int32))
     pairs = _probe_pairs(logits.shape[-1])
-    plain, wider = _whole_logps(model, pairs, 25), _whole_logps(model, pairs, 36)
+    plain, wider = _whole_logps(model, pairs, 25), _whole_logps(model, pairs, _WIDER)
     # What a family computes otherwise when padded is no noise, but a difference.
-    limit = mx.finfo(logits.dtype).eps ** 0.5 / 3 * np.abs(plain).max()
-    return pairs, plain, min(np.abs(wider - plain).max(), limit)
+    return pairs, plain, min(np.abs(wider - plain).max(), _rounding(model, plain))
 
 
 def _may_try(model, grade):

@@ -137,10 +137,12 @@ def find_sharing(
     if args.pack:
         return [check_packing(m, args.max_seq_length) for m in models][0]
     # Also finds out whether a model can be taken apart, shared or not.
-    found = max(map(check_sharing, models), key=lambda s: LAYOUTS.index(s.grade))
-    if args.share_prompt:
-        return found
-    return Sharing("plain", "" if found.grade == "plain" else found.notice)
+    checked = [check_sharing(m) for m in models]
+    grade, notice, _ = max(checked, key=lambda s: LAYOUTS.index(s.grade))
+    warning = next((s.warning for s in checked if s.warning), "")
+    if not args.share_prompt:
+        grade, notice = "plain", "" if grade == "plain" else notice
+    return Sharing(grade, notice, warning)
 
 
 def likely_sharing(args: SimpleNamespace) -> str:
