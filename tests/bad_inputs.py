@@ -177,7 +177,7 @@ DATA = {
     "wrong columns": (
         lambda d: d.train(lines({"text": "a"}, {"text": "b"})),
         "no row of 2 can be used.*unknown columns .first: train.jsonl:1, text.*"
-        "Known shapes: prompt . chosen . rejected; ",
+        "Known columns: prompt, chosen, rejected; ",
     ),
     "labels without kto": (
         lambda d: d.train(lines({"prompt": "a", "completion": "b", "label": True})),

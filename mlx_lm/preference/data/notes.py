@@ -176,7 +176,8 @@ class RowNotes:
             raise InputError(f"{source} has no rows.")
         if not used:
             worst = self._describe(*Counter(self.skipped).most_common(1)[0])
-            hint = f"Known shapes: {'; '.join(KNOWN_SHAPES)}."
+            shapes, more = "; ".join(KNOWN_SHAPES[:8]), len(KNOWN_SHAPES) - 8
+            hint = f"Known columns: {shapes}; and {more} more in DPO_REFERENCE.md."
             if TOO_LONG in self.skipped:
                 hint = f"Raise max_seq_length, which is {max_length:,}."
             raise InputError(

@@ -124,16 +124,16 @@ def _text_pair(
 ) -> PreferenceRow:
     """Two texts after a text."""
     start = prompt.value
-    answers = [*_both(check_text, chosen, rejected)]
-    shorter = [_without(start, side) for side in answers]
+    answers = _both(check_text, chosen, rejected)
+    shorter = _without(start, chosen), _without(start, rejected)
     parsed = parse_transcript(start)
     if parsed and parsed[-1] == {"role": "assistant", "content": ""}:
         answers = shorter
         if turns:
             size = len(parsed) - 1
             whole = [parse_transcript(start + side) or [] for side in answers]
-            sides = (messages[size:] for messages in whole)
-            return PreferenceRow(*split_turns(parsed[:-1], *sides), "transcript")
+            split = split_turns(parsed[:-1], whole[0][size:], whole[1][size:])
+            return PreferenceRow(*split, shape="transcript")
     elif len(start.split()) >= _FEWEST_WORDS:
         if all(short != side for short, side in zip(shorter, answers)):
             row.remarks.append(REPEATED)
@@ -162,8 +162,9 @@ def _question_pair(
     messages = with_system([{"role": "user", "content": prompt.value}], system)
     shape = prompt.shape if prompt.is_question else "Orca pairs"
     if turns:
-        answers = _both(as_messages, chosen, rejected)
-        return PreferenceRow(messages, *answers, shape)
+        return PreferenceRow(
+            messages, *_both(as_messages, chosen, rejected), shape=shape
+        )
     text = "".join(f"{m['content']}\n\n" for m in messages if m["content"])
     return PreferenceRow(text, chosen, rejected, shape)
 
@@ -224,7 +225,7 @@ def _transcripts(chosen: str, rejected: str, sides: list, turns: bool) -> Prefer
     if not turns:
         return PreferenceRow(*split_shared_prefix(chosen, rejected), "transcript")
     _check_differ(*sides)
-    return PreferenceRow(*split_turns([], *sides), "transcript")
+    return PreferenceRow(*split_turns([], *sides), shape="transcript")
 
 
 def _unread(row: Row) -> str:

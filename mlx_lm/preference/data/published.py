@@ -97,6 +97,10 @@ def _is_map(value: Any) -> bool:
     return isinstance(value, Mapping)
 
 
+def _map(value: Any) -> Mapping:
+    return value if isinstance(value, Mapping) else {}
+
+
 def _graded(found: Any, answer: str, grade: str) -> tuple[list, list[float]]:
     """Answers and numbers of a list of objects; of equal answers the first."""
     if not isinstance(found, (list, tuple)) or not all(map(_is_map, found)):
@@ -202,11 +206,10 @@ def _ultrafeedback(row: Row) -> Scored | None:
     answers = row.get("completions")
     if not isinstance(answers, list):
         return None
-    notes = [a.get("annotations") if _is_map(a) else None for a in answers]
+    notes = [_map(_map(answer).get("annotations")) for answer in answers]
     names = {
         str(name): None
         for note in notes
-        if _is_map(note)
         for name, value in note.items()
         if value is not None
     }
@@ -218,10 +221,10 @@ def _ultrafeedback(row: Row) -> Scored | None:
     return Scored("UltraFeedback", found, [a["response"] for a in answers])
 
 
-def _rating(notes: Any, name: str) -> float | None:
+def _rating(notes: Mapping, name: str) -> float | None:
     """A rating as text, such as "4"; None where there is none, such as "N/A"."""
-    value = notes.get(name) if _is_map(notes) else None
-    value = value.get("Rating") if _is_map(value) else value
+    value = notes.get(name)
+    value = value.get("Rating") if isinstance(value, Mapping) else value
     if not isinstance(value, str):
         return value
     try:
@@ -242,8 +245,10 @@ def read_scored(row: Row, reading: Reading) -> list[PreferenceRow]:
     return criteria_pairs(row, found, reading)
 
 
-_COMPARED = ("criteria", "responses", "completions", "response")
-_COMPARED += ("response_0", "response_1")
+_COMPARED = (
+    *("criteria", "responses", "completions"),
+    *("response", "response_0", "response_1"),
+)
 
 
 def _is_rating(row: Any) -> bool:

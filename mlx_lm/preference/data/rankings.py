@@ -140,12 +140,12 @@ def criteria_pairs(row: Row, scored: Scored, reading: Reading) -> list[Preferenc
         )
     is_ours = scored.shape == "criteria"
     prompt = need_prompt(row) if is_ours else find_question(row)
-    choices = {n: _choice(n, scored) for n in weights if n in known}
-    choices = {n: choice for n, choice in choices.items() if choice is not None}
+    found = [(n, _choice(n, scored)) for n in weights if n in known]
+    choices = [(name, choice) for name, choice in found if choice is not None]
     if not choices:
         raise RowFault(TIE)
     pairs = []
-    for name, (chosen, rejected) in choices.items():
+    for name, (chosen, rejected) in choices:
         pair = make_pair(row, chosen, rejected, reading, scored.shape, prompt)
         if reading.criteria:
             pair.values["weights"] = float(weights[name])

@@ -6,6 +6,7 @@ A row's columns tell its shape: it is the first in the table of which the row ha
 columns that tell. Error messages and DPO_REFERENCE.md follow from the table.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -253,7 +254,14 @@ SHAPES = (
     ),
     _several("labelled", "messages + kto_tag", read_label),
 )
-KNOWN_SHAPES = tuple(dict.fromkeys(shape.tells for shape in SHAPES))
+# Without what is said of the columns.
+KNOWN_SHAPES = tuple(
+    dict.fromkeys(
+        re.sub(r" \(.*?\)|, with .*|:[^,]*| with [^,]*", "", shape.columns)
+        for shape in SHAPES
+        if shape.columns
+    )
+)
 
 
 def read_rows(raw: Any, **options: Any) -> list[PreferenceRow]:
