@@ -316,7 +316,7 @@ class TestPreferenceDataset(unittest.TestCase):
         self.assertEqual((len(dataset), dataset.skipped["tie"]), (4, 4))
 
     def test_no_usable_row(self):
-        with self.assertRaisesRegex(ValueError, "messages . rejected"):
+        with self.assertRaisesRegex(ValueError, "Known columns: prompt, chosen, rej"):
             PreferenceDataset([{"text": "a"}], make_tokenizer(), max_bad_rows=1)
         with self.assertRaisesRegex(ValueError, "has no rows"):
             PreferenceDataset([], make_tokenizer())

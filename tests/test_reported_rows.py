@@ -308,6 +308,24 @@ CASES = [
         for name, start in (("messages", lambda w: [user(w)]), ("text", str))
     ),
     Case(
+        16,
+        "turns of users and tools within an answer",
+        each(
+            lambda w: {
+                "prompt": w,
+                "chosen": [assistant("Hm."), tool("7"), *GOOD],
+                "rejected": [assistant("Well."), user("So?"), *BAD],
+            }
+        ),
+        each(
+            lambda w: (
+                [user(w)],
+                [assistant("Hm."), tool("7"), *GOOD],
+                [assistant("Well."), user("So?"), *BAD],
+            )
+        ),
+    ),
+    Case(
         18,
         "all answers desired",
         each(lambda w: {"prompt": [user(w)], "completion": f"A {w}.", "label": True}),
@@ -437,7 +455,9 @@ class TestReportedRows(CommandCase):
 
     @staticmethod
     def shown(tokenizer, part):
-        return tokenizer.decode(part) if isinstance(part, list) else part
+        if not isinstance(part, list):
+            return part
+        return tokenizer.decode([t if t >= 0 else ~t for t in part])
 
     @staticmethod
     def ids(tokenizer, prompt, *answers, tools=None):
@@ -454,9 +474,17 @@ class TestReportedRows(CommandCase):
                 a if isinstance(a, float) else render(prompt + a, tools=tools)
                 for a in answers
             ]
-        return start, *(
-            ids if isinstance(ids, float) else ids[len(start) :] for ids in whole
-        )
+        found = [x if isinstance(x, float) else x[len(start) :] for x in whole]
+        for ids, answer in zip(found, answers if isinstance(prompt, list) else ()):
+            if isinstance(answer, list) and len(answer) == 3:
+                # Of the turn between, and what begins the last one, nobody scores a token.
+                ends = [
+                    len(render(prompt + answer[:n], add_generation_prompt=n == 2))
+                    for n in (1, 2)
+                ]
+                first, end = (n - len(start) for n in ends)
+                ids[first:end] = [~token for token in ids[first:end]]
+        return start, *found
 
 
 if __name__ == "__main__":

@@ -185,6 +185,14 @@ class PreferenceDataset:
         return self._columns.values
 
     @property
+    def unscored(self) -> np.ndarray:
+        """
+        Tokens of each pair's answers that are not the assistant's turns. In a pair they
+        are there as their complement, ``~token``. Shape: ``(n, 2)``.
+        """
+        return self._columns.unscored()
+
+    @property
     def group_size(self) -> int:
         """So many neighbouring pairs share one ranking; else 1."""
         return self._columns.group

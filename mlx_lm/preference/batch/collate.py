@@ -36,7 +36,12 @@ def _row(pair, answer, shape):
     shared = max(len(prompt) - 1, 0) if shape.ragged else shape.start
     # A first token that nothing precedes can't be scored.
     start = max(len(prompt), 1)
-    return sequence[shared : total - 1], sequence[start:total], start - 1 - shared
+    targets = sequence[start:total]
+    # What others say within an answer is there as its complement.
+    scored = np.flatnonzero(targets >= 0)
+    sequence = np.where(sequence < 0, ~sequence, sequence)
+    places = start - 1 - shared + scored
+    return sequence[shared : total - 1], targets[scored], places
 
 
 def collate_pairs(
@@ -57,13 +62,13 @@ def collate_pairs(
     inputs = np.zeros(size_of_rows, dtype=np.int32)
     segments = np.zeros_like(inputs)
     scored: list[tuple[np.ndarray, ...]] = []
-    for i, (tokens, targets, first) in enumerate(sequences):
+    for i, (tokens, targets, at) in enumerate(sequences):
         (row, start), is_filling = places[i], i % size >= count
         if not (shape.packed and is_filling):
             inputs[row, start : start + len(tokens)] = tokens
             segments[row, start : start + len(tokens)] = i + 1
         if not is_filling:
-            at = row * inputs.shape[1] + start + first + np.arange(len(targets))
+            at = row * inputs.shape[1] + start + at
             scored.append((targets, at, np.full(len(targets), i)))
     batch = {
         "inputs": inputs,
@@ -71,6 +76,9 @@ def collate_pairs(
         "weights": np.array([1.0] * count + [0.0] * filling, dtype=np.float32),
         **_scored_arrays(scored, shape.scored, 2 * size),
     }
+    counts = np.array([len(targets) for _, targets, _ in sequences])
+    if (counts < batch["lengths"][:, 1] - np.maximum(batch["lengths"][:, 0], 1)).any():
+        batch["counts"] = counts
     if shape.packed:
         batch["segments"] = segments
     if shape.prompt:

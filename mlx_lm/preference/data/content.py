@@ -12,6 +12,10 @@ _ASSISTANTS = ("gpt", "chatgpt", "bard", "bing", "model", "bot", "ai", "function
 ROLES |= dict.fromkeys(_ASSISTANTS, "assistant")
 
 
+# An answer is what the assistant writes.
+_OTHERS = ("user", "system", "developer", "tool")
+
+
 class RowFault(ValueError):
     """A row that can't be used."""
 
@@ -39,6 +43,11 @@ def check_text(value: Any, name: str) -> str:
         except UnicodeEncodeError as e:
             raise RowFault("invalid Unicode", name) from e
     return value
+
+
+def is_answer(message: dict[str, Any]) -> bool:
+    """Whether the assistant wrote a message."""
+    return message["role"] not in _OTHERS
 
 
 def clean_message(message: Any, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .content import without_nulls
+from .content import is_answer, without_nulls
 from .messages import (
     RowFault,
     as_messages,
@@ -23,7 +23,6 @@ from .turns import (
     HELD_ANSWER,
     OTHER_PROMPT,
     are_conversations,
-    is_answer,
     shared_turns,
     split_turns,
     without_answer,
@@ -125,6 +124,7 @@ def _text_pair(
     """Two texts after a text."""
     start = prompt.value
     answers = _both(check_text, chosen, rejected)
+    chosen, rejected = answers
     shorter = _without(start, chosen), _without(start, rejected)
     parsed = parse_transcript(start)
     if parsed and parsed[-1] == {"role": "assistant", "content": ""}:
@@ -132,13 +132,14 @@ def _text_pair(
         if turns:
             size = len(parsed) - 1
             whole = [parse_transcript(start + side) or [] for side in answers]
-            split = split_turns(parsed[:-1], whole[0][size:], whole[1][size:])
-            return PreferenceRow(*split, shape="transcript")
+            sides = whole[0][size:], whole[1][size:]
+            messages, *turned = split_turns(parsed[:-1], *sides)
+            return PreferenceRow(messages, turned[0], turned[1], "transcript")
     elif len(start.split()) >= _FEWEST_WORDS:
         if all(short != side for short, side in zip(shorter, answers)):
             row.remarks.append(REPEATED)
             answers = shorter
-    return _question_pair(row, prompt, *answers, turns)
+    return _question_pair(row, prompt, answers[0], answers[1], turns)
 
 
 def _without(prompt: str, answer: str) -> str:
@@ -162,9 +163,8 @@ def _question_pair(
     messages = with_system([{"role": "user", "content": prompt.value}], system)
     shape = prompt.shape if prompt.is_question else "Orca pairs"
     if turns:
-        return PreferenceRow(
-            messages, *_both(as_messages, chosen, rejected), shape=shape
-        )
+        chosen, rejected = _both(as_messages, chosen, rejected)
+        return PreferenceRow(messages, chosen, rejected, shape)
     text = "".join(f"{m['content']}\n\n" for m in messages if m["content"])
     return PreferenceRow(text, chosen, rejected, shape)
 

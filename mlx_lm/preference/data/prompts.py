@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .content import is_answer
 from .messages import Messages, RowFault, as_messages, check_text
 from .row import PROMPT, SYSTEM, Row
-from .turns import is_answer
 
 # How HelpSteer2 parts the turns of a prompt.
 _STEERLM = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")

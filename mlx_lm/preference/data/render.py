@@ -16,19 +16,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
 from functools import cached_property, partial
-from itertools import chain
+from itertools import chain, pairwise
+from os.path import commonprefix
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from ...tokenizer_utils import TokenizerWrapper
-from .content import ROLES, RowFault, check_text
+from .content import ROLES, RowFault, check_text, is_answer
 
 # Seconds of processor time for one row, and rows that may take so long.
 LONGEST, MOST_SLOW = 10.0, 3
 TOO_SLOW = "chat template runs too long"
 NO_THOUGHT = "the answer closes no thought"
 UNCLEAR = "the chat template hides where the answer begins"
+_ONE_TURN = "let each answer be one turn"
 _WAY_OUT = "give rendered text as prompt, chosen and rejected"
 _SIGNAL = getattr(signal, "SIGVTALRM", None)
 # No template changes or looks into these.
@@ -80,19 +82,78 @@ class ChatRenderer:
         write the prompt otherwise then. Text, or ids of a renderer that makes them."""
         self._check([prompt, *answers], variables)
         call = partial(self._call, variables)
+        with self._guarded():
+            parts = [call(prompt, add_generation_prompt=True)]
+            parts += [call(prompt + answer) for answer in answers]
+            size = len(parts[0])
+            if all(whole[:size] == parts[0] for whole in parts):
+                return parts, False
+            if self.makes_ids:
+                call = partial(call, tokenize=False)
+                parts = self._as_text(call, prompt, answers, parts[0])
+            return self._mend(call, prompt, answers, parts), True
+
+    def borders(
+        self, prompt: list, answer: list, variables: dict, whole: Any
+    ) -> list[int]:
+        """Where turns that are not the assistant's begin and end in a rendered answer."""
+        if all(is_answer(message) for message in answer):
+            return []
+        if not isinstance(whole, str):
+            raise RowFault(UNCLEAR, _ONE_TURN)
+        call, found = partial(self._call, variables), []
+        others: list[list[str]] = []
+        with self._guarded():
+            full = call(prompt + answer)
+            for i, (turn, following) in enumerate(pairwise(answer), 1):
+                if is_answer(turn) != is_answer(following):
+                    found.append(self._border(call, prompt, answer, i, full))
+                    others.append([])
+                if not is_answer(following):
+                    others[-1].append(following["content"].strip())
+        for first, end, texts in zip(found[::2], found[1::2], others[::2]):
+            inside = full[first:end]
+            is_clear = all(text in inside or text not in full for text in texts)
+            if not (inside and is_clear and whole.endswith(full[first:])):
+                raise RowFault(UNCLEAR, _ONE_TURN)
+        return [len(whole) - len(full) + at for at in found]
+
+    def _border(
+        self, call: Callable, prompt: list, answer: list, size: int, full: str
+    ) -> int:
+        """Where the first turns of an answer end, with what generation is given."""
+        start, (*before, last), rest = prompt, answer[:size], answer[size:]
+        is_others = not is_answer(last)
+        alone = partial(call, add_generation_prompt=is_others)
+        if full.startswith(text := alone(start + answer[:size])):
+            return len(text)
+        # Some templates write a turn otherwise once another follows: then what comes
+        # behind it is found. Calls stand behind a content, which they would move.
+        said = last["content"]
+        marked = [
+            {**last, "content": said + _TURN},
+            {**last, "content": said.rstrip() + _TURN},
+        ]
+        if not is_others:
+            marked += [{"role": last["role"], "content": _TURN}]
+        for turn in marked:
+            own = alone([*start, *before, turn]).rpartition(_TURN)[2]
+            found, tail = call([*start, *before, turn, *rest]).partition(_TURN)[1:]
+            shared = commonprefix([own, tail])
+            is_end = shared.strip() if is_others else shared.strip() == own.strip()
+            behind = tail[len(shared) :]
+            if found and is_end and full.endswith(behind):
+                return len(full) - len(behind)
+        raise RowFault(UNCLEAR, _ONE_TURN)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Turn what a template may raise into faults."""
         if self._slow >= MOST_SLOW:
             raise RowFault(TOO_SLOW)
         try:
             with _bounded(LONGEST):
-                parts = [call(prompt, add_generation_prompt=True)]
-                parts += [call(prompt + answer) for answer in answers]
-                size = len(parts[0])
-                if all(whole[:size] == parts[0] for whole in parts):
-                    return parts, False
-                if self.makes_ids:
-                    call = partial(call, tokenize=False)
-                    parts = self._as_text(call, prompt, answers, parts[0])
-                return self._mend(call, prompt, answers, parts), True
+                yield
         except RowFault:
             raise
         except _TooSlow as e:

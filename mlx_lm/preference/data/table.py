@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .tokenizer import TokenPair
+from .tokenizer import TokenPair, plain_ids
 
 # Tokens of a pair's prompt and answers; lengths of the prompt and both sequences.
 Pair = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]
@@ -58,6 +58,14 @@ class TokenColumns:
         ids = self.ids[start : start + chosen]
         answer = self.ids[other : other + rejected - prompt]
         return ids[:prompt], ids[prompt:], answer, (prompt, chosen, rejected)
+
+    def unscored(self) -> np.ndarray:
+        """Count the tokens of each answer that are another's turn."""
+        before = np.concatenate([[0], np.cumsum(self.ids < 0)])
+        prompt, chosen, rejected = self.lengths.T
+        ends = self.starts + chosen, self.others + rejected - prompt
+        starts = self.starts + prompt, self.others
+        return np.stack([before[b] - before[a] for a, b in zip(starts, ends)], axis=-1)
 
     def count_kinds(self) -> Counter:
         """Count the pairs of each shape and format."""
@@ -227,7 +235,7 @@ class ColumnsBuilder:
             others=starts + lengths[:, 0] + kept,
             kept=kept,
             lengths=lengths,
-            largest=np.maximum.reduceat(ids, starts) if len(starts) else ids,
+            largest=np.maximum.reduceat(plain_ids(ids), starts) if len(starts) else ids,
             kinds=np.frombuffer(self._kinds, np.int32),
             flags=np.frombuffer(self._flags, np.uint8),
             rows=np.frombuffer(self._rows, np.int64),

@@ -2,6 +2,7 @@
 
 """Token ids of preference pairs: special tokens, chat templates, prompt length."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -19,7 +20,11 @@ from .special import SpecialTokens, is_marked, split_marked
 
 @dataclass
 class TokenPair:
-    """One pair as the model sees it, not yet cut."""
+    """One pair as the model sees it, not yet cut.
+
+    Tokens of an answer that are another's turn are there as their complement, below 0:
+    the model reads them, and nobody scores them.
+    """
 
     prompt: list[int]
     chosen: list[int]
@@ -95,6 +100,7 @@ class PairTokenizer:
         ids = self._encode_texts([*texts.values()])
         ids += self._encode_chats([*chats.values()])
         for i, parts in zip([*texts, *chats], ids, strict=True):
+            parts = _mark_other_turns(parts, notes[i].pop("borders", ()))
             results[i] = _make_pair(rows[i], *parts, **notes[i])
         return results
 
@@ -126,9 +132,25 @@ class PairTokenizer:
             ends = self._special.ends
             if all(isinstance(x, str) and x.rstrip().endswith(ends) for x in parts[1:]):
                 special = self._special.first([prompt, variables, ended])
-                return parts, {"rewritten": rewritten, "special": special}
+                notes = {"rewritten": rewritten, "special": special}
+                return self._with_borders(parts, prompt, ended, variables, notes)
         parts, rewritten = self._renderer(prompt, answers, variables)
-        return parts, {"rewritten": rewritten, "special": special}
+        notes = {"rewritten": rewritten, "special": special}
+        return self._with_borders(parts, prompt, answers, variables, notes)
+
+    def _with_borders(
+        self, parts: list, prompt: list, answers: list, variables: dict, notes: dict
+    ) -> tuple[list, dict[str, Any]]:
+        """Add the texts that end where other turns within the answers begin and end."""
+        found = [
+            self._renderer.borders(prompt, answer, variables, whole)
+            for answer, whole in zip(answers, parts[1:])
+        ]
+        if any(found):
+            notes["borders"] = [len(borders) for borders in found]
+            starts = zip(parts[1:], found)
+            parts = parts + [whole[:at] for whole, ends in starts for at in ends]
+        return parts, notes
 
     def _without_end(self, answer: list) -> list:
         """An answer without the token that its template writes after it."""
@@ -272,11 +294,30 @@ def _make_pair(
     )
 
 
+def _mark_other_turns(parts: list[list[int]], counts: Sequence[int]) -> list:
+    """Take the complement of tokens between borders, which are given as starts."""
+    if not counts:
+        return parts
+    prompt, *answers = parts[: 1 + len(counts)]
+    starts = iter(parts[1 + len(counts) :])
+    for answer, count in zip(answers, counts):
+        ends = [len(commonprefix([answer, next(starts)])) for _ in range(count)]
+        for first, end in zip(ends[::2], ends[1::2]):
+            answer[first:end] = [~token for token in answer[first:end]]
+    return [prompt, *answers]
+
+
+def plain_ids(ids: Any) -> np.ndarray:
+    """The ids of all tokens, whoever wrote them."""
+    ids = np.asarray(ids)
+    return np.where(ids < 0, ~ids, ids)
+
+
 def show_pair(
     tokenizer: Any, prompt: np.ndarray, answers: dict[str, np.ndarray]
 ) -> str:
     """Show the end of a prompt and both ends of its answers, as the model sees them."""
-    decode = lambda ids: repr(tokenizer.decode(ids.tolist()))
+    decode = lambda ids: repr(tokenizer.decode(plain_ids(ids).tolist()))
     lines = [f"prompt   {decode(prompt[-24:])}"]
     for name, ids in answers.items():
         text = decode(ids)

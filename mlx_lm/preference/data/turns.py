@@ -4,11 +4,9 @@
 
 from typing import Any
 
-from .content import RowFault
+from .content import RowFault, is_answer
 from .messages import Messages
 
-# An answer is what the assistant writes.
-_OTHERS = ("user", "system", "developer", "tool")
 OTHER_PROMPT = "answer to another prompt"
 HELD_ANSWER = "the prompt ended with an answer, which is left out there"
 
@@ -18,11 +16,6 @@ def same_turn(a: dict[str, Any], b: dict[str, Any]) -> bool:
     calls = a.get("tool_calls") or None, b.get("tool_calls") or None
     texts = a["content"].strip(), b["content"].strip()
     return a["role"] == b["role"] and texts[0] == texts[1] and calls[0] == calls[1]
-
-
-def is_answer(message: dict[str, Any]) -> bool:
-    """Whether the assistant wrote a message."""
-    return message["role"] not in _OTHERS
 
 
 def _same(some: Messages, others: Messages) -> bool:

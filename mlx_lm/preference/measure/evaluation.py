@@ -50,6 +50,8 @@ class PairCollector:
     def __init__(self, dataset: Any):
         lengths = np.asarray(pair_lengths(dataset), dtype=np.int64).reshape(-1, 3)
         self._tokens = lengths[:, 1:] - np.maximum(lengths[:, :1], 1)
+        if hasattr(dataset, "unscored"):
+            self._tokens = self._tokens - dataset.unscored
         shape = (len(lengths), 2)
         names = ("policy_logps", "reference_logps", "kl", "rewards", "counted")
         self._arrays = {name: np.zeros(shape, np.float32) for name in names}

@@ -117,10 +117,13 @@ def preference_sums(
     labels: mx.array | None = None,
     baseline: mx.array | None = None,
     places: mx.array | None = None,
+    counts: mx.array | None = None,
 ) -> dict[str, mx.array]:
     """Sum a batch's metrics over its pairs."""
     policy, real = mx.stop_gradient(policy_logps), (weights > 0).astype(mx.float32)
-    counts = (lengths[:, 1] - mx.maximum(lengths[:, 0], 1)).astype(mx.float32)
+    if counts is None:
+        counts = lengths[:, 1] - mx.maximum(lengths[:, 0], 1)
+    counts = counts.astype(mx.float32)
     sums = {"loss": (mx.stop_gradient(losses) * weights).sum()}
     # How often the chosen answer is the likelier one, summed and per token.
     for name, logps in (("logps", policy), ("reference_logps", reference_logps)):
@@ -164,7 +167,7 @@ def preference_sums(
 
 def metric_columns(batch: dict[str, mx.array]) -> dict[str, mx.array]:
     """What ``preference_sums`` takes of a batch itself."""
-    names = ("lengths", "weights", "labels", "places")
+    names = ("lengths", "weights", "labels", "places", "counts")
     return {k: batch[k] for k in names if k in batch}
 
 

@@ -98,7 +98,9 @@ def pair_logps(
     if not objective.needs_reference:
         reference_logps = mx.zeros_like(policy_logps)
     counts = mx.ones_like(policy_logps)
-    if "lengths" in batch:
+    if "counts" in batch:
+        counts = mx.maximum(batch["counts"], 1).astype(mx.float32)
+    elif "lengths" in batch:
         lengths = batch["lengths"]
         scored = lengths[:, 1] - mx.maximum(lengths[:, 0], 1)
         counts = mx.maximum(scored, 1).astype(mx.float32)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ...cli_ui import make_console
+from ..data.tokenizer import plain_ids
 from ..files import write_json
 from ..measure.evaluation import CHOSEN, REJECTED, ScoredPairs
 from ..measure.pair_metrics import preference_probabilities
@@ -72,7 +73,7 @@ def inspection_lines(
     dataset: Any, pairs: ScoredPairs, whole: dict[int, tuple], width: int = 80
 ) -> list[str]:
     """Show pairs: decoded tokens, special ones included, and what is said of them."""
-    decode = lambda ids: dataset.tokenizer.decode([int(x) for x in ids])
+    decode = lambda ids: dataset.tokenizer.decode(plain_ids(ids).tolist())
     lines: list[str] = []
     probabilities = preference_probabilities(pairs.margins)
     for i, index in enumerate(pairs.indices.tolist()):
@@ -89,7 +90,9 @@ def inspection_lines(
         lines.append(f"  prompt, {len(prompt):,} tokens, not scored")
         lines += _wrapped(decode(prompt), width, PROMPT_LINES, from_end=True)
         for name, kept, full in zip(("chosen", "rejected"), answers, uncut):
-            lines.append(f"  {name}, scored")
+            others = sum(int(token) < 0 for token in kept)
+            but = f" but for {others:,} tokens of other turns" if others else ""
+            lines.append(f"  {name}, scored{but}")
             lines += _wrapped(decode(kept), width, ANSWER_LINES)
             if len(cut := full[len(kept) :]):
                 lines.append(f"  cut off: {len(cut):,} tokens")
@@ -154,7 +157,7 @@ def pick_pairs(dataset: Any, pairs: ScoredPairs) -> list[dict[str, Any]]:
     order = sorted(known, key=lambda i: (-margins[i], i))
     right = [i for i in order if margins[i] > 0][:SHOWN]
     wrong = [i for i in reversed(order) if margins[i] <= 0][:SHOWN]
-    decode = lambda ids: _shortened(dataset.tokenizer.decode([int(x) for x in ids]))
+    decode = lambda ids: _shortened(dataset.tokenizer.decode(plain_ids(ids).tolist()))
     rows = []
     for i in right + wrong:
         # Of a sample of the test set: its place in the whole one.
