@@ -150,6 +150,8 @@ class TestScores(unittest.TestCase):
                 read = pair_logps(found, mx.zeros_like(found), batch, objective)
                 lengths = mx.concatenate([read.chosen_lengths, read.rejected_lengths])
                 self.assertEqual(lengths.tolist(), counts.tolist())
+        others = [[int((x < 0).sum()) for x in pair[1:3]] for pair in pairs]
+        self.assertEqual(self.data.unscored.tolist(), others)
         collected = PairCollector(self.data)._tokens
         np.testing.assert_array_equal(collected.T.reshape(-1), counts)
 

@@ -80,6 +80,8 @@ class PreferenceDataset:
         (3, 1, 3)
         >>> dataset.pair_lengths().tolist(), dataset.shape, dataset.format
         ([[2, 3, 3], [2, 3, 3]], 'text', 'text')
+        >>> dataset.unscored.tolist()
+        [[0, 0], [0, 0]]
         >>> train, valid = dataset.hold_out(0.5)
         >>> len(train), len(valid), len(dataset.select([1]))
         (1, 1, 1)
@@ -186,10 +188,7 @@ class PreferenceDataset:
 
     @property
     def unscored(self) -> np.ndarray:
-        """
-        Tokens of each pair's answers that are not the assistant's turns. In a pair they
-        are there as their complement, ``~token``. Shape: ``(n, 2)``.
-        """
+        """How many tokens of each answer are another's turn, and there as ``~token``."""
         return self._columns.unscored()
 
     @property

@@ -20,11 +20,10 @@ from .special import SpecialTokens, is_marked, split_marked
 
 @dataclass
 class TokenPair:
-    """One pair as the model sees it, not yet cut.
+    """One pair as the model sees it, not yet cut."""
 
-    Tokens of an answer that are another's turn are there as their complement, below 0:
-    the model reads them, and nobody scores them.
-    """
+    # Tokens of an answer that are another's turn are there as their complement: the
+    # model reads them, and nobody scores them.
 
     prompt: list[int]
     chosen: list[int]
