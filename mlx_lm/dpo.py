@@ -14,7 +14,6 @@ import mlx.nn as nn
 import numpy as np
 
 from . import lora
-from .cli_ui import make_console, print_header_panel, rprint
 from .preference.device import slow_blas_notice, slow_dtype_notice
 from .preference.errors import InputError
 from .preference.forward.frozen import FrozenStart
@@ -32,10 +31,12 @@ from .preference.run.folder import CallbackList, open_folder
 from .preference.run.forecast import check_memory
 from .preference.run.loop import TrainingStopped
 from .preference.run.plan import describe_plan, training_plan
+from .preference.run.screen import print_header
 from .preference.settings.checks import check_keys, fit_to_model
 from .preference.settings.finished import finished_runs, settle
 from .preference.settings.parser import build_parser, read_config
 from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
+from .preference.terminal import lasting_output, rprint, visible
 from .preference.watch.retained_text import scored_text
 from .preference.watch.trackers import reporting_callbacks
 from .preference.watch.watchers import WatchedRun, run_watchers
@@ -117,7 +118,7 @@ def train_model(
     if mx.distributed.init().rank() == 0:
         plan = training_plan(train_set, settings)
         rows = setup.header_rows(args, train_set, valid_set, reference, plan, estimate)
-        print_header_panel(make_console(), "mlx_lm.dpo", rows)
+        print_header("mlx_lm.dpo", rows)
         for line in filter(None, (sharing.notice, sharing.warning)):
             rprint(line)
         for line in describe_plan(plan, args.batch_size) if args.dry_run else []:
@@ -365,6 +366,12 @@ def main() -> None:
     # MLX on CUDA counts what its caches missed in a whole process and ends it when many
     # lengths, tests and answers have added up. Read when the first array is computed.
     os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
+    with lasting_output():
+        _main()
+
+
+def _main():
+    """The command, with one line for what a user can mend."""
     args = None
     try:
         args = resolve_args()
@@ -387,7 +394,7 @@ def main() -> None:
 
 
 def _one_line(error, code):
-    print(f"Error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"Error: {visible(' '.join(str(error).split()))}", file=sys.stderr)
     return code
 
 

@@ -89,6 +89,22 @@ class TestSignals(CommandCase):
         out = self.check_resumed(["0000005_adapters.safetensors"])
         self.assertIn("Going on after step 5 of 7.", out)
 
+    def test_a_closed_terminal(self):
+        # Said by the shell and by the terminal.
+        with signals("_take_step", 5, number=signal.SIGHUP):
+            with signals("_after_step", 5, number=signal.SIGHUP):
+                code, _, err = command(*self.run_flags())
+        self.assertEqual((code, err), (129, ""))
+        self.assertEqual(newest_state(self.adapters).iteration, 5)
+        self.check_resumed(["0000005_adapters.safetensors"])
+
+    def test_nohup(self):
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.addCleanup(signal.signal, signal.SIGHUP, before)
+        with signals("_take_step", 5, number=signal.SIGHUP):
+            self.succeed(*self.run_flags())
+        self.assertEqual(signal.getsignal(signal.SIGHUP), signal.SIG_IGN)
+
     def test_interrupt_in_a_validation(self):
         for batch, step in ((3, 0), (BATCHES + 1, 3), (3 * BATCHES, 6)):
             with self.subTest(step=step):

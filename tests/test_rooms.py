@@ -203,6 +203,7 @@ class TestLight(unittest.TestCase):
         "setting",
         "digest",
         "files",
+        "terminal",
         "ranks",
         "device",
         "kernels",

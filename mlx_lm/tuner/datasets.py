@@ -9,7 +9,6 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..cli_ui import rprint
 from ..preference.data.cache import TokenCache
 from ..preference.data.notes import RowNotes, describe
 from ..preference.data.options import RowOptions, row_arguments
@@ -20,6 +19,7 @@ from ..preference.data.tokenize import tokenize_rows
 from ..preference.data.tokenizer import PairTokenizer, show_pair
 from ..preference.errors import InputError
 from ..preference.files import user_cache_folder
+from ..preference.terminal import rprint
 from ._upstream_datasets import (
     CacheDataset,
     ChatDataset,

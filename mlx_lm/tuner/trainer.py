@@ -301,6 +301,7 @@ def train_dpo(
     from ..preference.policy.optimizer import with_master_weights
     from ..preference.reference.remembered import NoReference, RememberedReference
     from ..preference.run.loop import PreferenceRun
+    from ..preference.terminal import lasting_output
 
     args = args or DPOTrainingArgs()
     if args.grad_accumulation_steps < 1:
@@ -321,7 +322,7 @@ def train_dpo(
     sets = train_dataset, val_dataset
     run = PreferenceRun(policy_model, reference, optimizer, args, *sets)
     run.callback, run.identity = training_callback, identity or {}
-    with run.ui, keyed_layers(policy_model, args.grad_checkpoint):
+    with lasting_output(), run.ui, keyed_layers(policy_model, args.grad_checkpoint):
         run.train(resume)
     policy_model.eval()
     return run.metrics

@@ -26,10 +26,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ..._version import __version__
-from ...cli_ui import rprint
 from ...tokenizer_utils import TokenizerWrapper
 from ..digest import digest
 from ..files import drop_oldest, replace_file
+from ..terminal import rprint
 from .table import OF_PAIRS, TokenColumns
 
 # To be raised when the same rows get other pairs, ids or notes, or files another

@@ -10,9 +10,9 @@ from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any
 
-from ...cli_ui import rprint
 from ..digest import digest
 from ..errors import InputError
+from ..terminal import rprint
 from .cache import rows_fingerprint
 from .parsing import parse_file
 

@@ -11,11 +11,11 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from ... import utils
-from ...cli_ui import rprint
 from ...tuner.dora import DoRAEmbedding, DoRALinear
 from ...tuner.utils import linear_to_lora_layers
 from ...utils import _download, _get_classes, load_tokenizer
 from ..errors import InputError
+from ..terminal import rprint
 from . import gpt2
 
 LEARNING_RATES = {"lora": 1e-5, "dora": 1e-5, "full": 1e-6}

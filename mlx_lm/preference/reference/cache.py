@@ -13,9 +13,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...cli_ui import rprint
 from ..digest import digest
 from ..files import drop_oldest
+from ..terminal import rprint
 
 # Changes when keys or files are made in another way.
 FORMAT = "mlx_lm.reference_log_probs.2"

@@ -11,7 +11,7 @@ import mlx.nn as nn
 import numpy as np
 from tqdm import tqdm
 
-from ...cli_ui import make_console, rprint
+from ...cli_ui import make_console
 from ...tuner.trainer import DPOTrainingArgs, evaluate_dpo
 from ..batch.shape import batches_per_epoch
 from ..errors import InputError
@@ -19,6 +19,7 @@ from ..files import write_json
 from ..measure.evaluation import CHOSEN, REJECTED, PairCollector, ScoredPairs
 from ..measure.pair_metrics import FILE_NAME, pair_metrics
 from ..run.plan import training_plan
+from ..terminal import rprint
 from ..watch.retained_text import retained_metrics
 from .inspect import pick_pairs, save_pairs
 from .table import metrics_table, print_test_table

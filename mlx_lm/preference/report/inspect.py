@@ -19,6 +19,7 @@ from ..data.tokenizer import plain_ids
 from ..files import write_json
 from ..measure.evaluation import CHOSEN, REJECTED, ScoredPairs
 from ..measure.pair_metrics import preference_probabilities
+from ..terminal import visible
 
 PROMPT_LINES = 6
 ANSWER_LINES = 10
@@ -32,11 +33,9 @@ def inspection_order(margins: np.ndarray, count: int) -> list[int]:
     return np.argsort(margins, kind="stable")[:count].tolist()
 
 
-def _visible(text):
-    """Escape what a terminal would obey or hide; show where lines end."""
-    text = text.replace("\r\n", "\n")
-    shown = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    return "".join(shown).replace("\n", "↵\n")
+def _marked(text):
+    """Write out what a terminal would obey, and show where lines end."""
+    return visible(text.replace("\r\n", "\n")).replace("\n", "↵\n")
 
 
 def _wrapped(text, width, most, from_end=False):
@@ -44,7 +43,7 @@ def _wrapped(text, width, most, from_end=False):
     console = Console(width=width, color_system=None)
     lines = [
         line.plain.rstrip()
-        for paragraph in _visible(text).split("\n")
+        for paragraph in _marked(text).split("\n")
         for line in (Text(paragraph).wrap(console, width - 4) or [Text("")])
     ]
     while lines and not lines[-1]:
@@ -84,7 +83,7 @@ def inspection_lines(
             f"margin {margin:+.3f} · P(chosen) {probabilities[i]:.1%} · "
         )
         room, place = width - len(head), dataset.source_row(index)
-        place = _visible(place if isinstance(place, str) else f"row {place}")
+        place = visible(place if isinstance(place, str) else f"row {place}")
         place = place if len(place) <= room else f"…{place[len(place) - room + 1 :]}"
         lines += [head + place, *_numbers(pairs, i)]
         lines.append(f"  prompt, {len(prompt):,} tokens, not scored")

@@ -16,12 +16,12 @@ from typing import Any
 import mlx.core as mx
 from jinja2 import Environment, StrictUndefined
 
-from ...cli_ui import rprint
 from ..errors import InputError
 from ..files import write_text, writing
 from ..measure.pair_metrics import FILE_NAME as TEST_FILE
 from ..objective.objective import objective_of
 from ..run.folder import read_json, read_lines
+from ..terminal import rprint, visible
 from ..watch import retained_text, samples
 from ..watch.trackers import check_matplotlib
 from . import charts as drawing
@@ -47,7 +47,7 @@ def write_report(folder: str | Path) -> Path:
     config = read_json(folder / "adapter_config.json")
     page = folder / PAGE
     charts = drawing.curves(reports)
-    title = f"{Path(str(config.get('model', 'A model'))).name} · {folder.name}"
+    title = visible(f"{Path(str(config.get('model', 'A model'))).name} · {folder.name}")
     with writing(page):
         write_text(page, render(folder, title, config, reports, charts))
         if charts:
@@ -67,7 +67,12 @@ def render(
     retained = read_json(folder / retained_text.FILE_NAME)
     single = read_json(folder / PAIRS_FILE)
     environment = Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        # Markup is what was drawn here; all else may have come from anywhere.
+        finalize=lambda x: visible(x, "\n\t\r") if type(x) is str else x,
     )
     versions = config.get("versions") or {}
     noun = objective_of(SimpleNamespace(**config)).noun

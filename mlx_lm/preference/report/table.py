@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..measure.metrics import METRICS
+from ..terminal import visible
 
 LONGEST_NAME = 16
 
@@ -44,9 +45,10 @@ def _cell(form, metrics, names):
 
 def short_names(folders: Sequence[str]) -> list[str]:
     """Short names for the columns of some runs."""
+    folders = [visible(folder, "") for folder in folders]
     names = [Path(folder).name for folder in folders]
     if len(set(names)) < len(names):
-        names = [str(folder).rstrip("/") for folder in folders]
+        names = [folder.rstrip("/") for folder in folders]
     cut = LONGEST_NAME - 1
     names = [n if len(n) <= LONGEST_NAME else f"…{n[-cut:]}" for n in names]
     if len(set(names)) == len(names):

@@ -19,12 +19,12 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ...cli_ui import rprint
 from ..digest import digest
 from ..errors import InputError
 from ..files import json_text, replace_file, writing
 from ..measure.metrics import BEST
 from ..reference.cache import pair_key
+from ..terminal import rprint
 
 VERSION = 3
 STATES = "[0-9]*_state.safetensors"

@@ -11,7 +11,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ...cli_ui import rprint
 from ...tuner.trainer import DPOTrainingArgs, training_step
 from ..batch.collate import count_tokens, epoch_batches, iterate_preference_batches
 from ..device import cache_limit, compiles, trim_cache
@@ -22,6 +21,7 @@ from ..measure.window import LastGradient, MetricsWindow
 from ..policy.model import load_weights
 from ..ranks import wait_for_all
 from ..step import scoring_step
+from ..terminal import rprint
 from . import checkpoint, state
 from .plan import training_plan
 from .screen import PreferenceTrainUI

@@ -6,7 +6,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ...cli_ui import TrainUI
+from rich.box import ROUNDED
+from rich.panel import Panel
+from rich.text import Text
+
+from ...cli_ui import TrainUI, make_console
+from ..terminal import visible
 
 
 def format_duration(seconds: float) -> str:
@@ -16,6 +21,26 @@ def format_duration(seconds: float) -> str:
     if hours:
         return f"{hours}h {minutes:02d}m"
     return f"{minutes}m {seconds:02d}s" if minutes else f"{seconds}s"
+
+
+def print_header(title: str, rows: list[tuple[str, str]]) -> None:
+    """Print upstream's panel of labels and values, which may hold any text."""
+    width = max(len(label) for label, _ in rows)
+    lines = [
+        Text.assemble(
+            (f"  {label.ljust(width)}", "ui.label"), "   ", (visible(x), "ui.strong")
+        )
+        for label, x in rows
+    ]
+    panel = Panel(
+        Text("\n").join(lines),
+        title=Text(title, "ui.accent"),
+        title_align="left",
+        border_style="ui.border",
+        box=ROUNDED,
+        padding=(0, 2),
+    )
+    make_console().print(panel)
 
 
 class PreferenceTrainUI(TrainUI):

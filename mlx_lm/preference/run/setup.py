@@ -10,7 +10,6 @@ from typing import Any
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from ...cli_ui import rprint
 from ...tuner.datasets import load_preference_dataset
 from ...tuner.trainer import DPOTrainingArgs
 from ..batch import shape
@@ -27,6 +26,7 @@ from ..policy.optimizer import build_learning_rate, build_optimizer
 from ..reference.cache import ReferenceCache
 from ..reference.fingerprint import model_fingerprint, variant_fingerprint
 from ..reference.remembered import NoReference, RememberedReference
+from ..terminal import rprint
 from .checkpoint import TrainingState, check_identity, data_fingerprint, newest_state
 from .folder import adapter_config
 from .forecast import describe_memory
@@ -220,7 +220,7 @@ def header_rows(
         ("reference", _reference_name(args, train_set, reference, what)),
         ("peak memory", describe_memory(estimate)),
     ]
-    return [(label, text.replace("[", r"\[")) for label, text in rows if text]
+    return [(label, text) for label, text in rows if text]
 
 
 def _settings_rows(args):

@@ -10,7 +10,9 @@ import threading
 import time
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Windows has no terminals that hang up.
+HANGUP = getattr(signal, "SIGHUP", None)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))
 # Seconds for a step after a signal; other ranks' loss should show within a minute.
 PATIENCE = 45.0
 
@@ -53,7 +55,7 @@ class _Guard:
 
 
 class StopSignals:
-    """Remember SIGINT and SIGTERM while a run is on; a second one ends it at once."""
+    """Remember what asks a run to end; a second SIGINT or SIGTERM ends it at once."""
 
     def __init__(self, patient: bool = False, advice: str = "") -> None:
         self.patient, self.advice = patient, advice
@@ -65,6 +67,9 @@ class StopSignals:
         # Handlers belong to the main thread.
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
+                # nohup, which lets a run outlive its terminal.
+                if number == HANGUP and signal.getsignal(number) == signal.SIG_IGN:
+                    continue
                 self._before[number] = signal.signal(number, self._remember)
             if self.patient:
                 self._guard = _Guard(self.advice)
@@ -89,7 +94,12 @@ class StopSignals:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.exit_code = 128 + number
+        hangup = {k: x for k, x in self._before.items() if k == HANGUP}
         self._leave(signal.SIG_IGN if self.patient else None)
+        if hangup and not self.patient:
+            # A shell and its terminal both tell that they close: one is enough.
+            signal.signal(HANGUP, signal.SIG_IGN)
+            self._before = hangup
 
     def beat(self) -> None:
         """Tell that the run moves: a step or a batch is done."""

@@ -3,9 +3,9 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from ...cli_ui import rprint
 from ..errors import InputError
 from ..run.folder import TRAINED_WITH, adapter_config
+from ..terminal import rprint
 from .table import SETTINGS, names
 
 

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...cli_ui import rprint
 from ..data.options import RowOptions
 from ..errors import InputError
 from ..files import check_writable
@@ -19,6 +18,7 @@ from ..policy.model import LEARNING_RATES
 from ..policy.optimizer import OPTIMIZERS, build_learning_rate, build_optimizer
 from ..run.folder import METRICS
 from ..setting import check_type
+from ..terminal import rprint
 from ..watch import retained_text
 from ..watch.samples import read_prompts
 from ..watch.trackers import SERVICES, check_matplotlib, missing_tracker

@@ -5,9 +5,9 @@
 import math
 from pathlib import Path
 
-from ...cli_ui import rprint
 from ...tuner.callbacks import TrainingCallback
 from ..run.folder import read_lines
+from ..terminal import rprint
 
 FALL = 0.2
 

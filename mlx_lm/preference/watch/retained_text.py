@@ -13,7 +13,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from transformers.utils import logging as transformers_log
 
-from ...cli_ui import rprint
 from ..errors import InputError
 from ..files import write_json
 from ..forward.frozen import running
@@ -22,6 +21,7 @@ from ..forward.probe import check_sharing
 from ..forward.shared import plain_states
 from ..policy.model import read_weights
 from ..run.folder import read_json
+from ..terminal import rprint
 
 FEWEST_CHARACTERS = 1000
 FILE_NAME = "retained_text.json"

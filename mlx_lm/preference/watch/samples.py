@@ -9,12 +9,12 @@ from typing import Any
 import mlx.nn as nn
 from rich.cells import cell_len, set_cell_size
 
-from ...cli_ui import rprint
 from ...tuner.callbacks import TrainingCallback
 from ..errors import InputError
 from ..files import json_text, write_text, writing
 from ..forward.frozen import running
 from ..run.folder import read_lines
+from ..terminal import rprint
 
 FILE_NAME = "samples.jsonl"
 WIDTH = 80

@@ -8,10 +8,10 @@ from typing import Any
 
 import mlx.nn as nn
 
-from ...cli_ui import rprint
 from ...tuner.callbacks import TrainingCallback
 from ..run.checkpoint import TrainingState
 from ..run.folder import METRICS
+from ..terminal import rprint
 from . import retained_text, samples
 from .falling_chosen import FallingChosen
 
