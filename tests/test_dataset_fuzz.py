@@ -7,6 +7,7 @@ import copy
 import gzip
 import io
 import json
+import re
 import tempfile
 import unittest
 from pathlib import Path
@@ -20,10 +21,13 @@ from test_preference_rows import SHAPES, WEBGPT
 from tiny import bos_tokenizer
 from tokenizers_for_tests import no_template_tokenizer
 
+import mlx_lm
+from mlx_lm.preference.data.published import joined
 from mlx_lm.preference.data.sources import FileRows
 from mlx_lm.preference.errors import InputError
 from mlx_lm.tuner.datasets import PreferenceDataset
 
+REFERENCE = Path(mlx_lm.__file__).with_name("DPO_REFERENCE.md").read_text("utf-8")
 TURNS = "\n\nHuman: Is tea hot?\n\nAssistant: "
 ASK = [{"role": "user", "content": "Is tea hot?"}]
 YES, NO = ([{"role": "assistant", "content": text}] for text in ("Yes.", "No."))
@@ -55,6 +59,13 @@ ROWS: list[dict] = [
     {"prompt": "Is tea hot?", "completion": " Yes.", "label": True},
     {"prompt": "Is ice hot?", "completion": " No.", "label": 1},
     {"prompt": ASK, "completion": NO, "label": False, "weight": 0.5, "margin": 1},
+]
+
+# And of every layout of a published set, as the reference shows it.
+ROWS += [
+    json.loads(line)
+    for block in re.findall(r"^```json\n(.*?)^```", REFERENCE, re.M | re.S)
+    for line in block.splitlines()
 ]
 
 texts = st.one_of(
@@ -131,7 +142,8 @@ class TestFuzz(unittest.TestCase):
     def check(self, data, **options):
         """What was used and what was skipped is all that there was."""
         tokenizer = self.tokenizers[options.pop("tokenizer", 0)]
-        total = len(data)
+        # Neighbours may be answers to one prompt.
+        total = sum(1 for _ in joined(data))
         with contextlib.redirect_stdout(io.StringIO()):
             try:
                 dataset = PreferenceDataset(

@@ -82,6 +82,19 @@ class TestWeights(Faults):
         with self.assertRaisesRegex(ValueError, "2 of 10 rows are bad.*negative"):
             make(rows, weight_feature="w")
 
+    def test_strengths(self):
+        row = {"prompt": "Hi", "response_1": "a", "response_2": "b"}
+        for strength, chosen in ((-2, "a"), (3, "b")):
+            signed = {**row, "preference_strength": strength}
+            for name in ("weight", "margin"):
+                options = {f"{name}_feature": "preference_strength"}
+                (found,) = read_rows(signed, **options)
+                self.assertEqual(found.chosen[0]["content"], chosen)
+                self.assertEqual(found.values, {f"{name}s": abs(strength)})
+            self.assertEqual(read_rows(signed)[0].values, {})
+        self.refuse("tie", {**row, "preference_strength": 0})
+        self.refuse("not a number", {**row, "preference_strength": "much"})
+
     def test_fingerprint_of_a_run(self):
         rows = [{**pair(f"{i}:"), "w": 1 + i, "gap": i} for i in range(3)]
         names = {"weight_feature": "w", "margin_feature": "gap"}
@@ -221,6 +234,24 @@ class TestCriteria(Faults):
         # Where the setting is missing, the row says so.
         self.refuse("criteria without weights", row)
         self.refuse("no known criterion", row, criteria=self.WEIGHTS)
+
+    def test_published_criteria(self):
+        answers = {"prompt": "Hi", "response_0": "a", "response_1": "b"}
+        row = {**answers, "better_response_id": 0, "safer_response_id": 1}
+        yes = lambda text: [{"role": "assistant", "content": text}]
+        self.assertEqual([p.values for p in read_rows(row)], [{}])
+        found = self.read(row, {"better": 1, "safer": 0.5})
+        self.assertEqual(found, [(yes("a"), yes("b"), 1), (yes("b"), yes("a"), 0.5)])
+        rated = {"prompt": "Hi", "response": "a", "helpfulness": 1, "coherence": 4}
+        rows = [rated, {**rated, "response": "b", "helpfulness": 3, "coherence": 2}]
+        rows += [{**rated, "prompt": "Ho"}, pair()]
+        data = make(rows, make_tokenizer(CHATML), 128, max_bad_rows=0.4)
+        self.assertEqual(data.num_rows, 3)
+        self.assertEqual(data.skipped, {"one answer to its prompt": 1})
+        self.assertEqual([p[1][:2] for p in texts(data)], ["b<", " y"])
+        both = {"helpfulness": 1, "coherence": 2}
+        data = make(rows[:2], make_tokenizer(CHATML), 128, criteria=both)
+        self.assertEqual(data.values["weights"].tolist(), [1, 2])
 
     def test_unknown_names(self):
         rows = [{"prompt": "Q:", "responses": [" a", " b"], "criteria": {"funny": 1}}]

@@ -81,6 +81,31 @@ class TestPairs(Faults):
         found = make([row], tokenizer, prompt_feature="ask", rejected_feature="worse")
         self.assertEqual(texts(found), expected)
 
+    def test_which_pairs(self):
+        row = {"prompt": "Q:", "ranking": ["a", "b", "c"]}
+        graded = {
+            "question": "Q:",
+            "answers": [
+                {"text": text, "pm_score": score}
+                for text, score in (("b", 2), ("x", 0), ("a", 5), ("b", 1), ("y", 0))
+            ],
+        }
+        for name, plain, with_ties in (
+            ("all", ["ab", "ac", "bc"], ["ab", "ax", "ay", "bx", "by"]),
+            ("neighbours", ["ab", "bc"], ["ab", "bx", "by"]),
+            ("best_and_worst", ["ac"], ["ay"]),
+        ):
+            for known, expected in ((row, plain), (graded, with_ties)):
+                found = read_rows(known, ranking_pairs=name, turns=False)
+                pairs = [p.chosen + p.rejected for p in found]
+                self.assertEqual(pairs, expected)
+                shares = [p.values["weights"] for p in found]
+                self.assertAlmostEqual(sum(shares), 1)
+        whole = read_rows(graded, kind="rankings", turns=False)
+        self.assertEqual([p.chosen + p.rejected for p in whole], ["ab", "ax"])
+        self.assertEqual([p.values["places"] for p in whole], [(0.0, 1.0), (-1.0, 2.0)])
+        self.refuse("tie", {**graded, "answers": graded["answers"][1::3]})
+
     def test_faults(self):
         reason = "ranking is no list of two or more answers"
         for wrong in ("ab", [], ["a"], {"a": 1}):

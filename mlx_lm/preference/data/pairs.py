@@ -68,15 +68,15 @@ def make_pair(
 ) -> PreferenceRow:
     """Make a pair of two answers and the prompt that the row has, or they share."""
     _check_differ(chosen, rejected)
-    if prompt is None:
-        prompt = find_prompt(row, _are_whole(chosen, rejected))
     is_text = isinstance(chosen, str) and isinstance(rejected, str)
+    if prompt is None:
+        prompt = find_prompt(row, not is_text and _are_whole(chosen, rejected))
     if prompt.value is None:
         pair = _shared_pair(row, chosen, rejected, reading.turns)
     elif is_text and isinstance(prompt.value, str):
         pair = _text_pair(row, prompt, chosen, rejected, reading.turns)
     else:
-        pair = _chat_pair(row, prompt, chosen, rejected)
+        pair = _chat_pair(row, prompt, *_both(as_messages, chosen, rejected))
     pair.shape = shape or pair.shape
     pair.values = values
     _check(pair)
@@ -114,7 +114,8 @@ def _are_whole(chosen: Any, rejected: Any) -> bool:
     """Whether both answers are conversations that begin before an answer."""
     if isinstance(chosen, str) or isinstance(rejected, str):
         return False
-    sides = _both(as_messages, chosen, rejected)
+    first = lambda x: x[:1] if isinstance(x, (list, tuple)) else x
+    sides = _both(as_messages, first(chosen), first(rejected))
     return not any(is_answer(side[0]) for side in sides)
 
 
@@ -171,7 +172,6 @@ def _question_pair(
 
 def _chat_pair(row: Row, prompt: Prompt, chosen: Any, rejected: Any) -> PreferenceRow:
     """Messages after messages or after a question."""
-    chosen, rejected = _both(as_messages, chosen, rejected)
     shape, start = prompt.shape, prompt.value
     if isinstance(start, str):
         shape = shape if prompt.is_question else "conversations"
@@ -194,9 +194,8 @@ def _chat_pair(row: Row, prompt: Prompt, chosen: Any, rejected: Any) -> Preferen
 def _shared_pair(row: Row, chosen: Any, rejected: Any, turns: bool) -> PreferenceRow:
     """Answers whose common start is the prompt."""
     if not isinstance(chosen, str) or not isinstance(rejected, str):
-        prompt, chosen, rejected = split_turns(
-            [], *_both(as_messages, chosen, rejected)
-        )
+        sides = _both(as_messages, chosen, rejected)
+        prompt, chosen, rejected = split_turns([], *sides)
         if not prompt:
             raise RowFault("no common prompt", _unread(row))
         prompt = with_system(prompt, read_system(row))
@@ -238,8 +237,8 @@ def _remark_unread(row: Row, prompt: str) -> None:
         text = row.get(name)
         if isinstance(text, str) and len(text) > len(prompt) and " " in text.strip():
             row.remarks.append(
-                f"[WARNING] the prompt is only what both answers begin with, while {name!r} is "
-                "not read: set prompt_feature if that is the prompt"
+                "[WARNING] the prompt is only what both answers begin with, while "
+                f"{name!r} is not read: set prompt_feature if that is the prompt"
             )
 
 
