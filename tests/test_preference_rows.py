@@ -301,6 +301,11 @@ class TestShapes(unittest.TestCase):
                 self.assertEqual(caught.exception.reason, reason)
                 self.assertNotIn("\n", caught.exception.detail)
 
+    def test_broken_json_is_an_answer(self):
+        for text in ('{"value": 1', '[{"content": 2}]', "{'role': x}"):
+            row = {"prompt": "Give JSON.", "chosen": '{"value": 1}', "rejected": text}
+            self.assertEqual(read_row(row).rejected, text)
+
     def test_empty_prompt_is_fine(self):
         self.assertEqual(read_row({"prompt": "", **PAIR}).prompt, "")
         self.assertEqual(read_row(PAIR).prompt, "")

@@ -145,6 +145,13 @@ CASES = [
         says=r"\[WARNING\] In 4 rows the prompt is only .* 'goal' is not read",
     ),
     Case(
+        1,
+        "an empty prompt beside text",
+        asks(prompt="", notes="A long *."),
+        each(lambda w: ("", *TWO.values())),
+        says=r"\[WARNING\] In 4 rows the prompt is empty, while 'notes' is not read",
+    ),
+    Case(
         2,
         "answers bring the system turn along",
         each(
@@ -422,6 +429,21 @@ LAYOUTS = [
         ),
         [([user(w)], GOOD, BAD) for w in ("tea", "pen", "cup")],
         says="Skipped 1 row: tie",
+    ),
+    Case(
+        0,
+        "arena of 55,000: JSON lists",
+        each(
+            lambda w: {
+                "prompt": json.dumps([w, "So?"]),
+                "response_a": json.dumps(["Yes.", GOOD[0]["content"]]),
+                "response_b": json.dumps(["Yes.", BAD[0]["content"]]),
+                "winner_model_a": 1,
+                "winner_model_b": 0,
+                "winner_tie": 0,
+            }
+        ),
+        each(lambda w: ([user(w), assistant("Yes."), user("So?")], GOOD, BAD)),
     ),
     Case(
         0,

@@ -159,6 +159,8 @@ def _question_pair(
 ) -> PreferenceRow:
     """Text as it is; or a question: turns, or text with blank lines between."""
     system = read_system(row)
+    if not prompt.value.strip():
+        _remark_unread(row, "the prompt is empty")
     if not prompt.is_question and system is None:
         return PreferenceRow(prompt.value, chosen, rejected, prompt.shape)
     messages = with_system([{"role": "user", "content": prompt.value}], system)
@@ -194,8 +196,8 @@ def _chat_pair(row: Row, prompt: Prompt, chosen: Any, rejected: Any) -> Preferen
 def _shared_pair(row: Row, chosen: Any, rejected: Any, turns: bool) -> PreferenceRow:
     """Answers whose common start is the prompt."""
     if not isinstance(chosen, str) or not isinstance(rejected, str):
-        sides = _both(as_messages, chosen, rejected)
-        prompt, chosen, rejected = split_turns([], *sides)
+        messages = _both(as_messages, chosen, rejected)
+        prompt, chosen, rejected = split_turns([], *messages)
         if not prompt:
             raise RowFault("no common prompt", _unread(row))
         prompt = with_system(prompt, read_system(row))
@@ -211,7 +213,7 @@ def _shared_pair(row: Row, chosen: Any, rejected: Any, turns: bool) -> Preferenc
                 raise row.needs(column.name)
         if row.unread():
             raise RowFault(UNREAD_TEXT, _unread(row))
-    _remark_unread(row, prompt)
+    _remark_unread(row, "the prompt is only what both answers begin with", len(prompt))
     return PreferenceRow(prompt, chosen, rejected, "shared text")
 
 
@@ -232,13 +234,14 @@ def _unread(row: Row) -> str:
     return f"set prompt_feature if it is {names}" if names else ""
 
 
-def _remark_unread(row: Row, prompt: str) -> None:
+def _remark_unread(row: Row, what: str, shortest: int = 0) -> None:
+    """Remark on columns that hold a longer text than the prompt."""
     for name in row.unread():
         text = row.get(name)
-        if isinstance(text, str) and len(text) > len(prompt) and " " in text.strip():
+        if isinstance(text, str) and len(text) > shortest and " " in text.strip():
             row.remarks.append(
-                "[WARNING] the prompt is only what both answers begin with, while "
-                f"{name!r} is not read: set prompt_feature if that is the prompt"
+                f"[WARNING] {what}, while {name!r} is not read: set prompt_feature if "
+                "that is the prompt"
             )
 
 

@@ -2,7 +2,9 @@
 
 """Layouts that published datasets have, and what they say of which answer is better."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from .messages import RowFault, as_messages, check_text
@@ -119,7 +121,7 @@ def _graded(found: Any, answer: str, grade: str) -> tuple[list, list[float]]:
 def read_arena(row: Row, reading: Reading) -> list[PreferenceRow]:
     """Two models' conversations, and who won."""
     winner = str(row.take("winner", PREFERENCE))
-    if winner.startswith("tie"):
+    if winner.startswith("tie") or winner == "both_bad":
         raise RowFault(TIE)
     names = ("conversation_a", "conversation_b")
     if winner not in ("model_a", "model_b"):
@@ -131,6 +133,41 @@ def read_arena(row: Row, reading: Reading) -> list[PreferenceRow]:
         sides = [side[: 2 * turn] for side in sides]
     chosen, rejected = sides if winner == "model_a" else sides[::-1]
     return [make_pair(row, chosen, rejected, reading, "arena", Prompt())]
+
+
+def read_arena_lists(row: Row, reading: Reading) -> list[PreferenceRow]:
+    """The same with lists of texts, or their JSON, and a column for each outcome."""
+    won = [row.take(f"winner_model_{side}", PREFERENCE) for side in "ab"]
+    if won not in ([0, 1], [1, 0]):
+        raise RowFault(TIE)
+    prompts, *answers = (
+        _texts(row.take(name, role), name)
+        for name, role in (
+            ("prompt", PROMPT),
+            ("response_a", ANSWERS),
+            ("response_b", ANSWERS),
+        )
+    )
+    sides = []
+    for texts in answers:
+        if len(texts) != len(prompts):
+            raise RowFault("not one response for each prompt")
+        turns = zip(("user", "assistant") * len(texts), chain(*zip(prompts, texts)))
+        sides.append([{"role": role, "content": text} for role, text in turns])
+    chosen, rejected = sides if won[0] else sides[::-1]
+    return [make_pair(row, chosen, rejected, reading, "arena lists", Prompt())]
+
+
+def _texts(value: Any, name: str) -> list[str]:
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError) as e:
+            raise RowFault("unreadable JSON", name) from e
+    if not isinstance(value, list) or not value:
+        raise RowFault("wrong type", f"{name} is no list of texts")
+    # Some models said nothing.
+    return [check_text("" if text is None else text, name) for text in value]
 
 
 def read_summaries(row: Row, reading: Reading) -> list[PreferenceRow]:

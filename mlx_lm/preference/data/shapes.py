@@ -181,6 +181,13 @@ SHAPES = (
         "conversation_a, conversation_b, winner, turn",
         "Chatbot Arena, MT-bench",
     ),
+    Shape(
+        "arena lists",
+        "response_a + winner_model_a",
+        published.read_arena_lists,
+        "prompt, response_a, response_b (lists of texts), winner_model_a, winner_model_b",
+        "Chatbot Arena",
+    ),
     _several(
         "ranking",
         "ranking",
