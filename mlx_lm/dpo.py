@@ -35,7 +35,7 @@ from .preference.run.screen import print_header
 from .preference.settings.checks import check_keys, fit_to_model
 from .preference.settings.finished import finished_runs, settle
 from .preference.settings.parser import build_parser, read_config
-from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
+from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS, names
 from .preference.terminal import lasting_output, rprint, visible
 from .preference.watch.retained_text import scored_text
 from .preference.watch.trackers import reporting_callbacks
@@ -144,13 +144,12 @@ def train_model(
             )
             watchers = run_watchers(watched, state, LEFT_BY_TESTS)
             training_callback = CallbackList([metrics, *watchers])
+    _start_together(args, lambda: setup.rank_inputs(identity, state))
     if args.dry_run:
         return reference
     for notice in notices:
         rprint(notice)
     print_trainable_parameters(model)
-    step = state.iteration if state else 0
-    start_together(inputs=f"{step} {identity['train']} {identity['valid']}")
     with _scored_text(args, model, train_set.tokenizer):
         train_dpo(
             model,
@@ -165,6 +164,12 @@ def train_model(
         )
     reference.model = kept or reference.model
     return reference
+
+
+def _start_together(args, loaded):
+    """Wait for all ranks, and refuse any that has other settings or inputs."""
+    settings = {name: getattr(args, name) for name in names(per_rank=False)}
+    start_together(inputs=lambda: {**settings, **loaded()})
 
 
 def evaluate_model(
@@ -227,7 +232,7 @@ def _compare(args):
             models.check_token_ids(model, sets[columns].largest_token())
         reference = _load_trained(run, model, tokenizer, reference_model)
         models.read_weights(model, run.model)
-        start_together()
+        _start_together(run, partial(setup.tested, model, reference, sets[columns]))
         return evaluate_model(run, model, sets[columns], reference, show=False)
 
     results = [test(folder) for folder in runs]
@@ -331,8 +336,8 @@ def run(
         reference = _load_trained(args, model, tokenizer, reference_model)
     if args.test or args.inspect:
         models.read_weights(model, args.model)
-        start_together()
         held_out = test_set or valid_set
+        _start_together(args, partial(setup.tested, model, reference, held_out))
         evaluate_model(args, model, held_out, reference, is_test=bool(test_set))
     if args.report:
         show_report(args.adapter_path)

@@ -14,17 +14,19 @@ import sys
 import tempfile
 import time
 import unittest
-import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import mlx.core as mx
+from mlx.utils import tree_map
 from test_dpo_command import command, metrics_of
-from tiny import ROWS, save_rows, save_tiny_model
+from tiny import ROWS, random_pairs, save_rows, save_tiny_model, tiny_model
 
 from mlx_lm import dpo
 from mlx_lm.preference import ranks
 from mlx_lm.preference.errors import InputError
+from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.ranks import (
     average_over_ranks,
     gather_pairs,
@@ -34,7 +36,10 @@ from mlx_lm.preference.ranks import (
     sum_over_ranks,
     wait_for_all,
 )
+from mlx_lm.preference.run import setup
+from mlx_lm.preference.run.checkpoint import TrainingState
 from mlx_lm.preference.run.loop import PreferenceRun
+from mlx_lm.preference.settings.table import CONFIG_DEFAULTS, names
 
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
 HAS_RING = LAUNCHER.exists() and mx.distributed.is_available("ring")
@@ -184,6 +189,25 @@ class TestRanks(unittest.TestCase):
         self.assertIn("batch_size is 3", out)
         self.assertIn("exited with code 2", out)
         self.assertFalse(folder.exists())
+
+    def test_a_rank_with_other_settings_and_another_model(self):
+        script = self.root / "other.py"
+        other = save_tiny_model(self.root / "other", rms_norm_eps=1e-3)
+        script.write_text(
+            "import sys, mlx.core as mx\nfrom mlx_lm.dpo import main\n"
+            "if mx.distributed.init().rank():\n"
+            f"    sys.argv += {['--grad-accumulation-steps', '3', '--model', str(other)]}\n"
+            "main()\n"
+        )
+        folder = self.root / "mixed"
+        out = self.run_ranks(2, self.flags(folder), script)
+        self.assertEqual(out.count("Error: "), 1, out)
+        self.assertIn(
+            "Rank 1 differs from rank 0 in grad_accumulation_steps, the model's "
+            "weights, the reference's weights: give",
+            out,
+        )
+        self.assertNotIn("val 0", out)
 
     def start_long(self, folder, count=2):
         flags = self.flags(folder, "--iters", 100_000, "--steps-per-eval", 100_000)
@@ -336,32 +360,74 @@ class TestMessages(unittest.TestCase):
         self.assertFalse(start_together())
         self.assertTrue(start_together(failed=True))
 
-    def start_with(self, rank, failed, inputs):
-        group = mock.Mock(**{"size.return_value": 2, "rank.return_value": rank})
+    def start_two(self, ours, theirs, rank=0, failed=False):
+        """Start a rank beside another one, whose inputs are given or which failed."""
+        group = mock.Mock(**{"size.return_value": 2, "rank.return_value": 1 - rank})
+        sent = []
 
         def gather(row, group):
-            rows = row.tolist()
-            rows.insert(1 - rank, [int(failed), zlib.crc32(inputs)])
+            sent.append(row.tolist()[0])
+            rows = sent if len(sent) == 1 else sent[::-1] if rank == 0 else sent
             return mx.array(rows, dtype=mx.uint32)
 
         with (
-            mock.patch.object(ranks, "_started", []),
             mock.patch.object(mx.distributed, "init", lambda: group),
             mock.patch.object(mx.distributed, "all_gather", gather),
         ):
-            return start_together(inputs="5 pairs")
+            with mock.patch.object(ranks, "_started", []):
+                start_together(failed, lambda: theirs)
+            group.rank.return_value = rank
+            with mock.patch.object(ranks, "_started", []):
+                return start_together(inputs=lambda: ours)
 
     def test_ranks_that_start_with_other_inputs(self):
+        ours = {"beta": 0.1, "the training pairs": "5 pairs"}
         for rank in (0, 1):
-            self.assertFalse(self.start_with(rank, False, b"5 pairs"))
+            self.assertFalse(self.start_two(ours, {**ours}, rank))
             with self.assertRaises(SystemExit) as caught:
-                self.start_with(rank, True, b"")
+                self.start_two(ours, {}, rank, failed=True)
             self.assertEqual(caught.exception.code, 2)
-        with self.assertRaisesRegex(ValueError, "Rank 1 has other pairs or another"):
-            self.start_with(0, False, b"4 pairs")
-        with self.assertRaises(SystemExit) as caught:
-            self.start_with(1, False, b"4 pairs")
-        self.assertEqual(caught.exception.code, 2)
+        for change, pattern in (
+            ({"beta": 0.2}, "in beta: give"),
+            ({"beta": None, "the training pairs": ""}, "in beta, the training pairs:"),
+            ({"gamma": 1}, "in its version of mlx_lm"),
+        ):
+            with self.assertRaisesRegex(ValueError, f"Rank 1 differs .*{pattern}"):
+                self.start_two(ours, ours | change)
+            with self.assertRaises(SystemExit) as caught:
+                self.start_two(ours, ours | change, rank=1)
+            self.assertEqual(caught.exception.code, 2)
+
+    def test_every_setting_is_compared_or_a_ranks_own(self):
+        def start(**change):
+            args = SimpleNamespace(**{**CONFIG_DEFAULTS, **change})
+            with mock.patch.object(dpo, "start_together") as told:
+                dpo._start_together(args, dict)
+            return told.call_args.kwargs["inputs"]()
+
+        for name in CONFIG_DEFAULTS:
+            theirs = start(**{name: "another"})
+            if name in names(per_rank=True):
+                self.assertFalse(self.start_two(start(), theirs))
+                continue
+            with self.assertRaisesRegex(ValueError, f"from rank 0 in {name}: give"):
+                self.start_two(start(), theirs)
+
+    def test_what_was_loaded_is_compared(self):
+        model, pairs = tiny_model("lora"), random_pairs(4)
+        seen = [str(setup.tested(model, FrozenStart(model), pairs))]
+        seen.append(str(setup.tested(model, FrozenStart(model), pairs[:3])))
+        seen.append(str(setup.tested(model, tiny_model(), pairs)))
+        model.update(tree_map(lambda x: x + 1, model.trainable_parameters()))
+        seen.append(str(setup.tested(model, FrozenStart(model), pairs)))
+        with tempfile.TemporaryDirectory() as folder:
+            adapter = Path(folder) / "adapters.safetensors"
+            for value in (1.0, 2.0):
+                mx.save_safetensors(str(adapter), {"x": mx.array(value)})
+                for step in (3, 4):
+                    state = TrainingState(step, {"m": mx.zeros(2)}, {}, adapter)
+                    seen.append(str(setup.rank_inputs({"train": "0"}, state)))
+        self.assertEqual(len(set(seen)), 8)
 
     def test_whatever_ends_a_rank_is_told_to_the_others(self):
         told = mock.Mock(return_value=True)

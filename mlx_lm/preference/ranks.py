@@ -2,7 +2,7 @@
 
 """What the ranks of a run tell each other, in the same order on all of them."""
 
-import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -10,9 +10,11 @@ import numpy as np
 from mlx.nn.utils import average_gradients
 from mlx.utils import tree_flatten, tree_unflatten
 
+from .digest import digest
 from .errors import InputError
 
 MESSAGE_BYTES = 32 * 1024**2
+MOST_INPUTS = 254
 _started: list[bool] = []
 
 
@@ -76,31 +78,56 @@ def wait_for_all() -> None:
         mx.eval(mx.distributed.all_sum(mx.array(1.0)))
 
 
-def start_together(failed: bool = False, inputs: str = "") -> bool:
+def start_together(
+    failed: bool = False, inputs: Callable[[], Mapping[str, Any]] = dict
+) -> bool:
     """Wait before the first step until all ranks got as far, or one can't."""
     world = mx.distributed.init()
     if _started or world.size() == 1:
         return failed
     _started.append(True)
+    given = {} if failed else inputs()
+    names = sorted(given)
+    # Of one length, whatever a rank knows: another one's version may know more.
+    row = [int(failed), _word(names), *(_word(given[name]) for name in names)]
+    row += [0] * (MOST_INPUTS + 2 - len(row))
     try:
-        row = mx.array([[int(failed), zlib.crc32(inputs.encode())]], dtype=mx.uint32)
-        rows = mx.distributed.all_gather(row, group=world).tolist()
+        rows = mx.array([row], dtype=mx.uint32)
+        rows = mx.distributed.all_gather(rows, group=world).tolist()
     except RuntimeError:
         if not failed:
             raise
         return True
-    flags, names = zip(*rows)
-    if any(flags) and not failed:
+    flags = [flag for flag, *_ in rows]
+    if failed:
+        return flags.index(1) == world.rank()
+    others = [i for i, other in enumerate(rows) if other != rows[0]]
+    if any(flags) or others and world.rank() > 0:
         raise SystemExit(2)
-    others = [str(i) for i, name in enumerate(names) if name != names[0]]
-    if others and not failed:
-        if world.rank() > 0:
-            raise SystemExit(2)
-        raise InputError(
-            f"Rank {', '.join(others)} has other pairs or another checkpoint than rank "
-            "0. Copy the data, and the folder to resume, to every machine."
-        )
-    return failed and flags.index(1) == world.rank()
+    if others:
+        _refuse(names, rows, others)
+    return False
+
+
+def _word(value):
+    return int(digest(value, size=4), 16)
+
+
+def _refuse(names, rows, others):
+    """Name the ranks that would take part in another run, and what differs."""
+    first, versions = rows[0][2:], {rows[i][1] for i in others}
+    kinds = [
+        name
+        for k, name in enumerate(names)
+        if any(first[k] != rows[i][k + 2] for i in others)
+    ]
+    if versions != {rows[0][1]}:
+        kinds = ["its version of mlx_lm"]
+    who = ", ".join(map(str, others))
+    raise InputError(
+        f"Rank {who} differs from rank 0 in {', '.join(kinds)}: give all ranks the same "
+        "settings, and copy model, data and the folder to resume to every machine."
+    )
 
 
 def _with_own_rows(own, gathered, mine):

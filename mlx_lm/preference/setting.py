@@ -57,6 +57,8 @@ class Setting:
     tested: bool = False  # decides the numbers of a finished run's test
     compared: bool = False  # runs that are compared must agree in it
     per_dataset: bool = False  # may stand in an entry of hf_dataset
+    # Each rank may have its own: a place on its disk, or what the first alone does.
+    per_rank: bool = False
 
     @property
     def type(self) -> type | None:

@@ -11,11 +11,11 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ...cli_ui import rprint
 from ..batch.collate import PairBatch, collate_pairs
 from ..errors import InputError
 from ..forward.answers import sequence_logps
 from ..forward.frozen import FrozenStart, running
+from ..terminal import rprint
 from .cache import ReferenceCache, pair_key
 
 # How many remembered pairs a run compares with its model, out of how many.

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
@@ -16,6 +17,7 @@ from ..batch import shape
 from ..batch.buckets import LAYOUTS
 from ..data.options import RowOptions
 from ..data.render import todays_date
+from ..digest import digest
 from ..files import remove_leftovers, user_cache_folder
 from ..forward.frozen import FrozenStart
 from ..forward.probe import Sharing, check_packing, check_sharing
@@ -107,6 +109,32 @@ def run_identity(
         start = model_fingerprint(model)
     sets = {"train": data_fingerprint(train_set), "valid": data_fingerprint(valid_set)}
     return {"model": start, "reference": reference.cache.fingerprint, **sets}
+
+
+def rank_inputs(
+    identity: dict[str, str], state: TrainingState | None = None
+) -> dict[str, Any]:
+    """What all ranks of a run must have loaded alike, by the names of it."""
+    inputs: dict[str, Any] = {f"the {_LOADED[k]}": x for k, x in identity.items()}
+    # Bytes alone tell: a copy may lack a part, or be of another day.
+    folder = state and (state.iteration, state.info, state.arrays)
+    weights = state and mx.load(str(state.adapter))
+    return {**inputs, "the checkpoint": digest(folder, weights)}
+
+
+def tested(model: nn.Module, reference: Any, dataset: Any) -> dict[str, Any]:
+    """What all ranks of a test must have loaded alike."""
+    before = {}
+    if isinstance(reference, nn.Module) and reference is not model:
+        before = {"reference": model_fingerprint(reference)}
+    found = {"model": model_fingerprint(model), "test": data_fingerprint(dataset)}
+    return rank_inputs(before | found)
+
+
+_LOADED = {
+    **{"model": "model's weights", "reference": "reference's weights"},
+    **{"train": "training pairs", "valid": "validation pairs", "test": "test pairs"},
+}
 
 
 def make_optimizer(

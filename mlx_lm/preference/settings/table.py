@@ -31,6 +31,7 @@ _ADAPTER: dict[str, Any] = {"resume": "shape", "tested": True}
 _TEXT: dict[str, Any] = {"kind": str}
 _COUNT: dict[str, Any] = {"kind": int, "least": 1}
 _YAML: dict[str, Any] = {"flag": False}
+_OWN: dict[str, Any] = {"per_rank": True}
 
 
 def _shared(name: str, help: str, **marks: Any) -> Setting:
@@ -40,9 +41,9 @@ def _shared(name: str, help: str, **marks: Any) -> Setting:
 
 def _policy() -> Iterable[Setting]:
     model = "The policy: a local folder or a Hugging Face repo."
-    yield _shared("model", model, tested=True, compared=True)
+    yield _shared("model", model, tested=True, compared=True, **_OWN)
     yield _shared(
-        "trust_remote_code", "Let the repo's own code run at loading.", **_FREE
+        "trust_remote_code", "Let the repo's own code run at loading.", **_FREE, **_OWN
     )
     what = "What is trained: adapters (lora, dora) or whole layers (full)."
     yield _shared("fine_tune_type", what, choices=[*LEARNING_RATES], **_ADAPTER)
@@ -59,11 +60,11 @@ def _policy() -> Iterable[Setting]:
     what = "Train the output head too, and tied embeddings with it."
     yield Setting("train_head", False, what, **_ADAPTER)
     what = "Another model as the reference. Default: the policy's frozen start."
-    yield Setting("reference_model", None, what, **_TEXT, tested=True)
+    yield Setting("reference_model", None, what, **_TEXT, tested=True, **_OWN)
     what = "Adapter to start from, a file or its folder; it is also the reference."
-    yield _shared("resume_adapter_file", what, **_TEXT, tested=True)
+    yield _shared("resume_adapter_file", what, **_TEXT, tested=True, **_OWN)
     what = "Allow an adapter of a DPO run as the start and the new reference."
-    yield Setting("new_reference", False, what)
+    yield Setting("new_reference", False, what, **_OWN)
     what = "The optimizer of the weights that are trained."
     yield _shared("optimizer", what, choices=[*OPTIMIZERS], resume="shape")
     what = "Arguments of each optimizer of mlx.optimizers."
@@ -84,15 +85,15 @@ def _data() -> Iterable[Setting]:
         "Preference pairs: a folder with {train, valid, test}.jsonl, a file, or a "
         "Hugging Face dataset such as Anthropic/hh-rlhf."
     )
-    yield Setting("data", None, what, **_TEXT)
+    yield Setting("data", None, what, **_TEXT, **_OWN)
     what = "Folder inside data."
-    yield Setting("data_dir", None, what, **_TEXT, **_YAML, per_dataset=True)
+    yield Setting("data_dir", None, what, **_TEXT, **_YAML, per_dataset=True, **_OWN)
     what = "One or several Hugging Face datasets with options of their own."
-    yield Setting("hf_dataset", None, what, **_YAML)
+    yield Setting("hf_dataset", None, what, **_YAML, **_OWN)
     yield from declared(RowOptions)
     what = "Share of the pairs held out, at most 500, if there is no validation split."
     yield Setting("valid_fraction", 0.02, what, least=0, below=1, **_YAML)
-    folder: dict[str, Any] = {**_TEXT, **_FREE, "off": True, "metavar": "DIR"}
+    folder: dict[str, Any] = {**_TEXT, **_FREE, **_OWN, "off": True, "metavar": "DIR"}
     where = "for later runs. Default: in the user's cache folder; false: nowhere."
     what = f"Folder that keeps the reference's log-probs {where}"
     yield Setting("reference_cache", None, what, **folder)
@@ -102,7 +103,9 @@ def _data() -> Iterable[Setting]:
 
 
 def _run() -> Iterable[Setting]:
-    yield _shared("config", "YAML file with these settings.", **_TEXT, short="-c")
+    yield _shared(
+        "config", "YAML file with these settings.", **_TEXT, **_OWN, short="-c"
+    )
     yield _shared("train", "Train; needs a train split.", **_FREE)
     what = "Evaluate the test split, after training if both are set."
     yield _shared("test", what, **_FREE)
@@ -112,7 +115,7 @@ def _run() -> Iterable[Setting]:
         "Folder to write to, or to test; '' with --test alone tests the model as it "
         "is, several folders compare runs."
     )
-    yield _shared("adapter_path", what, nargs="+")
+    yield _shared("adapter_path", what, nargs="+", **_OWN)
     what = "Passes over the training pairs; takes the place of iters."
     yield Setting("epochs", None, what, **_COUNT, **_FREE)
     what = "Batches of the test; -1 for all."
@@ -124,24 +127,24 @@ def _run() -> Iterable[Setting]:
     what = "Put several sequences in a row, instead of sharing prompts."
     yield Setting("pack", False, what)
     what = "Go on with the run in this adapter folder; needs no other flag."
-    yield Setting("resume", None, what, **_TEXT, metavar="DIR", **_FREE)
+    yield Setting("resume", None, what, **_TEXT, metavar="DIR", **_FREE, **_OWN)
     what = "Go on although data, model or settings are not those of the start."
-    yield Setting("resume_anyway", False, what, **_FREE)
+    yield Setting("resume_anyway", False, what, **_FREE, **_OWN)
     what = "Print plan, batches and predicted memory, and stop."
     yield Setting("dry_run", False, what, **_FREE)
 
 
 def _watchers() -> Iterable[Setting]:
-    file: dict[str, Any] = {"metavar": "FILE", **_FREE}
+    file: dict[str, Any] = {"metavar": "FILE", **_FREE, **_OWN}
     what = "Write report.html and curves.png beside the adapter; needs matplotlib."
-    yield Setting("report", False, what, **_FREE)
+    yield Setting("report", False, what, **_FREE, **_OWN)
     what = (
         "Prompts to answer greedily at every validation: a file, one a line or .jsonl; "
         "in YAML also a list."
     )
     yield Setting("sample_prompts", None, what, **file)
     yield Setting(
-        "sample_tokens", 100, "Most tokens of such an answer.", least=1, **_FREE
+        "sample_tokens", 100, "Most tokens of such an answer.", least=1, **_FREE, **_OWN
     )
     what = "File of an ordinary text, whose perplexity is taken before and after."
     yield Setting("retain_data", None, what, **_TEXT, **file)
@@ -149,8 +152,8 @@ def _watchers() -> Iterable[Setting]:
         "Where to log: wandb, swanlab, tensorboard, trackio, or several such as "
         "wandb,trackio."
     )
-    yield _shared("report_to", what, **_TEXT, **_FREE)
-    yield _shared("project_name", "Project name for them.", **_TEXT, **_FREE)
+    yield _shared("report_to", what, **_TEXT, **_FREE, **_OWN)
+    yield _shared("project_name", "Project name for them.", **_TEXT, **_FREE, **_OWN)
 
 
 def _loop() -> Iterable[Setting]:
