@@ -176,13 +176,15 @@ class RowNotes:
             raise InputError(f"{source} has no rows.")
         if not used:
             worst = self._describe(*Counter(self.skipped).most_common(1)[0])
-            shapes, more = "; ".join(KNOWN_SHAPES[:8]), len(KNOWN_SHAPES) - 8
-            hint = f"Known columns: {shapes}; and {more} more in DPO_REFERENCE.md."
+            hint = ""
+            if self.skipped.keys() & {"unknown columns", "missing column"}:
+                shapes, more = "; ".join(KNOWN_SHAPES[:8]), len(KNOWN_SHAPES) - 8
+                hint = f" Known columns: {shapes}; and {more} more in DPO_REFERENCE.md."
             if TOO_LONG in self.skipped:
-                hint = f"Raise max_seq_length, which is {max_length:,}."
+                hint = f" Raise max_seq_length, which is {max_length:,}."
             raise InputError(
                 f"{source}: no row of {self.num_rows:,} can be used. Skipped "
-                f"{worst}. {hint}"
+                f"{worst}.{hint}"
             )
         bad = Counter({k: n for k, n in self.skipped.items() if k not in _NOT_BAD})
         if bad.total() > max_bad_rows * self.num_rows:

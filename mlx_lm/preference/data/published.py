@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from .messages import RowFault, as_messages, check_text
+from .content import RowFault, check_text, is_answer
+from .messages import Messages, as_messages
 from .pairs import TIE, PreferenceRow, make_pair
 from .prompts import Prompt, find_question
 from .rankings import Scored, criteria_pairs, is_number, ranked_pairs
@@ -15,7 +16,6 @@ from .row import ANSWERS, PREFERENCE, PROMPT, Reading, Row
 
 # What HelpSteer2 rates, from 0 to 4.
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
-
 # Their sign says which answer is better, their size how much.
 SIGNED = ("preference_strength", "overall_preference")
 
@@ -130,9 +130,15 @@ def read_arena(row: Row, reading: Reading) -> list[PreferenceRow]:
     # MT-bench keeps both turns beside the judgment of one.
     turn = row.get("turn")
     if isinstance(turn, int) and turn > 0:
-        sides = [side[: 2 * turn] for side in sides]
+        sides = [_until_answer(side, turn) for side in sides]
     chosen, rejected = sides if winner == "model_a" else sides[::-1]
     return [make_pair(row, chosen, rejected, reading, "arena", Prompt())]
+
+
+def _until_answer(messages: Messages, number: int) -> Messages:
+    """A conversation up to an answer, counted from 1."""
+    ends = [i for i, message in enumerate(messages, 1) if is_answer(message)]
+    return messages[: ends[number - 1]] if number <= len(ends) else messages
 
 
 def read_arena_lists(row: Row, reading: Reading) -> list[PreferenceRow]:

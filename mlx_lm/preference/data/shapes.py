@@ -34,10 +34,6 @@ class Shape:
     # One row may be several pairs, or half of one.
     several: bool = False
 
-    def fits(self, names: Any) -> bool:
-        """Whether these are columns of such a row."""
-        return all(name in names for name in self.tells.split(" + "))
-
 
 def _pair(
     row: Row,
@@ -124,7 +120,12 @@ SHAPES = (
         _SWIFT,
         "query, response, rejected_response",
     ),
-    Shape("text", "chosen_response + rejected_response", _RESPONSES),
+    Shape(
+        "text",
+        "chosen_response + rejected_response",
+        _RESPONSES,
+        "prompt, chosen_response, rejected_response (text)",
+    ),
     Shape(
         "Stack Exchange pairs",
         "response_j + response_k",
@@ -261,6 +262,7 @@ SHAPES = (
     ),
     _several("labelled", "messages + kto_tag", read_label),
 )
+_READERS = {frozenset(shape.tells.split(" + ")): shape.read for shape in SHAPES}
 # Without what is said of the columns.
 KNOWN_SHAPES = tuple(
     dict.fromkeys(
@@ -303,9 +305,9 @@ def _find(row: Row, reading: Reading) -> Callable[[Row, Reading], list]:
         return published.read_scored
     # What is null only tells what is missing.
     for names in (row.keys(), row.keys() | row.nulls):
-        for shape in SHAPES:
-            if shape.fits(names):
-                return shape.read
+        for told, read in _READERS.items():
+            if told <= names:
+                return read
     for name, other in (("chosen", "rejected"), ("rejected", "chosen")):
         if other in row:
             raise row.needs(name)
