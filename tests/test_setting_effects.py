@@ -78,6 +78,7 @@ EFFECTS = {
         {"kind": 1, "short": 0.5},
         {"data": "criteria", "criteria": {"kind": 1}},
     ),
+    "ranking_pairs": Effect("weights", "best_and_worst", {"data": "rankings"}),
     "wrap_text": Effect("weights", True, {"data": "texts"}),
     "escape_special_tokens": Effect("weights", True, {"data": "special"}),
     "transcripts": Effect("weights", "raw", {"data": "transcripts"}),
@@ -166,6 +167,8 @@ def write_data(root):
     save_rows(root / "other", other)
     save_rows(root / "labels", labels)
     save_rows(root / "texts", texts)
+    ranked = [(x["prompt"], [x["chosen"], "well", x["rejected"]]) for x in texts]
+    save_rows(root / "rankings", [{"prompt": p, "ranking": r} for p, r in ranked])
     save_rows(root / "special", [{**x, "prompt": f"</s>{x['prompt']}"} for x in texts])
     save_rows(root / "transcripts", transcripts)
     save_rows(root / "criteria", criteria)
