@@ -92,6 +92,10 @@ class TestWeights(Faults):
                 self.assertEqual(found.chosen[0]["content"], chosen)
                 self.assertEqual(found.values, {f"{name}s": abs(strength)})
             self.assertEqual(read_rows(signed)[0].values, {})
+        turns = "Hi\n<extra_id_1>Assistant\nHo\n<extra_id_1>User\nHa"
+        (found,) = read_rows({**row, "prompt": turns, "preference_strength": 1})
+        said = [(message["role"], message["content"]) for message in found.prompt]
+        self.assertEqual(said, [("user", "Hi"), ("assistant", "Ho"), ("user", "Ha")])
         self.refuse("tie", {**row, "preference_strength": 0})
         self.refuse("not a number", {**row, "preference_strength": "much"})
 
