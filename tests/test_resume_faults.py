@@ -248,17 +248,33 @@ class TestFiles(FolderCase):
                 Setup().start(self.folder, keep_checkpoints=1, steps_per_save=2)
         self.assertEqual(
             self.names(self.folder),
-            ["1_adapters", "4_adapters", "4_state", "700_state"],
+            ["1_adapters", "2_adapters", "2_state", "4_adapters", "4_state"]
+            + ["700_state"],
         )
         out = Setup().start(self.folder, keep_checkpoints=1, steps_per_save=5)
         self.assertIn("has checkpoints of an earlier run, such as 0000700_state", out)
         self.assertEqual(
             self.names(self.folder),
-            ["1_adapters", "4_adapters", "4_state", "9_adapters", "9_state"]
-            + ["700_state"],
+            ["1_adapters", "2_adapters", "2_state", "4_adapters", "4_state"]
+            + ["9_adapters", "9_state", "700_state"],
         )
         drop_newer(self.folder, 9)
         self.assertNotIn("700_state", self.names(self.folder))
+
+    def test_numbers_of_any_length(self):
+        folder = self.start(keep_checkpoints=1)
+        last, many = newest_state(folder), 10_000_000
+        for path in folder.glob("0*"):
+            path.rename(path.with_name(path.name.replace("0000009", str(many - 1))))
+        numbered(folder, many, "adapters").write_bytes(b"weights")
+        save_state(folder, many, last.arrays, last.info)
+        (folder / "12ab_state.safetensors").write_text("not ours")
+        self.assertEqual(newest_state(folder).iteration, many)
+        drop_newer(folder, many - 1)
+        names = [path.name for path in folder.glob("*_state*")]
+        self.assertEqual(
+            sorted(names), ["12ab_state.safetensors", "9999999_state.safetensors"]
+        )
 
     def test_a_state_of_another_version_is_no_damaged_one(self):
         folder = self.start()

@@ -1,6 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 import contextlib
+import re
 import shutil
 import tempfile
 import unittest
@@ -11,7 +12,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
-from resuming import STEPS, Setup, bits, lines_of, signals
+from resuming import STEPS, Setup, lines_of, signals
 from test_dpo_command import CommandCase, command, metrics_of
 from tiny import Recorder, random_pairs, tiny_model, train
 
@@ -159,17 +160,47 @@ class TestRun(unittest.TestCase):
         counts = [line["skipped_steps"] for line in lines]
         self.assertEqual(counts, [1, 1, 1, 2, 3, 3, 3, 3, 3])
         self.assertEqual(out.count("skipped: its loss or gradient is not finite"), 3)
-        for line in lines:
+        # Of no pairs, nothing is known: no loss of 0 and no perplexity of 1.
+        for line in (lines[0], lines[3]):
+            unknown = {name for name, value in line.items() if value is None}
+            self.assertLessEqual({"loss", "train_loss", "perplexity/policy"}, unknown)
+            self.assertLessEqual({"rewards/accuracies", "logps/chosen"}, unknown)
+        self.assertIsNone(lines[0]["grad_norm"])
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", out)
+        shown = [x.split() for x in plain.splitlines() if " - " in x]
+        self.assertEqual(
+            [row[:4] for row in shown], [[i, "-", "-", "-"] for i in "145"]
+        )
+        for line in (*lines[1:3], *lines[5:]):
             self.assertTrue(all(np.isfinite(v) for v in line.values()), line)
         # The norm is that of the last update.
         self.assertEqual(lines[3]["grad_norm"], lines[2]["grad_norm"])
         self.assertEqual(lines[3]["trained_pairs"], lines[2]["trained_pairs"])
-        weights = [
-            bits(self.folder / f"{step:07d}_adapters.safetensors")
-            for step in range(1, STEPS + 1)
-        ]
-        same = [a == b for a, b in zip(weights, weights[1:])]
-        self.assertEqual(same, [False, False, True, True, False, False, False, False])
+        # What was due while steps were skipped is saved when one was taken.
+        saved = [int(p.name[:7]) for p in sorted(self.folder.glob("*_adapters*"))]
+        self.assertEqual(saved, [2, 3, *range(6, STEPS + 1)])
+
+    def test_a_broken_run_keeps_its_last_good_checkpoint(self):
+        names = lambda: sorted(p.name[:15] for p in self.folder.glob("0*"))
+        expected = ["0000002_adapter", "0000002_state.s"]
+        setup = Setup(max_skipped_steps=3, steps_per_save=2, keep_checkpoints=1)
+        # The update of step 4 is what breaks it: what was saved then is no good.
+        with poisoned(*range(5, 99)), self.assertRaises(TrainingStopped) as caught:
+            setup.start(self.folder)
+        self.assertEqual(names()[:2], expected)
+        self.assertRegex(
+            str(caught.exception),
+            "The last checkpoint is .*/0000002_adapters.safetensors. To resume from it, "
+            "delete 0000004_state.safetensors.$",
+        )
+        # Nor does a signal, or the end, make room meanwhile.
+        for stop in (lambda: signals("_take_step", 3), lambda: poisoned(*range(99))):
+            with poisoned(*range(99)), stop():
+                with contextlib.suppress(SystemExit):
+                    setup.go_on(self.folder, iters=6, max_skipped_steps=99)
+            self.assertEqual(names()[:2], expected)
+        setup.go_on(self.folder)
+        self.assertEqual(names(), ["0000009_adapter", "0000009_state.s"])
 
     def test_filling_is_never_infinite(self):
         longer = random_pairs(3, longest=30)
@@ -210,9 +241,19 @@ class TestRun(unittest.TestCase):
         self.assertRegex(
             message, r"in 3 steps in a row, last with rows \d(, \d)?\. Lower"
         )
-        self.assertIn("0000004_adapters.safetensors", message)
-        with poisoned(1), self.assertRaisesRegex(TrainingStopped, "no checkpoint yet"):
-            Setup(max_skipped_steps=1).start(self.folder / "other")
+        self.assertIn("Lower learning_rate", message)
+        self.assertRegex(
+            message, "0000003_adapters.safetensors. No step was taken from it"
+        )
+
+    def test_too_many_before_the_first_update(self):
+        for dtype, advice in ((None, ""), (mx.float16, "float16 ends at 65,504, .*")):
+            with poisoned(1, 2), self.assertRaisesRegex(
+                TrainingStopped,
+                "No step was taken yet, so this is not the learning rate's fault: "
+                f"{advice}look at these rows.$",
+            ):
+                Setup(max_skipped_steps=2, dtype=dtype).start(self.folder / str(dtype))
 
 
 class TestCommand(CommandCase):
@@ -226,13 +267,13 @@ class TestCommand(CommandCase):
         with poisoned(*range(3, 30)):
             self.stop(
                 r"not finite in 10 steps in a row, last with rows .*train.*\d.* Lower "
-                r"learning_rate.*The last checkpoint is .*0000010_adapters",
+                r"learning_rate.*The last checkpoint is .*0000002_adapters",
                 *more,
             )
         lines = metrics_of(self.adapters)
         self.assertEqual(lines[-1]["skipped_steps"], 8)
-        out = self.succeed("--resume", self.adapters, "--iters", 14)
-        self.assertIn("Going on after step 10 of 14", out)
+        out = self.succeed("--resume", self.adapters, "--iters", 4)
+        self.assertIn("Going on after step 2 of 4", out)
 
     def test_errors_of_the_backend(self):
         memory = "[malloc] Unable to allocate 99999999999 bytes."

@@ -193,17 +193,24 @@ def hidden_metrics(objective: Objective, tested: bool = False) -> frozenset[str]
     )
 
 
+def _count(sums, over):
+    """What a sum is divided by: of no answers, there is no average."""
+    name = over.rpartition("/")[2]
+    answers = sums[name if name in ("chosen", "rejected") else "pairs"]
+    return mx.where(answers > 0, mx.maximum(sums[over], 1.0), mx.nan)
+
+
 def mean_metrics(
     sums: dict[str, mx.array], hidden: frozenset[str] = frozenset()
 ) -> dict[str, mx.array]:
     """Average summed metrics: per pair, KL per token, perplexity of the chosen."""
     means: dict[str, mx.array] = {}
     for over in dict.fromkeys(metric.over for metric in METRICS if metric.over):
-        count = mx.maximum(sums[over], 1.0)
+        count = _count(sums, over)
         own = [m.name for m in METRICS if m.over == over and m.name in sums]
         means |= {name: sums[name] / count for name in own}
     means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
-    tokens = mx.maximum(sums["tokens/chosen"], 1.0)
+    tokens = _count(sums, "tokens/chosen")
     for who in ("policy", "reference"):
         means[f"perplexity/{who}"] = mx.exp(sums[f"nll/{who}"] / tokens)
     return {name: x for name, x in means.items() if name not in hidden}

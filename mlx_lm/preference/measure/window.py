@@ -113,7 +113,7 @@ class LastGradient:
     """The norm of the last update, and each module's gradient if asked for."""
 
     def __init__(self) -> None:
-        self.norm = mx.array(0.0)
+        self.norm = mx.array(mx.nan)
         self._trees: tuple | None = None
         self._report: dict | None = None
 

@@ -9,6 +9,7 @@ need no state. Written last and in one step, a state is whole or not there.
 
 import json
 import math
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from ..reference.cache import pair_key
 from ..terminal import rprint
 
 VERSION = 3
-STATES = "[0-9]*_state.safetensors"
+_STATE = re.compile("([0-9]{7,})_state.safetensors")
 # Older ones are only needed where the newest is damaged.
 KEPT_STATES = 2
 
@@ -97,9 +98,16 @@ def load_state(path: str | Path) -> TrainingState:
     return TrainingState(iteration, arrays, info, adapter)
 
 
+def find_states(folder: str | Path) -> list[tuple[int, Path]]:
+    """The steps that a folder has states of, and their files, the newest first."""
+    # Beyond seven digits, names sort otherwise than numbers.
+    found = [(_STATE.fullmatch(path.name), path) for path in Path(folder).glob("*")]
+    return sorted(((int(m[1]), path) for m, path in found if m), reverse=True)
+
+
 def newest_state(folder: str | Path) -> TrainingState | None:
     """Read the newest state of a run that can be read."""
-    for path in sorted(Path(folder).glob(STATES), reverse=True):
+    for _, path in find_states(folder):
         try:
             return load_state(path)
         except _OtherVersion:
@@ -111,8 +119,8 @@ def newest_state(folder: str | Path) -> TrainingState | None:
 
 def drop_newer(folder: str | Path, iteration: int) -> None:
     """Delete states that a run never comes back to: an earlier run's, or damaged."""
-    for path in Path(folder).glob(STATES):
-        if int(path.name.partition("_")[0]) > iteration:
+    for step, path in find_states(folder):
+        if step > iteration:
             path.unlink(missing_ok=True)
 
 
@@ -129,21 +137,36 @@ class Checkpoints:
     def __init__(self, folder: str | Path, keep: int | None = None):
         self.folder, self.keep = Path(folder), keep
         self.steps: list[int] = []
+        #: Whether one could not be written when it was time.
+        self.is_due = False
+        # A killed process may not have come to it.
+        self._has_old = True
 
-    def name_last(self) -> str:
-        """Name the last one, for the user."""
+    def name_last(self, taken: float = math.inf) -> str:
+        """Name the last one for the user: of those before a step that was taken."""
         if not self.steps:
             return "There is no checkpoint yet."
-        last = numbered(self.folder, self.steps[-1], "adapters")
-        return f"The last checkpoint is {last}."
+        proven = [step for step in self.steps if step < taken]
+        last = (proven or self.steps)[-1]
+        text = f"The last checkpoint is {numbered(self.folder, last, 'adapters')}."
+        if not proven:
+            return f"{text} No step was taken from it."
+        newer = [numbered("", x, "state").name for x in self.steps if x > last]
+        # Resuming takes the newest one.
+        return text + f" To resume from it, delete {', '.join(newer)}." * bool(newer)
 
     def add(self, iteration: int) -> None:
         """Count a checkpoint that is about to be written."""
+        self.is_due = False
         if iteration not in self.steps[-1:]:
             self.steps.append(iteration)
+            self._has_old = True
 
     def drop_old(self) -> None:
-        """Delete those that are no longer wanted."""
+        """Delete those that are no longer wanted, once the newest is known to work."""
+        if not self._has_old:
+            return
+        self._has_old = False
         for iteration in self.steps[: -(self.keep or KEPT_STATES)]:
             numbered(self.folder, iteration, "state").unlink(missing_ok=True)
         if self.keep:

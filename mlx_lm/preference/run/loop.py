@@ -10,6 +10,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from mlx.utils import tree_flatten
 
 from ...tuner.trainer import DPOTrainingArgs, training_step
 from ..batch.collate import count_tokens, epoch_batches, iterate_preference_batches
@@ -127,14 +128,16 @@ class PreferenceRun:
                 self.ui.advance()
                 self._after_step(it)
         if self.rank == 0:
+            if not self.skipped.in_a_row:
+                self.checkpoints.drop_old()
             self.reference.cache.save()
 
     def _begin(self):
         """Leave an earlier run's checkpoints alone: nothing tells whose they are."""
-        if self.rank == 0 and (others := [*self.folder.glob(checkpoint.STATES)]):
+        if self.rank == 0 and (others := checkpoint.find_states(self.folder)):
             rprint(
                 f"[WARNING] {self.folder} has checkpoints of an earlier run, such as "
-                f"{max(others).name}, which resuming may find first: delete them, or "
+                f"{others[0][1].name}, which resuming may find first: delete them, or "
                 "give each run a folder of its own."
             )
         return 0, True
@@ -148,18 +151,21 @@ class PreferenceRun:
         self.reference.check(self.train_set, self.args.objective.ld_alpha)
         if self.rank == 0:
             checkpoint.drop_newer(self.folder, resume.iteration)
-            # A killed process may not have come to it.
-            self.checkpoints.drop_old()
         return resume.iteration, info["pending"]
 
     def _after_step(self, it):
         """Report, validate, save and stop, as far as it is due."""
-        args, last = self.args, it == self.args.iters
+        args, last, doubtful = self.args, it == self.args.iters, self.skipped.in_a_row
+        if self.rank == 0 and not doubtful:
+            # Only now it is known that a step can be taken from the newest.
+            self.checkpoints.drop_old()
         if it % args.steps_per_report == 0 or last:
             self._report(it)
         if self.val_set and (it % args.steps_per_eval == 0 or last):
             self._validate(it)
-        if it % args.steps_per_save == 0 or last:
+        due = it % args.steps_per_save == 0 or self.checkpoints.is_due
+        self.checkpoints.is_due = due and doubtful > 0
+        if due and not doubtful or last:
             self._save(it)
         if self._must_stop():
             self._save_and_exit(it)
@@ -239,9 +245,21 @@ class PreferenceRun:
         if self.skipped.in_a_row >= self.args.max_skipped_steps:
             raise TrainingStopped(
                 f"The loss or its gradient was not finite in {self.skipped.in_a_row} "
-                f"steps in a row, last with rows {rows}. Lower learning_rate, or look "
-                f"at these rows. {self.checkpoints.name_last()}"
+                f"steps in a row, last with rows {rows}. {self._advice(it)}"
             )
+
+    def _advice(self, it):
+        """What to do about numbers that are not finite."""
+        taken = it - self.skipped.in_a_row
+        if taken > 0:
+            last = self.checkpoints.name_last(taken)
+            return f"Lower learning_rate, or look at these rows. {last}"
+        text = "No step was taken yet, so this is not the learning rate's fault: "
+        if mx.float16 in (
+            x.dtype for _, x in tree_flatten(self.policy_model.parameters())
+        ):
+            text += "float16 ends at 65,504, so use a bfloat16 or float32 model, or "
+        return f"{text}look at these rows."
 
     def _remember(self, dataset, batch, arrays, logps):
         """Keep the reference's log-probs if they are new."""
@@ -351,6 +369,5 @@ class PreferenceRun:
             checkpoint.save_adapter(self.policy_model, path)
         # The state comes last: where it is, the rest is too.
         checkpoint.save_state(self.folder, it, arrays, info)
-        self.checkpoints.drop_old()
         self.reference.cache.save()
         self.ui.report_save(adapter)

@@ -2,6 +2,7 @@
 
 """What a run shows while it goes."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +42,11 @@ def print_header(title: str, rows: list[tuple[str, str]]) -> None:
         padding=(0, 2),
     )
     make_console().print(panel)
+
+
+def _number(value: float, form: str) -> str:
+    """A metric; a dash if there was nothing to measure."""
+    return "-" if math.isnan(value) else format(value, form)
 
 
 class PreferenceTrainUI(TrainUI):
@@ -94,15 +100,18 @@ class PreferenceTrainUI(TrainUI):
         """Print one line of training metrics."""
         if self._rank != 0:
             return
-        loss = metrics["loss"]
-        better = self._prev_train_loss is None or loss <= self._prev_train_loss
-        arrow, style = ("▼", "green") if better else ("▲", "yellow")
-        self._prev_train_loss = loss
+        loss, before = metrics["loss"], self._prev_train_loss
+        arrow, style = ("▲", "yellow") if loss > (before or loss) else ("▼", "green")
+        if math.isnan(loss):
+            # Every step was skipped.
+            arrow, style = " ", "yellow"
+        else:
+            self._prev_train_loss = loss
         self._console.print(
             f"  [ui.muted]{it:>5}[/ui.muted]  "
-            f"[bold {style}]{loss:>6.3f} {arrow}[/bold {style}]"
-            f"   {metrics['rewards/accuracies']:>6.1%}"
-            f"  {metrics['rewards/margins']:>+7.3f}"
+            f"[bold {style}]{_number(loss, '.3f'):>6} {arrow}[/bold {style}]"
+            f"   {_number(metrics['rewards/accuracies'], '.1%'):>6}"
+            f"  {_number(metrics['rewards/margins'], '+.3f'):>7}"
             f"  [ui.strong]{metrics['tokens_per_second']:>6,.0f}[/ui.strong]"
             f"  [ui.muted]{metrics['trained_pairs']:>7,.0f}"
             f"  {self._left(it):>7}[/ui.muted]"

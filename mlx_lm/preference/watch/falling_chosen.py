@@ -28,8 +28,10 @@ class FallingChosen(TrainingCallback):
         """``logps/chosen`` over its start; None if that can't be told."""
         if not self.frozen_start:
             logps = info.get("val_logps/chosen")
+            if logps is None or math.isnan(logps):
+                return None
             self.start = self.start or logps
-            return logps / self.start if logps and self.start else None
+            return logps / self.start if self.start else None
         # The logarithms' ratio is what logps/chosen of the same pairs is over its start.
         names = (f"{part}perplexity/policy", f"{part}perplexity/reference")
         now, start = (info.get(name) for name in names)
