@@ -3,6 +3,7 @@
 import copy
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +28,9 @@ from .preference.report.inspect import show_pairs
 from .preference.report.page import LEFT_BY_TESTS, show_report
 from .preference.report.table import short_names
 from .preference.run import setup
-from .preference.run.folder import CallbackList, open_folder
+from .preference.run.folder import CallbackList, check_folder, open_folder
 from .preference.run.forecast import check_memory
+from .preference.run.lock import folder_kept
 from .preference.run.loop import TrainingStopped
 from .preference.run.plan import describe_plan, training_plan
 from .preference.run.screen import print_header
@@ -115,7 +117,20 @@ def train_model(
     resumes = args.resume and not args.dry_run
     state = setup.find_checkpoint(args, identity) if resumes else None
     optimizer, notices = setup.make_optimizer(args, len(train_set), state)
-    if mx.distributed.init().rank() == 0:
+    if state:
+        models.fitting_weights(model, state.adapter)
+    watched = WatchedRun(
+        Path(args.adapter_path),
+        model,
+        train_set.tokenizer,
+        valid_set,
+        # Rewards are measured from the policy as it was.
+        compared and not (args.reference_model or args.sync_reference),
+        args.sample_prompts,
+        args.sample_tokens,
+    )
+    is_first = mx.distributed.init().rank() == 0
+    if is_first:
         plan = training_plan(train_set, settings)
         rows = setup.header_rows(args, train_set, valid_set, reference, plan, estimate)
         print_header("mlx_lm.dpo", rows)
@@ -123,30 +138,14 @@ def train_model(
             rprint(line)
         for line in describe_plan(plan, args.batch_size) if args.dry_run else []:
             rprint(line)
-        if not args.dry_run:
-            services = args.report_to, args.project_name, args.adapter_path
-            metrics = open_folder(
-                args.adapter_path,
-                vars(args),
-                state,
-                training_callback,
-                partial(reporting_callbacks, *services),
-            )
-            watched = WatchedRun(
-                Path(args.adapter_path),
-                model,
-                train_set.tokenizer,
-                valid_set,
-                # Rewards are measured from the policy as it was.
-                compared and not (args.reference_model or args.sync_reference),
-                args.sample_prompts,
-                args.sample_tokens,
-            )
-            watchers = run_watchers(watched, state, LEFT_BY_TESTS)
-            training_callback = CallbackList([metrics, *watchers])
+        watched.check()
+        check_folder(args.adapter_path)
+    # Whatever any rank refuses, nothing of an earlier run is touched until here.
     _start_together(args, lambda: setup.rank_inputs(identity, state))
     if args.dry_run:
         return reference
+    if is_first:
+        training_callback = _open_folder(args, state, watched, training_callback)
     for notice in notices:
         rprint(notice)
     print_trainable_parameters(model)
@@ -170,6 +169,19 @@ def _start_together(args, loaded):
     """Wait for all ranks, and refuse any that has other settings or inputs."""
     settings = {name: getattr(args, name) for name in names(per_rank=False)}
     start_together(inputs=lambda: {**settings, **loaded()})
+
+
+def _open_folder(args, state, watched, training_callback):
+    """Make the adapter folder ready, and what gets the run's reports."""
+    services = args.report_to, args.project_name, args.adapter_path
+    metrics = open_folder(
+        args.adapter_path,
+        vars(args),
+        state,
+        training_callback,
+        partial(reporting_callbacks, *services),
+    )
+    return CallbackList([metrics, *run_watchers(watched, state, LEFT_BY_TESTS)])
 
 
 def evaluate_model(
@@ -294,6 +306,13 @@ def run(
         _compare(args)
         return
     settle(args)
+    writes = args.train and not args.dry_run and mx.distributed.init().rank() == 0
+    with folder_kept(args.adapter_path) if writes else nullcontext():
+        _run(args, training_callback)
+
+
+def _run(args, training_callback):
+    """Load what the settings name, then train, test, or both."""
     np.random.seed(args.seed)
     if args.mask_prompt:
         rprint("mask_prompt has no effect: preference losses never score prompts.")

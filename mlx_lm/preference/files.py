@@ -2,11 +2,13 @@
 
 """Files that are written completely or not at all, and where caches live."""
 
+import errno
 import json
 import math
 import os
 import platform
 import re
+import stat
 import sys
 import time
 import zlib
@@ -17,8 +19,18 @@ from typing import Any
 
 from .errors import InputError
 
+
 # A home may be shared: a number of a process says nothing on another host.
-HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+def _host() -> str:
+    """A name for what gives processes their numbers: a host, or a container in it."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return f"{zlib.crc32(' '.join(parts).encode()):08x}"
+
+
+HOST = _host()
 DAY = 24 * 3600
 
 
@@ -27,6 +39,9 @@ def replace_file(path: str | Path, write: Callable[[str], Any]) -> None:
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{HOST}-{os.getpid()}.tmp{path.suffix}")
     try:
+        # What lies there is not written to: a link may lead anywhere.
+        temporary.unlink(missing_ok=True)
+        os.close(open_plain(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
         write(str(temporary))
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -34,6 +49,43 @@ def replace_file(path: str | Path, write: Callable[[str], Any]) -> None:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def open_plain(path: str | Path, flags: int) -> int:
+    """Open a file of a run: no link is followed, and no FIFO waited for."""
+    guards = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(path, flags | guards, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "It is no regular file")
+    return descriptor
+
+
+def check_plain(
+    path: str | Path, is_kind: Callable[[int], bool] = stat.S_ISREG
+) -> None:
+    """Check that what a run adds to is its own file or folder, if it is there."""
+    if os.path.lexists(path) and not is_kind(os.lstat(path).st_mode):
+        what = "folder" if is_kind is stat.S_ISDIR else "file"
+        raise InputError(
+            f"{path} is no {what} of its own but leads elsewhere, where nothing is "
+            "written: remove it, or choose another folder."
+        )
+
+
+def append_text(path: str | Path, text: str) -> None:
+    """Add to a file, and wait until it is on the disk."""
+    with writing(path), open(path, "a", encoding="utf-8", opener=open_plain) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_plain(path: str | Path) -> bytes:
+    """Read a file that ends: a FIFO or a device is none."""
+    if not Path(path).is_file():
+        raise OSError(errno.EINVAL, "It is no regular file")
+    return Path(path).read_bytes()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -125,7 +177,7 @@ def remove_leftovers(folder: str | Path) -> None:
         # Those of older versions name no host.
         owner = re.search(r"\.(?:([0-9a-f]{8})-)?(\d+)\.tmp", path.name)
         if owner and (
-            _is_old(path) or owner[1] == HOST and not _is_alive(int(owner[2]))
+            _is_old(path) or owner[1] == HOST and not is_alive(int(owner[2]))
         ):
             path.unlink(missing_ok=True)
 
@@ -138,10 +190,11 @@ def _is_old(path):
         return False
 
 
-def _is_alive(process):
+def is_alive(process: int) -> bool:
+    """Tell whether another process of this host has a number."""
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:
         pass

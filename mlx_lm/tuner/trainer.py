@@ -1,6 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -280,7 +281,8 @@ def train_dpo(
         dict: The last report's metrics.
 
     Raises:
-        ValueError: If a setting is out of range or the data set is too small.
+        ValueError: If a setting is out of range, the data set is too small, or
+            another run is writing to the folder.
         TrainingStopped: If the numbers went wrong, or memory ran out.
         SystemExit: After SIGINT or SIGTERM, when the run is saved.
 
@@ -300,6 +302,7 @@ def train_dpo(
     from ..preference.forward.recompute import keyed_layers
     from ..preference.policy.optimizer import with_master_weights
     from ..preference.reference.remembered import NoReference, RememberedReference
+    from ..preference.run.lock import folder_kept
     from ..preference.run.loop import PreferenceRun
     from ..preference.terminal import lasting_output
 
@@ -307,8 +310,10 @@ def train_dpo(
     if args.grad_accumulation_steps < 1:
         raise InputError("grad_accumulation_steps must be at least 1")
     maybe_set_recommended_wired_limit()
-    if mx.distributed.init().rank() == 0:
-        Path(args.adapter_file).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(args.adapter_file).parent
+    is_first = mx.distributed.init().rank() == 0
+    if is_first:
+        folder.mkdir(parents=True, exist_ok=True)
     else:
         training_callback = None
     reference = reference_model
@@ -322,7 +327,9 @@ def train_dpo(
     sets = train_dataset, val_dataset
     run = PreferenceRun(policy_model, reference, optimizer, args, *sets)
     run.callback, run.identity = training_callback, identity or {}
-    with lasting_output(), run.ui, keyed_layers(policy_model, args.grad_checkpoint):
+    keeping = folder_kept(folder) if is_first else nullcontext()
+    recomputed = keyed_layers(policy_model, args.grad_checkpoint)
+    with keeping, lasting_output(), run.ui, recomputed:
         run.train(resume)
     policy_model.eval()
     return run.metrics

@@ -93,8 +93,8 @@ def read_weights(model: nn.Module, path: str) -> None:
         raise _unreadable(path, e) from e
 
 
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load trained weights into a prepared model, and drop none of them."""
+def fitting_weights(model: nn.Module, path: str | Path) -> dict[str, mx.array]:
+    """The trained weights of a file, all of which a prepared model has, and no more."""
     trainable = dict(tree_flatten(model.trainable_parameters()))
     if not Path(path).exists():
         raise InputError(f"The adapter file {path} does not exist.")
@@ -118,7 +118,12 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             f"{path} does not fit: it has no tensor {missing[0]!r}, which is trained "
             "here. Check fine_tune_type, num_layers and lora_parameters.keys."
         )
-    model.load_weights(list(weights.items()), strict=False)
+    return weights
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load trained weights into a prepared model, and drop none of them."""
+    model.load_weights(list(fitting_weights(model, path).items()), strict=False)
 
 
 def unfreeze_head(model: nn.Module) -> None:

@@ -5,6 +5,7 @@
 import json
 import os
 import platform
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
@@ -13,11 +14,22 @@ from typing import Any
 
 import mlx.core as mx
 
+from ...cli_ui import rprint
 from ...tuner.callbacks import TrainingCallback
 from ...utils import save_config
 from ..errors import InputError
-from ..files import json_text, remove_leftovers, replace_file, writing
+from ..files import (
+    append_text,
+    check_plain,
+    json_text,
+    open_plain,
+    read_plain,
+    remove_leftovers,
+    replace_file,
+    writing,
+)
 from .checkpoint import TrainingState, drop_newer
+from .lock import keep_folder
 
 
 class CallbackList(TrainingCallback):
@@ -40,16 +52,13 @@ class MetricsFile(TrainingCallback):
 
     def __init__(self, path: str | Path, keep: int = 0):
         self.path = Path(path)
-        with writing(self.path), open(self.path, "ab") as fid:
+        with writing(self.path), open(self.path, "ab", opener=open_plain) as fid:
             # A file that was deleted meanwhile must not grow to its old length.
             fid.truncate(min(keep, fid.tell()))
 
     def _append(self, info):
-        with writing(self.path), open(self.path, "a") as fid:
-            fid.write(json_text(info) + "\n")
-            # A checkpoint, which is synced too, counts on it.
-            fid.flush()
-            os.fsync(fid.fileno())
+        # A checkpoint, which is synced too, counts on it.
+        append_text(self.path, json_text(info) + "\n")
 
     def on_train_loss_report(self, train_info: dict) -> None:
         self._append(train_info)
@@ -58,36 +67,62 @@ class MetricsFile(TrainingCallback):
         self._append(val_info)
 
 
-def read_lines(path: str | Path) -> list[dict]:
-    """Read a file of one JSON object a line."""
-    if not Path(path).exists():
+def read_lines(path: str | Path, **kinds: Any) -> list[dict]:
+    """Read a file of one JSON object a line, those that have what is needed."""
+    if not os.path.lexists(path):
         return []
-    objects = []
-    for line in Path(path).read_text("utf-8").splitlines():
-        with suppress(ValueError):
-            objects.append(json.loads(line))
+    objects, lines = [], [x for x in _read(path).splitlines() if x.strip()]
+    for line in lines:
+        with suppress(ValueError, RecursionError):
+            found = json.loads(line)
+            if isinstance(found, dict) and _has(found, kinds):
+                objects.append(found)
+    if len(objects) < len(lines):
+        count = len(lines) - len(objects)
+        rprint(f"[WARNING] {path} is damaged: {count} of its lines are left out.")
     return objects
 
 
+def _has(found, kinds):
+    return all(type(found.get(name)) in kind for name, kind in kinds.items())
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON file; nothing if there is none."""
-    return json.loads(Path(path).read_text("utf-8")) if Path(path).exists() else {}
+    """Read a JSON file; nothing if there is none, or it is damaged."""
+    if not os.path.lexists(path):
+        return {}
+    text = _read(path)
+    with suppress(ValueError, RecursionError):
+        if isinstance(found := json.loads(text or "{}"), dict):
+            return found
+    rprint(f"[WARNING] {path} is damaged: it is left out.")
+    return {}
+
+
+def _read(path):
+    try:
+        return read_plain(path).decode("utf-8", "replace")
+    except OSError as e:
+        rprint(f"[WARNING] Can't read {path}: {e.strerror}. It is left out.")
+        return ""
 
 
 TRAINED_WITH = "mlx_lm.dpo"
 METRICS = "metrics.jsonl"
+FOLDERS = ("best", "tensorboard")
 
 
 def adapter_config(path: str | Path) -> dict | None:
     """Read the configuration that lies beside an adapter file."""
     path = Path(path)
     path = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        config = json.loads(path.read_bytes())
-    except ValueError as e:
-        raise InputError(f"{path} is damaged: {e}. Copy it again.") from e
+        config = json.loads(read_plain(path))
+    except (OSError, ValueError, RecursionError) as e:
+        reason = getattr(e, "strerror", None) or e
+        raise InputError(f"{path} is damaged: {reason}. Copy it again.") from e
     if not isinstance(config, dict):
         raise InputError(f"{path} is no configuration: it must hold keys and values.")
     return config
@@ -118,6 +153,13 @@ def saved_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {**config, "trained_with": TRAINED_WITH, "versions": run_versions()}
 
 
+def check_folder(folder: str | Path) -> None:
+    """Check that nothing in a run's folder leads out of it."""
+    check_plain(Path(folder) / METRICS)
+    for name in FOLDERS:
+        check_plain(Path(folder) / name, stat.S_ISDIR)
+
+
 def open_folder(
     folder: str | Path,
     settings: dict[str, Any],
@@ -127,8 +169,10 @@ def open_folder(
 ) -> CallbackList:
     """Make the adapter folder ready, and what will write a run's metrics there."""
     folder = Path(folder)
+    check_folder(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    keep_folder(folder)
     config = saved_settings(settings)
     services = reporting(config)
     for place in (folder, folder / "best"):

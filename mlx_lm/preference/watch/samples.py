@@ -11,7 +11,7 @@ from rich.cells import cell_len, set_cell_size
 
 from ...tuner.callbacks import TrainingCallback
 from ..errors import InputError
-from ..files import json_text, write_text, writing
+from ..files import append_text, json_text, write_text
 from ..forward.frozen import running
 from ..run.folder import read_lines
 from ..terminal import rprint
@@ -19,6 +19,8 @@ from ..terminal import rprint
 FILE_NAME = "samples.jsonl"
 WIDTH = 80
 Prompt = str | list[dict[str, Any]]
+# What a line of the file has.
+LINE = {"iteration": (int,), "prompt": (str, list), "answer": (str,)}
 
 
 def read_prompts(given: Any) -> list[Prompt]:
@@ -60,6 +62,32 @@ def _prompt(row, where):
     return row
 
 
+def encode_prompts(tokenizer: Any, prompts: list[Prompt]) -> list[list[int]]:
+    """The token ids of prompts, as generation begins with them."""
+    return [_encode(tokenizer, x, i) for i, x in enumerate(prompts, 1)]
+
+
+def _encode(tokenizer, prompt, number):
+    if tokenizer.has_chat_template:
+        if isinstance(prompt, str):
+            prompt = [{"role": "user", "content": prompt}]
+        encode = tokenizer.apply_chat_template
+        try:
+            return encode(prompt, add_generation_prompt=True)
+        except Exception as e:
+            # Each template fails in its own way.
+            raise InputError(
+                f"sample_prompts, prompt {number}: the chat template can't write it "
+                f"({type(e).__name__}: {e}). Give messages with texts as content."
+            ) from e
+    if not isinstance(prompt, str):
+        raise InputError(
+            "sample_prompts has messages, which need a chat template, and the "
+            "tokenizer has none: give texts."
+        )
+    return tokenizer.encode(prompt)
+
+
 class PromptSamples(TrainingCallback):
     """Answer prompts whenever a validation is reported, and keep the answers."""
 
@@ -76,22 +104,10 @@ class PromptSamples(TrainingCallback):
     ):
         self.model, self.tokenizer, self.path = model, tokenizer, Path(path)
         self.max_tokens = max_tokens
-        self.prompts = [(prompt, self._encode(prompt)) for prompt in prompts]
-        kept = [x for x in read_lines(self.path) if x["iteration"] <= keep]
-        write_text(self.path, "".join(json_text(line) + "\n" for line in kept))
-
-    def _encode(self, prompt):
-        if self.tokenizer.has_chat_template:
-            if isinstance(prompt, str):
-                prompt = [{"role": "user", "content": prompt}]
-            encode = self.tokenizer.apply_chat_template
-            return encode(prompt, add_generation_prompt=True)
-        if not isinstance(prompt, str):
-            raise InputError(
-                "sample_prompts has messages, which need a chat template, and the "
-                "tokenizer has none: give texts."
-            )
-        return self.tokenizer.encode(prompt)
+        self.prompts = list(zip(prompts, encode_prompts(tokenizer, prompts)))
+        lines = read_lines(self.path, **LINE)
+        kept = [json_text(x) + "\n" for x in lines if x["iteration"] <= keep]
+        write_text(self.path, "".join(kept))
 
     def on_val_loss_report(self, val_info: dict) -> None:
         it = val_info["iteration"]
@@ -99,8 +115,7 @@ class PromptSamples(TrainingCallback):
         for (prompt, _), answer in zip(self.prompts, self.answers()):
             lines.append({"iteration": it, "prompt": prompt, "answer": answer})
             rprint(sample_line(it, prompt, answer))
-        with writing(self.path), open(self.path, "a", encoding="utf-8") as fid:
-            fid.writelines(json_text(line) + "\n" for line in lines)
+        append_text(self.path, "".join(json_text(line) + "\n" for line in lines))
 
     def answers(self) -> list[str]:
         """Answer all prompts."""

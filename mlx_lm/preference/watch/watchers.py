@@ -9,6 +9,7 @@ from typing import Any
 import mlx.nn as nn
 
 from ...tuner.callbacks import TrainingCallback
+from ..files import check_plain
 from ..run.checkpoint import TrainingState
 from ..run.folder import METRICS
 from ..terminal import rprint
@@ -31,6 +32,13 @@ class WatchedRun:
     frozen_start: bool
     sample_prompts: Any = None
     sample_tokens: int = 64
+
+    def check(self) -> None:
+        """Find out, before anything is written, what could not be watched."""
+        if self.sample_prompts is not None and self.valid_set:
+            check_plain(self.folder / samples.FILE_NAME)
+            prompts = samples.read_prompts(self.sample_prompts)
+            samples.encode_prompts(self.tokenizer, prompts)
 
 
 def run_watchers(
