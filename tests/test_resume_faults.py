@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import math
 import shutil
 import signal
@@ -15,6 +16,7 @@ import mlx.core as mx
 import numpy as np
 from resuming import STEPS, FolderCase, Setup, bits, lines_of, result, signals
 from test_dpo_command import CommandCase, command
+from test_folder_lock import content
 from tiny import random_pairs
 
 from mlx_lm.preference.errors import InputError
@@ -41,6 +43,13 @@ class At(TrainingCallback):
     def on_train_loss_report(self, train_info):
         if train_info["iteration"] == self.step:
             self.act()
+
+
+def flip(path):
+    """Change one bit."""
+    raw = bytearray(path.read_bytes())
+    raw[-200] ^= 1
+    path.write_bytes(raw)
 
 
 # In a validation of the command's tiny data.
@@ -209,6 +218,82 @@ class TestGuard(unittest.TestCase):
         self.assertEqual(self.run_waiting(saving), (0, "went on 143\n", ""))
 
 
+class TestNothingToGoOnWith(CommandCase):
+    """Where checkpoints were made and none can be used, nothing is begun or touched."""
+
+    def lose(self, name, change):
+        for path in self.adapters.glob(name):
+            change(path)
+
+    def other_version(self, path):
+        arrays, metadata = mx.load(str(path), return_metadata=True)
+        mx.save_safetensors(str(path), arrays, {**metadata, "version": "1"})
+
+    def test_what_was_lost(self):
+        self.succeed(*self.flags("--save-every", 1))
+        whole = shutil.copytree(self.adapters, self.folder / "whole")
+        states, adapters = "*_state.safetensors", "[0-9]*_adapters.safetensors"
+        losses = {
+            "adapters deleted": (
+                adapters,
+                Path.unlink,
+                "adapters.safetensors is missing",
+            ),
+            "adapters damaged": (adapters, flip, "is damaged, or not the one that"),
+            "states damaged": (states, flip, "0000003_state.safetensors is damaged"),
+            "states emptied": (
+                states,
+                lambda path: path.write_bytes(b""),
+                "can't be read",
+            ),
+            "another version": (states, self.other_version, "of another version"),
+            "states deleted": (states, Path.unlink, "no checkpoint to go on with"),
+        }
+        for name, (files, change, what) in losses.items():
+            shutil.rmtree(self.adapters)
+            shutil.copytree(whole, self.adapters)
+            self.lose(files, change)
+            before = content(self.adapters)
+            with self.subTest(name):
+                code, _, err = command("--resume", self.adapters)
+                self.assertEqual(code, 2)
+                self.assertRegex(
+                    err,
+                    rf"\AError: {self.adapters} has .*{what}.* Restore its files, or give "
+                    r"--restart to begin again at step 0 and overwrite what is there\.\n\Z",
+                )
+                self.assertEqual(content(self.adapters), before)
+        out = self.succeed("--resume", self.adapters, "--restart")
+        self.assertIn("The run begins again at step 0.", out)
+        self.assertEqual(bits(self.last(self.adapters)), bits(self.last(whole)))
+        saved = json.loads((self.adapters / "adapter_config.json").read_text())
+        self.assertFalse(saved["restart"])
+
+    def test_killed_in_the_first_save(self):
+        self.succeed(*self.flags("--save-every", 1))
+        for path in self.adapters.glob("*.safetensors"):
+            if path.name != "0000001_adapters.safetensors":
+                path.unlink()
+        out = self.succeed("--resume", self.adapters)
+        self.assertIn("has no checkpoint yet: the run starts again", out)
+
+    def test_the_last_adapter_is_that_of_the_last_state(self):
+        self.succeed(*self.flags("--save-every", 1))
+        # Killed between the two.
+        shutil.copyfile(
+            numbered(self.adapters, 1, "adapters"), self.last(self.adapters)
+        )
+        self.succeed("--resume", self.adapters)
+        whole = numbered(self.adapters, 3, "adapters")
+        self.assertEqual(bits(self.last(self.adapters)), bits(whole))
+
+    def last(self, folder):
+        return folder / "adapters.safetensors"
+
+    def test_restart_is_of_a_run_that_is_resumed(self):
+        self.fail_in_one_line("restart needs resume", *self.flags("--restart"))
+
+
 class TestFiles(FolderCase):
     """Which checkpoints there are, and which one is taken."""
 
@@ -305,13 +390,11 @@ class TestFiles(FolderCase):
         whole = self.start(keep_checkpoints=2)
         expected = result(whole)
 
-        def flip(path):
-            raw = bytearray(path.read_bytes())
-            raw[-200] ^= 1
-            path.write_bytes(raw)
-
         def cut(path):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+        def older(path):
+            shutil.copyfile(numbered(path.parent, STEPS - 1, "adapters"), path)
 
         damages = {
             "flipped": ("state", flip),
@@ -320,6 +403,8 @@ class TestFiles(FolderCase):
             "text": ("state", lambda path: path.write_text("{}")),
             "no weights": ("adapters", Path.unlink),
             "cut weights": ("adapters", cut),
+            "flipped weights": ("adapters", flip),
+            "older weights": ("adapters", older),
         }
         for name, (kind, damage) in damages.items():
             with self.subTest(name):
@@ -344,15 +429,6 @@ class TestFiles(FolderCase):
                 folder, state, steps_per_save=4, callback=At(STEPS, lambda: 1 / 0)
             )
         self.assertEqual(self.names(folder)[-1], f"{STEPS}_adapters")
-
-    def test_all_damaged(self):
-        folder = self.start(keep_checkpoints=2)
-        for path in folder.glob("*_state.safetensors"):
-            path.write_bytes(b"")
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            self.assertIsNone(newest_state(folder))
-        self.assertEqual(out.getvalue().count("[WARNING]"), 2)
 
     def test_best(self):
         for name, sign, metric in (

@@ -70,7 +70,11 @@ class TestSetup(unittest.TestCase):
     def test_the_newest_checkpoint_is_found(self):
         with tempfile.TemporaryDirectory() as folder:
             args = SimpleNamespace(
-                adapter_path=folder, resume=folder, resume_anyway=False, iters=9
+                adapter_path=folder,
+                resume=folder,
+                resume_anyway=False,
+                restart=False,
+                iters=9,
             )
             with contextlib.redirect_stdout(io.StringIO()) as screen:
                 self.assertIsNone(find_checkpoint(args, {}))
@@ -87,7 +91,11 @@ class TestSetup(unittest.TestCase):
     def test_fewer_steps_than_were_taken(self):
         with tempfile.TemporaryDirectory() as folder:
             args = SimpleNamespace(
-                adapter_path=folder, resume=folder, resume_anyway=False, iters=3
+                adapter_path=folder,
+                resume=folder,
+                resume_anyway=False,
+                restart=False,
+                iters=3,
             )
             for pending in (False, True):
                 numbered(folder, 4, "adapters").write_bytes(b"x")

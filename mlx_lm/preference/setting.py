@@ -59,6 +59,7 @@ class Setting:
     per_dataset: bool = False  # may stand in an entry of hf_dataset
     # Each rank may have its own: a place on its disk, or what the first alone does.
     per_rank: bool = False
+    outside: bool = False  # reads, writes or sends outside of the adapter folder
 
     @property
     def type(self) -> type | None:
@@ -68,7 +69,7 @@ class Setting:
     @property
     def range(self) -> str:
         """What a number must be, empty if it may be any."""
-        found = [f"{k} {x:g}" for k, x, _ in self._bounds() if x is not None]
+        found = [f"{k} {x:,}" for k, x, _ in self._bounds() if x is not None]
         return "-1 (all) or " * self.all + " and ".join(found)
 
     def _bounds(self):
@@ -100,8 +101,12 @@ class Setting:
     def _holds(self, value):
         if self.all and value == -1:
             return True
+        try:
+            is_finite = math.isfinite(value)
+        except OverflowError:
+            return False
         fits = (x is None or holds(value, x) for _, x, holds in self._bounds())
-        return math.isfinite(value) and all(fits)
+        return is_finite and all(fits)
 
 
 def setting(default: Any, help: str, **marks: Any) -> Any:

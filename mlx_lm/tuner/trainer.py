@@ -158,7 +158,10 @@ class DPOTrainingArgs(Objective):
     sharing: str = "plain"
     compile: bool | None = None
     seed: int = setting(
-        0, "Of adapter weights, order of the data, dropout and held-out pairs.", least=0
+        0,
+        "Of adapter weights, order of the data, dropout and held-out pairs.",
+        least=0,
+        below=2**32,
     )
 
     @cached_property

@@ -7,11 +7,13 @@ numbers and the order of the data are functions of the seed and the step, so the
 need no state. Written last and in one step, a state is whole or not there.
 """
 
+import filecmp
 import json
 import math
 import re
 import shutil
 from functools import partial
+from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +29,8 @@ from ..measure.metrics import BEST
 from ..reference.cache import pair_key
 from ..terminal import rprint
 
-VERSION = 3
+VERSION = 4
+ADAPTER = "adapters.safetensors"
 _STATE = re.compile("([0-9]{7,})_state.safetensors")
 # Older ones are only needed where the newest is damaged.
 KEPT_STATES = 2
@@ -51,6 +54,11 @@ def numbered(folder: str | Path, iteration: int, name: str) -> Path:
     return Path(folder) / f"{iteration:07d}_{name}.safetensors"
 
 
+def _file_digest(path):
+    with open(path, "rb") as file:
+        return file_digest(file, blake2b).hexdigest()
+
+
 def save_state(
     folder: str | Path, iteration: int, arrays: dict[str, mx.array], info: dict
 ) -> Path:
@@ -61,7 +69,7 @@ def save_state(
     metadata = {
         "version": str(VERSION),
         "iteration": str(iteration),
-        "adapter_bytes": str(numbered(folder, iteration, "adapters").stat().st_size),
+        "adapter": _file_digest(numbered(folder, iteration, "adapters")),
         "info": text,
         "checksum": digest(arrays, text),
     }
@@ -85,16 +93,18 @@ def load_state(path: str | Path) -> TrainingState:
         raise InputError(f"{path} can't be read ({e}).") from e
     if is_other:
         raise _OtherVersion(
-            f"{path} is a checkpoint of another version of mlx_lm.dpo, which alone can "
-            "go on with it. Start a new run."
+            f"{path.parent} has a checkpoint of another version of mlx_lm.dpo, "
+            f"{path.name}, which alone can go on with it."
         )
     if not whole:
         raise InputError(f"{path} is damaged.")
     adapter = numbered(path.parent, iteration, "adapters")
-    size = adapter.stat().st_size if adapter.exists() else None
-    if str(size) != metadata.get("adapter_bytes"):
-        what = "missing" if size is None else "damaged"
-        raise InputError(f"{path} has no weights beside it: {adapter.name} is {what}.")
+    if not adapter.is_file():
+        raise InputError(f"{path} has no weights beside it: {adapter.name} is missing.")
+    if _file_digest(adapter) != metadata.get("adapter"):
+        raise InputError(
+            f"{adapter} is damaged, or not the one that {path.name} was saved with."
+        )
     return TrainingState(iteration, arrays, info, adapter)
 
 
@@ -106,14 +116,27 @@ def find_states(folder: str | Path) -> list[tuple[int, Path]]:
 
 
 def newest_state(folder: str | Path) -> TrainingState | None:
-    """Read the newest state of a run that can be read."""
-    for _, path in find_states(folder):
+    """Read the newest state of a run whose files are whole; None if it has none yet."""
+    states = find_states(folder)
+    faults = []
+    for _, path in states:
         try:
-            return load_state(path)
+            state = load_state(path)
         except _OtherVersion:
             raise
         except InputError as e:
-            rprint(f"[WARNING] {e} Going back to the checkpoint before it.")
+            faults.append(f"{e}")
+            continue
+        for fault in faults:
+            rprint(f"[WARNING] {fault} Going back to the checkpoint before it.")
+        return state
+    if faults:
+        raise InputError(
+            f"{folder} has checkpoints ({len(states)}), but none can be used: {faults[0]}"
+        )
+    # Each is written after the first state.
+    if (Path(folder) / ADAPTER).exists():
+        raise InputError(f"{folder} has an adapter, but no checkpoint to go on with.")
     return None
 
 
@@ -129,6 +152,14 @@ def save_adapter(model: nn.Module, path: str | Path) -> None:
     weights = dict(sorted(tree_flatten(model.trainable_parameters())))
     with writing(path):
         replace_file(path, lambda name: mx.save_safetensors(name, weights))
+
+
+def copy_adapter(source: Path, target: str | Path) -> None:
+    """Copy an adapter, completely or not at all, unless it is there."""
+    target = Path(target)
+    if not target.is_file() or not filecmp.cmp(source, target, shallow=False):
+        with writing(target):
+            replace_file(target, partial(shutil.copyfile, source))
 
 
 class Checkpoints:
@@ -208,7 +239,7 @@ class BestAdapter:
         config = self.folder / "adapter_config.json"
         if config.exists():
             replace_file(folder / config.name, partial(shutil.copyfile, config))
-        save_adapter(model, folder / "adapters.safetensors")
+        save_adapter(model, folder / ADAPTER)
 
     def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
         return {}, self.held

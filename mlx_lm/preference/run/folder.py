@@ -148,7 +148,7 @@ def run_versions() -> dict[str, str]:
 def saved_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as they are written beside the adapter."""
     # How a process came to the run is not the run's.
-    config = {**settings, "resume": None, "resume_anyway": False}
+    config = {**settings, "resume": None, "resume_anyway": False, "restart": False}
     config.pop("explicit", None)
     return {**config, "trained_with": TRAINED_WITH, "versions": run_versions()}
 

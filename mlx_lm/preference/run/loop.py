@@ -151,6 +151,7 @@ class PreferenceRun:
         self.reference.check(self.train_set, self.args.objective.ld_alpha)
         if self.rank == 0:
             checkpoint.drop_newer(self.folder, resume.iteration)
+            checkpoint.copy_adapter(resume.adapter, self.args.adapter_file)
         return resume.iteration, info["pending"]
 
     def _after_step(self, it):
@@ -365,9 +366,9 @@ class PreferenceRun:
             "identity": self.identity,
         }
         adapter = checkpoint.numbered(self.folder, it, "adapters")
-        for path in (adapter, self.args.adapter_file):
-            checkpoint.save_adapter(self.policy_model, path)
-        # The state comes last: where it is, the rest is too.
+        checkpoint.save_adapter(self.policy_model, adapter)
         checkpoint.save_state(self.folder, it, arrays, info)
+        # Without a state beside it, it tells that one was lost.
+        checkpoint.copy_adapter(adapter, self.args.adapter_file)
         self.reference.cache.save()
         self.ui.report_save(adapter)

@@ -18,6 +18,7 @@ from ..batch.buckets import LAYOUTS
 from ..data.options import RowOptions
 from ..data.render import todays_date
 from ..digest import digest
+from ..errors import InputError
 from ..files import remove_leftovers, user_cache_folder
 from ..forward.frozen import FrozenStart
 from ..forward.probe import Sharing, check_packing, check_sharing
@@ -185,7 +186,16 @@ def find_checkpoint(
     args: SimpleNamespace, identity: dict[str, str]
 ) -> TrainingState | None:
     """Find the state to go on with, and say from where."""
-    state = newest_state(args.adapter_path)
+    try:
+        state = newest_state(args.adapter_path)
+    except InputError as e:
+        if not args.restart:
+            raise InputError(
+                f"{e} Restore its files, or give --restart to begin again at step 0 and "
+                "overwrite what is there."
+            ) from e
+        rprint(f"[WARNING] {e} The run begins again at step 0.")
+        return None
     if state is None:
         rprint(f"{args.adapter_path} has no checkpoint yet: the run starts again.")
         return None

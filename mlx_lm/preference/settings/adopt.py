@@ -8,6 +8,10 @@ from ..run.folder import TRAINED_WITH, adapter_config
 from ..terminal import rprint
 from .table import SETTINGS, names
 
+TRUST = "trust_remote_code"
+# What is meant for one command is not taken from the run before.
+OWN = ("resume", "resume_anyway", "restart", "dry_run", TRUST)
+
 
 def adopt_adapter_config(args: SimpleNamespace) -> None:
     """Take rank, keys and layers from the adapter that the run starts from."""
@@ -41,10 +45,36 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
         _adopt(args, config, path)
 
 
+def _checked(config, where, keys):
+    """What a configuration has of some settings, each of the type that it must have."""
+    where = where if where.is_dir() else where.parent
+    found = {k: config[k] for k in keys if config.get(k) is not None}
+    for key, value in found.items():
+        try:
+            SETTINGS[key].check(value)
+        except InputError as e:
+            raise InputError(f"{where / 'adapter_config.json'}: {e}") from e
+    # Nobody lets code run but who gives this command.
+    return _without_trust(found)
+
+
+def _without_trust(value):
+    if isinstance(value, dict):
+        known = {k: v for k, v in value.items() if k != TRUST}
+        return {k: _without_trust(v) for k, v in known.items()}
+    return [*map(_without_trust, value)] if isinstance(value, list) else value
+
+
+def _say(taken, folder):
+    """Say what a folder's settings make the command read, write or send elsewhere."""
+    said = [f"{k} {v!r}" for k, v in taken.items() if SETTINGS[k].outside]
+    if said:
+        rprint(f"Taken from {folder}: {', '.join(said)}.")
+
+
 def _adopt(args, config, path):
     """Take the adapter's shape from its configuration, or say what contradicts."""
-    shape = names(resume="shape", tested=True)
-    theirs = {k: config[k] for k in shape if config.get(k) is not None}
+    theirs = _checked(config, Path(path), names(resume="shape", tested=True))
     ours = {k: getattr(args, k) for k in theirs if k in args.explicit}
     if "lora_parameters" in ours:
         parameters = dict(theirs["lora_parameters"])
@@ -74,9 +104,11 @@ def adopt_finished_run(args: SimpleNamespace) -> None:
             "folder of a run, or '' to test the model as it is."
         )
     _adopt(args, config, args.adapter_path)
-    for key in names(tested=True):
-        if config.get(key) is not None and key not in args.explicit:
-            setattr(args, key, config[key])
+    found = _checked(config, Path(args.adapter_path), names(tested=True))
+    taken = {k: v for k, v in found.items() if k not in args.explicit}
+    for key, value in taken.items():
+        setattr(args, key, value)
+    _say(taken, args.adapter_path)
 
 
 def adopt_resumed_run(args: SimpleNamespace) -> None:
@@ -88,10 +120,11 @@ def adopt_resumed_run(args: SimpleNamespace) -> None:
             f"Nothing to resume in {folder}: it has no adapter_config.json of a "
             "mlx_lm.dpo run."
         )
-    for key, old in config.items():
-        if key not in SETTINGS or key in ("resume", "resume_anyway", "dry_run"):
-            continue
-        new = getattr(args, key)
+    known = [key for key in config if key in SETTINGS and key not in OWN]
+    found = _checked(config, Path(folder), known)
+    _say({k: v for k, v in found.items() if k not in args.explicit}, folder)
+    for key in known:
+        new, old = getattr(args, key), found.get(key)
         if key not in args.explicit or _means(key, new, old):
             setattr(args, key, old)
         elif SETTINGS[key].resume != "free":

@@ -63,6 +63,8 @@ def check_args(args: SimpleNamespace) -> None:
         raise InputError("Must provide at least one of --train or --test")
     if not args.data and not args.hf_dataset:
         raise InputError("No data: give --data a folder or a Hugging Face dataset.")
+    if args.restart and not args.resume:
+        raise InputError("restart needs resume: without it a run begins anew anyway.")
     if args.train and not args.adapter_path:
         raise InputError("adapter_path is empty: name a folder for the adapter.")
     world = mx.distributed.init()
@@ -86,6 +88,7 @@ def check_args(args: SimpleNamespace) -> None:
     check_watchers(args)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.fine_tune_type]
+    args.learning_rate = float(args.learning_rate)
     # Builds it once to find mistakes; the length of the run comes later.
     build_learning_rate(args.learning_rate, 1, args.lr_schedule, args.warmup_steps)
     build_optimizer(args.optimizer, args.learning_rate, args.optimizer_config)
@@ -136,10 +139,15 @@ def _check_nested(args):
         raise InputError(f"hf_dataset must be a mapping or a list, got {given!r}.")
     rows = RowOptions().updated(vars(args))
     for dataset in [given] if isinstance(given, dict) else given:
-        if isinstance(dataset, dict):
-            known = [*DATASET_KEYS, *names(per_dataset=True)]
-            check_keys(dataset, known, "hf_dataset")
-            rows.updated(dataset)
+        if not isinstance(dataset, dict) or not dataset.get("path"):
+            raise InputError(f"hf_dataset needs a path, got {dataset!r}.")
+        known = [*DATASET_KEYS, *names(per_dataset=True)]
+        check_keys(dataset, known, "hf_dataset")
+        for key in ("path", "config", "train_split", "valid_split", "test_split"):
+            kind = dict if key == "config" else str
+            if dataset.get(key) is not None:
+                check_type(f"{key} of hf_dataset", dataset[key], kind)
+        rows.updated(dataset)
     lora = args.lora_parameters
     # Those of an adapter may have more keys.
     if "lora_parameters" in args.explicit:

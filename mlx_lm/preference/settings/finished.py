@@ -20,16 +20,27 @@ _TESTED = (*SAME_KEYS, "The kind of data")
 def settle(args: SimpleNamespace) -> None:
     """Complete the settings by those of an earlier run, and check them."""
     check_types(vars(args))
+    folder = args.resume
     if args.resume:
         adopt_resumed_run(args)
     if args.train:
         adopt_adapter_config(args)
+        if args.resume_adapter_file:
+            folder = folder or Path(args.resume_adapter_file).parent
     elif (args.test or args.inspect) and args.adapter_path:
         adopt_finished_run(args)
+        folder = args.adapter_path
     # A full run saves null.
     given = {k: v for k, v in (args.lora_parameters or {}).items() if v is not None}
     args.lora_parameters = {**CONFIG_DEFAULTS["lora_parameters"], **given}
-    check_args(args)
+    try:
+        check_args(args)
+    except InputError as e:
+        if folder is None:
+            raise
+        raise InputError(
+            f"{e} What was not given to the command is from {folder}/adapter_config.json."
+        ) from e
     if args.fine_tune_type == "full":
         args.lora_parameters = None
 

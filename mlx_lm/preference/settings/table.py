@@ -32,6 +32,7 @@ _TEXT: dict[str, Any] = {"kind": str}
 _COUNT: dict[str, Any] = {"kind": int, "least": 1}
 _YAML: dict[str, Any] = {"flag": False}
 _OWN: dict[str, Any] = {"per_rank": True}
+_OUTSIDE: dict[str, Any] = {"outside": True}
 
 
 def _shared(name: str, help: str, **marks: Any) -> Setting:
@@ -41,7 +42,7 @@ def _shared(name: str, help: str, **marks: Any) -> Setting:
 
 def _policy() -> Iterable[Setting]:
     model = "The policy: a local folder or a Hugging Face repo."
-    yield _shared("model", model, tested=True, compared=True, **_OWN)
+    yield _shared("model", model, tested=True, compared=True, **_OWN, **_OUTSIDE)
     yield _shared(
         "trust_remote_code", "Let the repo's own code run at loading.", **_FREE, **_OWN
     )
@@ -60,9 +61,11 @@ def _policy() -> Iterable[Setting]:
     what = "Train the output head too, and tied embeddings with it."
     yield Setting("train_head", False, what, **_ADAPTER)
     what = "Another model as the reference. Default: the policy's frozen start."
-    yield Setting("reference_model", None, what, **_TEXT, tested=True, **_OWN)
+    yield Setting(
+        "reference_model", None, what, **_TEXT, tested=True, **_OWN, **_OUTSIDE
+    )
     what = "Adapter to start from, a file or its folder; it is also the reference."
-    yield _shared("resume_adapter_file", what, **_TEXT, tested=True, **_OWN)
+    yield _shared("resume_adapter_file", what, **_TEXT, tested=True, **_OWN, **_OUTSIDE)
     what = "Allow an adapter of a DPO run as the start and the new reference."
     yield Setting("new_reference", False, what, **_OWN)
     what = "The optimizer of the weights that are trained."
@@ -85,15 +88,22 @@ def _data() -> Iterable[Setting]:
         "Preference pairs: a folder with {train, valid, test}.jsonl, a file, or a "
         "Hugging Face dataset such as Anthropic/hh-rlhf."
     )
-    yield Setting("data", None, what, **_TEXT, **_OWN)
+    yield Setting("data", None, what, **_TEXT, **_OWN, **_OUTSIDE)
     what = "Folder inside data."
     yield Setting("data_dir", None, what, **_TEXT, **_YAML, per_dataset=True, **_OWN)
     what = "One or several Hugging Face datasets with options of their own."
-    yield Setting("hf_dataset", None, what, **_YAML, **_OWN)
+    yield Setting("hf_dataset", None, what, **_YAML, **_OWN, **_OUTSIDE)
     yield from declared(RowOptions)
     what = "Share of the pairs held out, at most 500, if there is no validation split."
     yield Setting("valid_fraction", 0.02, what, least=0, below=1, **_YAML)
-    folder: dict[str, Any] = {**_TEXT, **_FREE, **_OWN, "off": True, "metavar": "DIR"}
+    folder: dict[str, Any] = {
+        **_TEXT,
+        **_FREE,
+        **_OWN,
+        **_OUTSIDE,
+        "off": True,
+        "metavar": "DIR",
+    }
     where = "for later runs. Default: in the user's cache folder; false: nowhere."
     what = f"Folder that keeps the reference's log-probs {where}"
     yield Setting("reference_cache", None, what, **folder)
@@ -130,12 +140,17 @@ def _run() -> Iterable[Setting]:
     yield Setting("resume", None, what, **_TEXT, metavar="DIR", **_FREE, **_OWN)
     what = "Go on although data, model or settings are not those of the start."
     yield Setting("resume_anyway", False, what, **_FREE, **_OWN)
+    what = (
+        "Let resume begin again at step 0 where no checkpoint can be used, and overwrite "
+        "what is there."
+    )
+    yield Setting("restart", False, what, **_FREE)
     what = "Print plan, batches and predicted memory, and stop."
     yield Setting("dry_run", False, what, **_FREE)
 
 
 def _watchers() -> Iterable[Setting]:
-    file: dict[str, Any] = {"metavar": "FILE", **_FREE, **_OWN}
+    file: dict[str, Any] = {"metavar": "FILE", **_FREE, **_OWN, **_OUTSIDE}
     what = "Write report.html and curves.png beside the adapter; needs matplotlib."
     yield Setting("report", False, what, **_FREE, **_OWN)
     what = (
@@ -152,8 +167,10 @@ def _watchers() -> Iterable[Setting]:
         "Where to log: wandb, swanlab, tensorboard, trackio, or several such as "
         "wandb,trackio."
     )
-    yield _shared("report_to", what, **_TEXT, **_FREE, **_OWN)
-    yield _shared("project_name", "Project name for them.", **_TEXT, **_FREE, **_OWN)
+    yield _shared("report_to", what, **_TEXT, **_FREE, **_OWN, **_OUTSIDE)
+    yield _shared(
+        "project_name", "Project name for them.", **_TEXT, **_FREE, **_OWN, **_OUTSIDE
+    )
 
 
 def _loop() -> Iterable[Setting]:
