@@ -73,6 +73,14 @@ def check_plain(
         )
 
 
+def allow_as_usual(path: str | Path) -> None:
+    """Give a file the permissions that the user's umask gives to new files."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    with suppress(OSError):
+        os.chmod(path, 0o666 & ~mask)
+
+
 def append_text(path: str | Path, text: str) -> None:
     """Add to a file, and wait until it is on the disk."""
     with writing(path), open(path, "a", encoding="utf-8", opener=open_plain) as file:

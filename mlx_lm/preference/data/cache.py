@@ -56,12 +56,12 @@ class TokenCache:
 
     def load(self, rows: Sequence[Any]) -> tuple[TokenColumns, dict[str, Any]] | None:
         """Find the tokens of some rows. Damaged files are ignored with a warning."""
-        data = rows_fingerprint(rows) if self._folder.is_dir() else None
+        data = rows_fingerprint(rows) if os.path.isdir(self._folder) else None
         # Hashing a large vocabulary takes a while: not for rows never met.
         if not data or not any(self._folder.glob(f"{data}-*")):
             return None
         path = self._path(data)
-        if path is None or not path.is_file():
+        if path is None or not os.path.isfile(path):
             return None
         try:
             result = _read(path)

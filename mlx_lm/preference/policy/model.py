@@ -100,7 +100,7 @@ def fitting_weights(model: nn.Module, path: str | Path) -> dict[str, mx.array]:
         raise InputError(f"The adapter file {path} does not exist.")
     try:
         weights = mx.load(str(path))
-    except RuntimeError as e:
+    except (RuntimeError, ValueError) as e:
         raise InputError(f"Can't read the adapter file {path}: {e}") from e
     for name, w in weights.items():
         if name not in trainable:

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..digest import digest
-from ..files import drop_oldest
+from ..files import allow_as_usual, drop_oldest
 from ..terminal import rprint
 
 # Changes when keys or files are made in another way.
@@ -45,7 +45,7 @@ def _unpack(rows: bytes) -> Entries:
 
 
 @contextmanager
-def _transaction(path: Path, start: str) -> Iterator[Any]:
+def _transaction(path: Path, start: str, wait: float) -> Iterator[Any]:
     """Open a database: ValueError if it is damaged, OSError if it can't be used."""
     # Links would lead elsewhere, and opening a FIFO waits for a writer.
     for suffix in ("", "-journal", "-wal", "-shm"):
@@ -61,7 +61,7 @@ def _transaction(path: Path, start: str) -> Iterator[Any]:
         # SQLite needs POSIX locks from the file system, and fails where there are
         # none; a page lost where they do not work does not pass for a number. Its
         # journal is the default one: a write-ahead log needs shared memory.
-        options: Any = {"timeout": LOCK_SECONDS, "isolation_level": None}
+        options: Any = {"timeout": wait, "isolation_level": None}
         with closing(sqlite3.connect(path, **options)) as database, database:
             database.execute(start)
             yield database
@@ -90,6 +90,11 @@ class ReferenceCache:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def _wait(self):
+        """Seconds to wait for another run's lock: once, not at every checkpoint."""
+        return 0 if self._warned else LOCK_SECONDS
+
     def _warn(self, text):
         if not self._warned:
             rprint(f"[WARNING] {text}")
@@ -101,7 +106,7 @@ class ReferenceCache:
             return {}
         again = "the reference's log-probs are computed again."
         try:
-            with _transaction(self.path, "BEGIN") as database:
+            with _transaction(self.path, "BEGIN", self._wait) as database:
                 entries = self._entries_of(database)
         except ValueError:
             self._warn(f"{self.path} is damaged: {again}")
@@ -204,12 +209,16 @@ class ReferenceCache:
             )
 
     def _write(self):
-        with _transaction(self.path, "BEGIN IMMEDIATE") as database:
+        is_new = not self.path.exists()
+        with _transaction(self.path, "BEGIN IMMEDIATE", self._wait) as database:
             database.execute(f"CREATE TABLE IF NOT EXISTS {TABLE}")
             known = self._entries_of(database)
             rows = _pack({k: v for k, v in self._entries.items() if k not in known})
             new = (rows, self._checksum(rows))
             database.execute("INSERT INTO saved VALUES (?, ?)", new)
+        if is_new:
+            # In a shared folder, others save here too, if the user lets them.
+            allow_as_usual(self.path)
 
     def exchange(self, group: mx.distributed.Group) -> None:
         """Give every process the numbers that the others read or stored."""

@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,7 +44,11 @@ def write_report(folder: str | Path) -> Path:
             "run."
         )
     check_matplotlib()
-    reports = read_lines(folder / "metrics.jsonl")
+    # Beside numbers, reports hold what no chart shows.
+    reports = [
+        {k: v for k, v in line.items() if v is None or type(v) in (int, float)}
+        for line in read_lines(folder / "metrics.jsonl", iteration=(int,))
+    ]
     config = read_json(folder / "adapter_config.json")
     page = folder / PAGE
     charts = drawing.curves(reports)
@@ -63,9 +68,9 @@ def render(
     charts: list[drawing.Chart],
 ) -> str:
     """Render the page. Every text in it is escaped."""
-    metrics = read_json(folder / TEST_FILE)
-    retained = read_json(folder / retained_text.FILE_NAME)
-    single = read_json(folder / PAIRS_FILE)
+    names = TEST_FILE, retained_text.FILE_NAME, PAIRS_FILE, samples.FILE_NAME
+    test, text, single, answers = (folder / name for name in names)
+    settings = folder / "adapter_config.json"
     environment = Environment(
         autoescape=True,
         trim_blocks=True,
@@ -74,29 +79,58 @@ def render(
         # Markup is what was drawn here; all else may have come from anywhere.
         finalize=lambda x: visible(x, "\n\t\r") if type(x) is str else x,
     )
-    versions = config.get("versions") or {}
-    noun = objective_of(SimpleNamespace(**config)).noun
+    noun = _part(
+        settings, "pairs", lambda: objective_of(SimpleNamespace(**config)).noun
+    )
     # What the test measured from: another model is no earlier state of this one.
     before = "reference" if config.get("reference_model") else "before"
+    metrics, retained, pairs = map(read_json, (test, text, single))
     shown = {k: v for k, v in config.items() if v is not None and k != "versions"}
+    tested = _part(test, ("", []), lambda: _test(metrics, before, noun))
+    retained_line = _part(text, "", lambda: _retained_line(retained))
+    change = retained if retained_line else {}
+    lines = read_lines(answers, **samples.LINE)
     return environment.from_string(TEMPLATE.read_text("utf-8")).render(
         title=title,
-        subtitle=_subtitle(config, reports),
-        tiles=_tiles(reports, retained, noun),
+        subtitle=_part(settings, "", lambda: _subtitle(config, reports)),
+        tiles=_part(text, [], lambda: _tiles(reports, change, noun)),
         charts=[
             (chart.title, drawing.svg(drawing.draw_curves, f"c{i}", chart=chart))
             for i, chart in enumerate(charts)
         ],
-        metrics=metrics,
-        noun=noun,
-        table=metrics_table({"after": metrics}, before, noun) if metrics else [],
-        retained=_retained_line(retained),
-        pictures=list(_test_pictures(metrics, single, before)),
-        samples=_samples(read_lines(folder / samples.FILE_NAME)),
-        pairs=_pair_groups(single.get("pairs", [])),
+        tested=tested[0],
+        table=tested[1],
+        retained=retained_line,
+        pictures=_part(single, [], lambda: [*_test_pictures(metrics, pairs, before)]),
+        samples=_part(answers, [], lambda: _samples(lines)),
+        pairs=_part(single, [], lambda: [*_pair_groups(pairs.get("pairs", []))]),
         settings=sorted(shown.items()),
-        versions=sorted(versions.items()),
+        versions=_part(
+            settings, [], lambda: sorted((config.get("versions") or {}).items())
+        ),
     )
+
+
+def _part(file: Path, default: Any, make: Callable[[], Any]) -> Any:
+    """A part of the page; a file that holds something else is left out."""
+    try:
+        return make()
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError):
+        rprint(f"[WARNING] {file} is damaged: what it says is left out.")
+        return default
+
+
+def _test(metrics, before, noun):
+    """What was tested, and the table of it."""
+    if not metrics:
+        return "", []
+    tested = ""
+    if "test/data" in metrics:
+        tested = (
+            f"{metrics['pairs']:,.0f} {noun} of {metrics['test/data']}, at most "
+            f"{metrics['test/max_seq_length']:,} tokens long."
+        )
+    return tested, metrics_table({"after": metrics}, before, noun)
 
 
 def _subtitle(config, reports):
@@ -178,12 +212,18 @@ def _pair_groups(pairs):
         (False, "wrong", "The reward prefers the rejected answer, the most first."),
         (True, "right", "The reward prefers the chosen answer, the most first."),
     ):
-        shown = [pair for pair in pairs if pair["right"] is right]
+        shown = [_shown(pair) for pair in pairs if pair["right"] is right]
         heading = (
             f"A {title} pair" if len(shown) == 1 else f"{len(shown)} {title} pairs"
         )
         if shown:
-            yield {"title": heading, "note": note, "pairs": shown}
+            yield {"title": heading, "note": note, "pairs": shown, "right": right}
+
+
+def _shown(pair):
+    texts = {name: str(pair[name]) for name in ("prompt", "chosen", "rejected")}
+    place = f"pair {pair['pair']:,} · " if "pair" in pair else ""
+    return texts | {"place": place, "margin": f"{pair['margin']:+.3f}"}
 
 
 def show_report(folder: str | Path) -> None:

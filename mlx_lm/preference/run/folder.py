@@ -14,7 +14,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from ...cli_ui import rprint
 from ...tuner.callbacks import TrainingCallback
 from ...utils import save_config
 from ..errors import InputError
@@ -28,6 +27,7 @@ from ..files import (
     replace_file,
     writing,
 )
+from ..terminal import rprint
 from .checkpoint import TrainingState, drop_newer
 from .lock import keep_folder
 
@@ -71,20 +71,24 @@ def read_lines(path: str | Path, **kinds: Any) -> list[dict]:
     """Read a file of one JSON object a line, those that have what is needed."""
     if not os.path.lexists(path):
         return []
-    objects, lines = [], [x for x in _read(path).splitlines() if x.strip()]
-    for line in lines:
-        with suppress(ValueError, RecursionError):
-            found = json.loads(line)
-            if isinstance(found, dict) and _has(found, kinds):
-                objects.append(found)
-    if len(objects) < len(lines):
-        count = len(lines) - len(objects)
-        rprint(f"[WARNING] {path} is damaged: {count} of its lines are left out.")
-    return objects
+    # What has no end yet is being written.
+    *lines, last = _read(path).split("\n")
+    found = [_object(line, kinds) for line in lines if line.strip()]
+    if None in found:
+        rprint(
+            f"[WARNING] {path} is damaged: {found.count(None)} of its lines are left out."
+        )
+    return [one for one in (*found, _object(last, kinds)) if one is not None]
 
 
-def _has(found, kinds):
-    return all(type(found.get(name)) in kind for name, kind in kinds.items())
+def _object(line, kinds):
+    with suppress(ValueError, RecursionError):
+        found = json.loads(line)
+        if isinstance(found, dict) and all(
+            type(found.get(name)) in types for name, types in kinds.items()
+        ):
+            return found
+    return None
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

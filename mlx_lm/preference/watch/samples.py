@@ -10,6 +10,7 @@ import mlx.nn as nn
 from rich.cells import cell_len, set_cell_size
 
 from ...tuner.callbacks import TrainingCallback
+from ..data.messages import as_messages
 from ..errors import InputError
 from ..files import append_text, json_text, write_text
 from ..forward.frozen import running
@@ -71,9 +72,10 @@ def _encode(tokenizer, prompt, number):
     if tokenizer.has_chat_template:
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
-        encode = tokenizer.apply_chat_template
         try:
-            return encode(prompt, add_generation_prompt=True)
+            # As rows of data are read: parts of texts are joined.
+            messages = as_messages(prompt, "messages")
+            return tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         except Exception as e:
             # Each template fails in its own way.
             raise InputError(
