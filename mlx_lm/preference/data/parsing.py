@@ -55,7 +55,7 @@ def _parse_json(raw: bytes, path: Path) -> Rows:
     raw = _as_utf8(raw)
     first = raw.lstrip().split(b"\n", 1)[0]
     begins = isinstance(_parse(first), RowFault) and first[:1]
-    whole = _parse(raw) if first[:1] == b"[" else None
+    whole: Any = _parse(raw) if first[:1] == b"[" else None
     if isinstance(whole, list):
         return [(_as_row(row), f"{path.name}[{i}]") for i, row in enumerate(whole)]
     if begins == b"[":

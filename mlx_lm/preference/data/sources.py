@@ -27,8 +27,10 @@ SPLIT_ALIASES = {
     for split, bases in _BASES.items()
 }
 SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow")
-SUFFIXES += (".csv", ".csv.gz", ".tsv")
+SUFFIXES = (
+    *(".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow"),
+    *(".csv", ".csv.gz", ".tsv"),
+)
 _SHARD = re.compile(r"-\d+-of-\d+.*$")
 
 

@@ -96,7 +96,7 @@ def _lock(descriptor, folder):
         os.pwrite(descriptor, json.dumps(me).encode(), 0)
 
 
-def _owner(descriptor) -> dict[str, Any]:
+def _owner(descriptor: int) -> dict[str, Any]:
     try:
         found = json.loads(os.pread(descriptor, 4096, 0))
         process, name = max(int(found["process"]), 1), str(found["name"])
