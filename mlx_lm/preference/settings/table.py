@@ -96,14 +96,8 @@ def _data() -> Iterable[Setting]:
     yield from declared(RowOptions)
     what = "Share of the pairs held out, at most 500, if there is no validation split."
     yield Setting("valid_fraction", 0.02, what, least=0, below=1, **_YAML)
-    folder: dict[str, Any] = {
-        **_TEXT,
-        **_FREE,
-        **_OWN,
-        **_OUTSIDE,
-        "off": True,
-        "metavar": "DIR",
-    }
+    folder: dict[str, Any] = {**_TEXT, **_FREE, **_OWN, "off": True, "metavar": "DIR"}
+    folder |= _OUTSIDE
     where = "for later runs. Default: in the user's cache folder; false: nowhere."
     what = f"Folder that keeps the reference's log-probs {where}"
     yield Setting("reference_cache", None, what, **folder)
@@ -168,9 +162,7 @@ def _watchers() -> Iterable[Setting]:
         "wandb,trackio."
     )
     yield _shared("report_to", what, **_TEXT, **_FREE, **_OWN, **_OUTSIDE)
-    yield _shared(
-        "project_name", "Project name for them.", **_TEXT, **_FREE, **_OWN, **_OUTSIDE
-    )
+    yield _shared("project_name", "Project name for them.", **_TEXT, **_FREE, **_OWN)
 
 
 def _loop() -> Iterable[Setting]:
