@@ -92,6 +92,9 @@ def text_of(tokenizer, ids):
 BACKENDS = list(make_backends())
 
 
+PLAIN = {"chosen": " yes", "rejected": " no"}
+
+
 def pair(prompt="Q:", chosen=" yes", rejected=" no"):
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 
@@ -323,6 +326,27 @@ class TestPreferenceDataset(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "need a chat template"):
             row = {"prompt": USER, "chosen": "a", "rejected": "b"}
             PreferenceDataset([row], make_tokenizer())
+
+    def test_what_was_read_as_what(self):
+        start = "Q: is it so?"
+        told = pair(start, f"{start} yes", f"{start} no")
+        others = {f"note_{i}": "a text" for i in range(14)}
+        rows = [[told, {**told, **others}], [told], [{"question": "Q", **PLAIN}]]
+        parts = [PreferenceDataset(part, make_tokenizer()) for part in rows]
+        both = PreferenceDataset.concatenate(parts)
+        lines = "\n".join(both.summary())
+        self.assertIn("In 3 rows both answers repeated the prompt, which", lines)
+        self.assertIn("'note_11' and 2 more.", lines)
+        columns = (
+            "prompt: prompt, question · answers: chosen, rejected · not read: note_0"
+        )
+        self.assertTrue(both.notes.read_as().startswith(columns))
+        # What was done is said once, of the whole.
+        self.assertEqual(both.select([0]).notes.remarks, {})
+        shared = PreferenceDataset(
+            [{"chosen": "so a", "rejected": "so b"}], make_tokenizer()
+        )
+        self.assertIn("prompt: the start of the answers", shared.notes.read_as())
 
     def test_template_errors_are_skipped(self):
         chat = {"prompt": USER, "chosen": "yes", "rejected": "no"}

@@ -155,7 +155,7 @@ class RowNotes:
         if self.choices:
             lines.append(f"Answers are compared by: {'; '.join(self.choices)}.")
         if self.unread:
-            names = ", ".join(map(repr, self.unread))
+            names = _listed([repr(name) for name in self.unread])
             lines.append(f"Columns with text that are not read: {names}.")
         return lines
 
@@ -165,7 +165,7 @@ class RowNotes:
         columns = {PROMPT: ["the start of the answers"], ANSWERS: [], **self.columns}
         if self.unread:
             columns["not read"] = self.unread
-        found = [f"{role}: {', '.join(names)}" for role, names in columns.items()]
+        found = [f"{role}: {_listed(names)}" for role, names in columns.items()]
         return " · ".join([*found, *self.choices])
 
     def check(
@@ -268,6 +268,11 @@ def describe(
             "makes turns of it."
         )
     return lines
+
+
+def _listed(names: Sequence[str], most: int = 12) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def _named(place: str | int) -> str:
