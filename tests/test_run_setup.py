@@ -17,6 +17,7 @@ from tiny import Pairs, Recorder, pair, random_pairs, tiny_model
 from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.batch.buckets import length_buckets
 from mlx_lm.preference.batch.shape import pair_lengths
+from mlx_lm.preference.data.notes import RowNotes
 from mlx_lm.preference.device import cache_limit, device_memory, trim_cache
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.probe import Sharing
@@ -154,15 +155,19 @@ class TestSetup(unittest.TestCase):
         )
         pairs = random_pairs(4)
         pairs.shape, pairs.format = "text", "text"
+        pairs.notes = RowNotes(
+            4, columns={"prompt": ["[q]"], "answers": ["a"]}, unread=["id"]
+        )
         reference = RememberedReference(FrozenStart(tiny_model()))
         plan = training_plan(pairs, DPOTrainingArgs(batch_size=2))
         estimate = MemoryEstimate(10**9, 0, 0, 0, 0)
         rows = dict(header_rows(args, pairs, [], reference, plan, estimate))
-        self.assertEqual(rows["data"], r"\[x]")
+        self.assertEqual(rows["data"], "[x]")
         self.assertEqual(rows["type"], "lora · 16 layers · rank 8")
         self.assertEqual(rows["loss"], "sigmoid · beta 0.1")
         self.assertEqual(rows["an epoch"], "2 iters · 2.5 epochs")
         self.assertEqual(rows["reference"], "the frozen start")
+        self.assertEqual(rows["columns"], "prompt: [q] · answers: a · not read: id")
         self.assertRegex(rows["prompts"], r"· 1 batch shape · \d+% padding")
         plan = length_buckets(pair_lengths(pairs), 2, min_batches=1)
         self.assertEqual(len(plan), 2)
