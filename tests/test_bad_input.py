@@ -165,7 +165,7 @@ class TestFullDisk(CommandCase):
 
     def test_no_room_at_all(self):
         desk = Desk(self.folder / "desk")
-        for size, name in (("4k", "metrics.jsonl"), ("20k", ".*_adapters.safetensors")):
+        for size, name in (("8k", "metrics.jsonl"), ("20k", ".*_adapters.safetensors")):
             with self.subTest(size):
                 full = self.mount(f"size={size}")
                 if full is None:

@@ -7,7 +7,9 @@ import tempfile
 import time
 import unittest
 from pathlib import Path
+from unittest import mock
 
+from mlx_lm.preference import files
 from mlx_lm.preference.files import (
     DAY,
     HOST,
@@ -37,6 +39,49 @@ class TestFiles(unittest.TestCase):
         self.assertEqual(path.read_bytes(), b"old")
         self.assertEqual(list(self.folder.iterdir()), [path])
 
+    def test_what_lies_in_the_way_is_not_written_to(self):
+        target = self.folder / "target"
+        target.write_text("precious")
+        path = self.folder / "x.json"
+        makers = {
+            "link": lambda where: where.symlink_to(target),
+            "hard link": lambda where: where.hardlink_to(target),
+            "FIFO": os.mkfifo,
+        }
+        for name, make in makers.items():
+            with self.subTest(name):
+                make(self.folder / f".x.{HOST}-{os.getpid()}.tmp.json")
+                write_json(path, name)
+                self.assertEqual(json.loads(path.read_text()), name)
+                self.assertEqual(target.read_text(), "precious")
+                self.assertEqual(
+                    {p.name for p in self.folder.iterdir()}, {"target", "x.json"}
+                )
+
+    def test_numbers_of_processes_are_those_of_a_host(self):
+        def named(node, boot, space):
+            with (
+                mock.patch("platform.node", return_value=node),
+                mock.patch.object(Path, "read_text", return_value=boot),
+                mock.patch("os.readlink", return_value=space),
+            ):
+                return files._host()
+
+        names = {
+            named(*one)
+            for one in (
+                ("mac.local", "1", "pid:[1]"),
+                # Two hosts, or two containers, may have one name.
+                ("mac.local", "2", "pid:[1]"),
+                ("mac.local", "1", "pid:[2]"),
+                ("linux", "1", "pid:[1]"),
+            )
+        }
+        self.assertEqual(len(names), 4)
+        with mock.patch.object(Path, "read_text", side_effect=FileNotFoundError):
+            self.assertRegex(files._host(), "^[0-9a-f]{8}$")
+        self.assertEqual(files._host(), HOST)
+
     def test_numbers_that_json_does_not_know_are_null(self):
         content = {"a": math.nan, "b": [1.5, (math.inf, 2)], "c": {"d": -math.inf}}
         expected = {"a": None, "b": [1.5, [None, 2]], "c": {"d": None}}
@@ -47,7 +92,7 @@ class TestFiles(unittest.TestCase):
     def test_leftovers(self):
         day_ago = time.time() - DAY - 9
         gone, alive, other = 4194999, os.getppid(), "0" * 8
-        files = {
+        names = {
             f".0000009_state.{HOST}-{gone}.tmp.safetensors": True,
             f".x.{HOST}-{os.getpid()}.tmp.json": True,
             # Of processes that may be writing.
@@ -56,12 +101,14 @@ class TestFiles(unittest.TestCase):
             f".older.{gone}.tmp.json": False,
             "x.1.tmp.json": False,
             ".no.tmp.json": False,
+            # No process has such a number.
+            f".w.{HOST}-{10**30}.tmp.json": True,
         }
-        for name in files:
+        for name in names:
             (self.folder / name).write_text("half")
         remove_leftovers(self.folder)
         kept = {path.name for path in self.folder.iterdir()}
-        self.assertEqual(kept, {name for name, goes in files.items() if not goes})
+        self.assertEqual(kept, {name for name, goes in names.items() if not goes})
         for name in kept:
             os.utime(self.folder / name, (day_ago, day_ago))
         remove_leftovers(self.folder)

@@ -12,7 +12,9 @@ import unittest
 from dataclasses import dataclass
 from unittest import mock
 
-from test_dpo_command import CommandCase, command
+import mlx.core as mx
+from test_dpo_command import CommandCase, command, metrics_of
+from test_folder_lock import taken
 from tiny import save_tiny_model
 
 from mlx_lm import dpo
@@ -648,6 +650,35 @@ class TestReportedRows(CommandCase):
                 first, end = (n - len(start) for n in ends)
                 ids[first:end] = [~token for token in ids[first:end]]
         return start, *found
+
+
+class TestRuns(CommandCase):
+    def test_13_two_runs_in_one_folder(self):
+        self.succeed(*self.flags("--iters", 1))
+        config = (self.adapters / "adapter_config.json").read_bytes()
+        with taken(self.adapters):
+            for argv in (self.flags("--beta", 0.3), ["--resume", self.adapters]):
+                code, _, err = command(*argv)
+                self.assertEqual(code, 2)
+                self.assertRegex(err, r"\AError: .* in use by another run, .*\n\Z")
+        self.assertEqual((self.adapters / "adapter_config.json").read_bytes(), config)
+
+    def test_14_steps_that_were_all_skipped(self):
+        model = save_tiny_model(self.folder / "half")
+        weights = mx.load(str(model / "model.safetensors"))
+        # Far more than float16 holds, once multiplied.
+        large = {k: (x * 1e4).astype(mx.float16) for k, x in weights.items()}
+        mx.save_safetensors(str(model / "model.safetensors"), large, {"format": "mlx"})
+        more = ("--model", model, "--steps-per-report", 1)
+        out = self.succeed(*self.flags(*more, "--iters", 2))
+        lines = [x for x in metrics_of(self.adapters) if "train_loss" in x]
+        self.assertEqual([line["skipped_steps"] for line in lines], [1, 2])
+        for name in ("loss", "perplexity/policy", "rewards/accuracies", "grad_norm"):
+            self.assertEqual([line[name] for line in lines], [None, None], name)
+        self.assertRegex(out, r"\n +1 +- +- +- ")
+        code, _, err = command(*self.flags(*more, "--iters", 20))
+        self.assertEqual(code, 1)
+        self.assertRegex(err, "not the learning rate's fault: float16 ends at 65,504")
 
 
 if __name__ == "__main__":

@@ -232,7 +232,7 @@ class TestNothingToGoOnWith(CommandCase):
     def test_what_was_lost(self):
         self.succeed(*self.flags("--save-every", 1))
         whole = shutil.copytree(self.adapters, self.folder / "whole")
-        states, adapters = "*_state.safetensors", "[0-9]*_adapters.safetensors"
+        states, adapters = "*_state.safetensors", "*adapters.safetensors"
         losses = {
             "adapters deleted": (
                 adapters,
@@ -268,6 +268,15 @@ class TestNothingToGoOnWith(CommandCase):
         self.assertEqual(bits(self.last(self.adapters)), bits(self.last(whole)))
         saved = json.loads((self.adapters / "adapter_config.json").read_text())
         self.assertFalse(saved["restart"])
+
+    def test_numbered_adapters_deleted_to_save_room(self):
+        self.succeed(*self.flags("--save-every", 1))
+        self.lose("[0-9]*_adapters.safetensors", Path.unlink)
+        out = self.succeed("--resume", self.adapters, "--iters", 5)
+        self.assertIn("Going on after step 3 of 5.", out)
+        whole = self.folder / "whole"
+        self.succeed(*self.flags("--iters", 5, "--adapter-path", whole))
+        self.assertEqual(bits(self.last(self.adapters)), bits(self.last(whole)))
 
     def test_killed_in_the_first_save(self):
         self.succeed(*self.flags("--save-every", 1))
@@ -410,6 +419,8 @@ class TestFiles(FolderCase):
             with self.subTest(name):
                 broken = shutil.copytree(whole, self.folder / name)
                 damage(numbered(broken, STEPS, kind))
+                if kind == "adapters":
+                    (broken / "adapters.safetensors").unlink()
                 out = io.StringIO()
                 with contextlib.redirect_stdout(out):
                     state = newest_state(broken)

@@ -99,13 +99,15 @@ def load_state(path: str | Path) -> TrainingState:
     if not whole:
         raise InputError(f"{path} is damaged.")
     adapter = numbered(path.parent, iteration, "adapters")
+    # Some delete numbered ones to save room: the newest is a copy.
+    for copy in (adapter, path.parent / ADAPTER):
+        if copy.is_file() and _file_digest(copy) == metadata.get("adapter"):
+            return TrainingState(iteration, arrays, info, copy)
     if not adapter.is_file():
         raise InputError(f"{path} has no weights beside it: {adapter.name} is missing.")
-    if _file_digest(adapter) != metadata.get("adapter"):
-        raise InputError(
-            f"{adapter} is damaged, or not the one that {path.name} was saved with."
-        )
-    return TrainingState(iteration, arrays, info, adapter)
+    raise InputError(
+        f"{adapter} is damaged, or not the one that {path.name} was saved with."
+    )
 
 
 def find_states(folder: str | Path) -> list[tuple[int, Path]]:
