@@ -69,6 +69,17 @@ SHAPES = [
         ([user("Hi")], [assistant("a")], [assistant("b")]),
     ),
     (
+        "shared messages",
+        {
+            "context": "Of a web page.",
+            "instruction": "Label it.",
+            "messages": [user("Ho"), assistant("c")],
+            "chosen": [user("Hi"), assistant("a")],
+            "rejected": [user("Hi"), assistant("b")],
+        },
+        ([user("Hi")], [assistant("a")], [assistant("b")]),
+    ),
+    (
         "conversations",
         {"prompt": "Hi", "chosen": [assistant("a")], "rejected": [assistant("b")]},
         ([user("Hi")], [assistant("a")], [assistant("b")]),

@@ -5,10 +5,12 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from .content import is_answer, without_nulls
 from .messages import (
+    Messages,
     RowFault,
     as_messages,
     check_text,
@@ -70,7 +72,7 @@ def make_pair(
     _check_differ(chosen, rejected)
     is_text = isinstance(chosen, str) and isinstance(rejected, str)
     if prompt is None:
-        prompt = find_prompt(row, not is_text and _are_whole(chosen, rejected))
+        prompt = find_prompt(row, _opening(chosen, rejected))
     if prompt.value is None:
         pair = _shared_pair(row, chosen, rejected, reading.turns)
     elif is_text and isinstance(prompt.value, str):
@@ -110,13 +112,14 @@ def _check(pair: PreferenceRow) -> None:
     _check_differ(pair.chosen, pair.rejected)
 
 
-def _are_whole(chosen: Any, rejected: Any) -> bool:
-    """Whether both answers are conversations that begin before an answer."""
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        return False
-    first = lambda x: x[:1] if isinstance(x, (list, tuple)) else x
-    sides = _both(as_messages, first(chosen), first(rejected))
-    return not any(is_answer(side[0]) for side in sides)
+def _opening(chosen: Any, rejected: Any) -> Messages:
+    """The turns before an answer that two whole conversations begin with."""
+    openings = []
+    for side, name in ((chosen, "chosen"), (rejected, "rejected")):
+        turns = side if isinstance(side, (list, tuple)) else []
+        found = (as_messages([turn], name)[0] for turn in turns)
+        openings.append(list(takewhile(lambda turn: not is_answer(turn), found)))
+    return openings[0] if all(openings) else []
 
 
 def _text_pair(

@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .content import is_answer
 from .messages import Messages, RowFault, as_messages, check_text
 from .row import PROMPT, SYSTEM, Row
+from .turns import are_conversations, same_turn
 
 # How HelpSteer2 parts the turns of a prompt.
 _STEERLM = re.compile(r"\n?<extra_id_1>(User|Assistant)\n")
@@ -97,21 +97,30 @@ PROMPTS = (
 )
 
 
-def find_prompt(row: Row, whole: bool = False) -> Prompt:
-    """Find a row's prompt; ``whole``: its answers are whole conversations."""
+def find_prompt(row: Row, opening: Messages | None = None) -> Prompt:
+    """Find a row's prompt; ``opening``: how whole conversations as answers begin."""
     is_named = row.given[PROMPT] != PROMPT
     if is_named and PROMPT not in row:
         raise row.needs(PROMPT)
     columns = [c for c in PROMPTS[: 1 if is_named else None] if c.name in row]
     # Tables have all columns in every row: what is empty may be another shape's.
     for column in sorted(columns, key=lambda c: not row[c.name]):
-        if whole and column.is_conversation:
-            turns = as_messages(row.peek(column.name), column.name)
-            if is_answer(turns[-1]):
-                # One of the answers, or a third one.
-                continue
-        return _read(row, column)
+        # Conversations need no other column, whatever it is for.
+        must = column.name == PROMPT or not opening
+        if must or _begins(row.peek(column.name), opening or [], column.name):
+            return _read(row, column)
     return Prompt()
+
+
+def _begins(value: Any, opening: Messages, name: str) -> bool:
+    """Whether a conversation begins with what a column holds."""
+    if isinstance(value, str):
+        return are_conversations(value, opening)
+    if not isinstance(value, list):
+        return True
+    last = as_messages(value, name)[-1]
+    # What ends with an answer is another conversation.
+    return any(same_turn(last, message) for message in opening)
 
 
 def _read(row: Row, column: PromptColumn) -> Prompt:

@@ -13,6 +13,7 @@ from .pairs import TIE, PreferenceRow, make_pair
 from .prompts import Prompt, find_question
 from .rankings import Scored, criteria_pairs, is_number, ranked_pairs
 from .row import ANSWERS, PREFERENCE, PROMPT, Reading, Row
+from .turns import same_turn
 
 # What HelpSteer2 rates, from 0 to 4.
 HELPSTEER = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
@@ -212,7 +213,7 @@ def read_messages_and_rejected(row: Row, reading: Reading) -> list[PreferenceRow
     rejected = as_messages(row.take(name, ANSWERS), name)
     shape = "messages and rejected"
     start: Any = messages[:-1]
-    if rejected[0]["role"] == messages[0]["role"]:
+    if not is_answer(rejected[0]) or same_turn(rejected[0], messages[0]):
         # A whole conversation as well.
         return [make_pair(row, messages, rejected, reading, shape, Prompt())]
     if not start:
