@@ -155,7 +155,7 @@ class Tree:
         if not code:
             return ""
         failed = [x for x in err.splitlines() if x.startswith(("FAIL:", "ERROR:"))]
-        return failed[0] if failed else "ERROR: the process died"
+        return failed[0] if failed else f"ERROR: {err.strip().splitlines()[-1:]}"
 
 
 def judge(tree: Tree, tests: Tests, mutation: Mutation, budget: float) -> dict:
