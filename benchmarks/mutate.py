@@ -14,6 +14,7 @@ same as the original, and why.
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -23,7 +24,6 @@ import time
 import unittest
 from collections import Counter, defaultdict
 from pathlib import Path
-from typing import Any
 
 from mutations import Mutation, mutations_of
 
@@ -34,6 +34,7 @@ CORE = [
     *("measure/*.py", "run/loop.py"),
 ]
 EQUIVALENT = Path(__file__).with_name("mutate_equivalent.json")
+SLOW_IMPORTS = ["transformers", "mlx.nn", "mlx.optimizers"]
 # Seconds of tests before the rest is loaded: most mutants don't outlive them.
 FIRST_TESTS = 3.0
 
@@ -41,6 +42,11 @@ FIRST_TESTS = 3.0
 def core_files(tree: Path) -> list[Path]:
     """The files that are mutated."""
     return sorted(x for room in CORE for x in (tree / PACKAGE).glob(room))
+
+
+def room_of(file: str) -> str:
+    """The room that a file is in, itself or as a folder."""
+    return file.removesuffix(".py").split("/")[0]
 
 
 def record(module: str, out: Path) -> None:
@@ -75,19 +81,44 @@ def record(module: str, out: Path) -> None:
     out.write_text(json.dumps({"seconds": seconds, "lines": lines}))
 
 
+def run_tests(tree: Path, tests: list[str], log: Path) -> None:
+    """Run tests of a tree in this process, which ends with them."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.path[:0] = search = test_paths(tree)
+    os.environ |= {
+        "PYTHONPATH": os.pathsep.join(search),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    os.chdir(tree / "tests")
+    sys.dont_write_bytecode = True
+    program = unittest.main(
+        None, argv=["unittest", "-f", *tests], exit=False, catchbreak=False
+    )
+    os._exit(not program.result.wasSuccessful())
+
+
+def test_paths(tree: Path) -> list[str]:
+    """Where the tests of a tree look for modules."""
+    return list(map(str, (tree, tree / "tests/fixtures", tree / "tests")))
+
+
 class Tests:
     """What each test costs, and which tests cover a line."""
 
     def __init__(self, folder: Path):
         self.seconds: dict[str, float] = {}
         self._by_line: dict[tuple, set[str]] = defaultdict(set)
+        self._by_room: dict[str, set[str]] = defaultdict(set)
         for path in sorted(folder.glob("*.json")):
             found = json.loads(path.read_text())
             self.seconds |= found["seconds"]
             for test, files in found["lines"].items():
                 for file, lines in files.items():
-                    for line in [*lines, None]:
+                    for line in lines:
                         self._by_line[file, line].add(test)
+                    self._by_room[room_of(file)].add(test)
 
     def of(self, mutation: Mutation) -> list[str]:
         """The tests of a mutation, cheapest first."""
@@ -95,8 +126,8 @@ class Tests:
         for line in mutation.lines:
             found |= self._by_line[mutation.file, line]
         if mutation.at_import:
-            # No test runs such a line, all that run the file depend on it.
-            found = self._by_line[mutation.file, None]
+            # No test runs such a line, all of the room may depend on it.
+            found = self._by_room[room_of(mutation.file)]
         return sorted(found, key=lambda test: (self.seconds[test], test))
 
 
@@ -114,21 +145,26 @@ class Tree:
             name, text = self.backup.read_text().split("\n", 1)
             (self.path / PACKAGE / name).write_text(text)
             self.backup.unlink()
-        roots = [self.path, self.path / "tests/fixtures", self.path / "tests"]
-        search = os.pathsep.join(map(str, roots))
-        self.env = os.environ | {"PYTHONPATH": search, "PYTHONDONTWRITEBYTECODE": "1"}
+        self.log = work / "log"
+        # A process that has imported what takes long is copied for each mutant.
+        self.server = multiprocessing.get_context("forkserver")
+        self.server.set_forkserver_preload(SLOW_IMPORTS)
 
-    def run(self, *words: str, timeout: float) -> tuple[int, str]:
-        """Run Python in the folder of the tests: exit code and errors."""
-        command = [sys.executable, *words]
-        where: dict[str, Any] = {"cwd": self.path / "tests", "env": self.env}
-        try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, timeout=timeout, **where
-            )
-        except subprocess.TimeoutExpired:
-            return 1, "ERROR: it takes too long\n"
-        return done.returncode, done.stderr
+    def run(self, tests: list[str], timeout: float) -> str:
+        """Run tests: the first that fails, or nothing."""
+        arguments = (self.path, tests, self.log)
+        process = self.server.Process(target=run_tests, args=arguments)
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            return "ERROR: it takes too long"
+        if process.exitcode == 0:
+            return ""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        failed = [x for x in lines if x.startswith(("FAIL:", "ERROR:"))]
+        return failed[0] if failed else f"ERROR: {lines[-1:]}"
 
     def record(self, modules: list[str], out: Path) -> None:
         """Record the modules that are not in the folder yet."""
@@ -136,9 +172,16 @@ class Tree:
         for module in modules:
             path = out / f"{module}.json"
             if not path.exists():
-                words = str(Path(__file__).resolve()), "--record", module
-                _, err = self.run(*words, str(path), timeout=1800)
-                print(module, err.strip().splitlines()[-1:], flush=True)
+                script = str(Path(__file__).resolve())
+                search = os.pathsep.join(test_paths(self.path))
+                done = subprocess.run(
+                    [sys.executable, script, "--record", module, str(path)],
+                    cwd=self.path / "tests",
+                    env=os.environ | {"PYTHONPATH": search},
+                    capture_output=True,
+                    text=True,
+                )
+                print(module, done.stderr.strip().splitlines()[-1:], flush=True)
 
     def try_mutant(self, mutation: Mutation, tests: list[str], seconds: float) -> str:
         """What noticed a mutant, or nothing."""
@@ -147,15 +190,10 @@ class Tree:
         self.backup.write_text(f"{mutation.file}\n{text}")
         try:
             path.write_text(mutation.apply(text))
-            words = "-m", "unittest", "-f", *tests
-            code, err = self.run(*words, timeout=60 + 5 * seconds)
+            return self.run(tests, timeout=60 + 5 * seconds)
         finally:
             path.write_text(text)
             self.backup.unlink()
-        if not code:
-            return ""
-        failed = [x for x in err.splitlines() if x.startswith(("FAIL:", "ERROR:"))]
-        return failed[0] if failed else f"ERROR: {err.strip().splitlines()[-1:]}"
 
 
 def judge(tree: Tree, tests: Tests, mutation: Mutation, budget: float) -> dict:
@@ -202,7 +240,7 @@ def table(mutants: list[Mutation], results: dict[str, dict]) -> str:
         result = results.get(mutant.key)
         if result is None:
             continue
-        room = mutant.file.split("/")[0]
+        room = room_of(mutant.file)
         if result["noticed"]:
             outcome = "killed"
         elif mutant.key in reasons:

@@ -122,6 +122,12 @@ class TestLengthBuckets(unittest.TestCase):
             self.assertEqual(tokens, sorted(tokens, reverse=True))
             self.assertLess(tokens[-1], 0.75 * tokens[0])
 
+    def test_sixteen_shapes_of_four_batches_unless_others_are_asked_for(self):
+        lengths = random_lengths(1000)
+        self.assertEqual(len(length_buckets(lengths, 4, "ragged")), 16)
+        few = length_buckets(lengths[:80], 4, "ragged")
+        self.assertEqual(min(len(b.indices) for b in few), 16)
+
     def test_rows_are_no_longer_than_allowed(self):
         lengths = np.minimum(random_lengths(200), [200, 250, 250])
         for layout in ("plain", "equal"):

@@ -68,6 +68,8 @@ class TestMutations(unittest.TestCase):
         self.assertEqual(tests.of(change), ["fast", "slow"])
         (change,) = (m for m in self.found if m.old == "2.5")
         self.assertEqual(tests.of(change), ["fast", "slow"])
+        other = change._replace(file="a/b.py")
+        self.assertEqual(tests.of(other), ["fast", "slow"])
 
     def test_table(self):
         results = {m.key: {"noticed": "FAIL: test"} for m in self.found}

@@ -70,6 +70,10 @@ class TestPairMetrics(unittest.TestCase):
         self.assertEqual(
             [np.flatnonzero(m).tolist() for m in masks.values()], [[0], [1], [2]]
         )
+        # A tenth of the longer answer is about as long.
+        edge = np.array([[9, 10], [10, 9], [88, 99], [99, 88]])
+        groups = [np.flatnonzero(m).tolist() for m in length_groups(edge).values()]
+        self.assertEqual(groups, [[2], [0, 1], [3]])
 
     def test_by_hand(self):
         metrics = pair_metrics(MEANS, scored())

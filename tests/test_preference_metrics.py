@@ -144,6 +144,13 @@ class TestPreferenceMetrics(unittest.TestCase):
         sums = preference_sums(one, one, one, two, two, lengths, one)
         self.check(mean_metrics(sums), rewards__accuracies=0.0, logps__accuracies=0.0)
 
+    def test_the_perplexity_of_one_token(self):
+        one, logps = mx.ones((1,)), mx.array([-2.0, -7.0])
+        lengths = mx.array([[1, 2], [1, 4]])
+        sums = preference_sums(one, one, one, logps, logps / 2, lengths, one)
+        found = mean_metrics(sums)
+        self.check(found, perplexity__policy=math.exp(2), perplexity__reference=math.e)
+
     def test_an_empty_answer_gives_no_nan(self):
         one, zero = mx.ones((1,)), mx.zeros((2,))
         lengths = mx.array([[4, 4], [4, 4]])
@@ -198,15 +205,15 @@ class TestSpeed(unittest.TestCase):
 
 class TestGradientReport(unittest.TestCase):
     def test_numbers_by_hand(self):
-        gradients = {"a": {"x": mx.array([0.0, -3.0]), "y": mx.array([[4.0, 0.0]])}}
-        before = {"a": {"x": mx.array([1.0, 0.0]), "y": mx.array([[0.0, 0.0]])}}
-        after = {"a": {"x": mx.array([1.0, 0.3]), "y": mx.array([[-0.4, 0.0]])}}
+        gradients = {"a": {"x": mx.array([0.0, -3.0]), "y": mx.array([[4.0, 0, 0]])}}
+        before = {"a": {"x": mx.array([1.0, 0.0]), "y": mx.array([[0.0, 0, 0]])}}
+        after = {"a": {"x": mx.array([1.0, 0.3]), "y": mx.array([[-0.4, 0, 0]])}}
         (row,) = gradient_report(gradients, before, after).values()
-        expected = {"norm": 5, "largest": 4, "median": 1.5, "zeros": 0.5}
+        expected = {"norm": 5, "largest": 4, "median": 0, "zeros": 0.6}
         for key, value in expected.items():
             self.assertAlmostEqual(row[key], value)
         self.assertAlmostEqual(row["update_ratio"], 0.5, places=6)
-        self.assertAlmostEqual(row["p99"], np.percentile([0, 3, 4, 0], 99))
+        self.assertAlmostEqual(row["p99"], np.percentile([0, 3, 4, 0, 0], 99))
 
     def test_a_run_reports_every_module(self):
         model, recorder = tiny_model("lora"), Recorder()

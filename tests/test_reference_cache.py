@@ -68,6 +68,16 @@ class TestReferenceCache(unittest.TestCase):
     def files(self):
         return sorted(p.name for p in self.folder.iterdir())
 
+    def test_numbers_of_a_checkpoint_are_kept_on_the_disk(self):
+        keys, logps = numbers(3)
+        theirs = ReferenceCache(None, NAME)
+        theirs.store(keys, logps)
+        cache, _ = self.open()
+        cache.absorb(**theirs.arrays())
+        cache.save()
+        again, _ = self.open()
+        np.testing.assert_array_equal(again.lookup(keys), logps)
+
     def test_remembers_in_memory(self):
         cache = ReferenceCache(None, NAME)
         keys, logps = numbers(5)
