@@ -9,9 +9,8 @@ from pathlib import Path
 from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import mutate  # noqa: E402  # isort: skip
 from mutations import mutations_of  # noqa: E402
-
-import mutate  # noqa: E402
 
 SOURCE = '''"""No 1 of these words."""
 
