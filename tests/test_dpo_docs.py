@@ -24,11 +24,13 @@ from tokenizers_for_tests import bos_tokenizer
 import mlx_lm
 from mlx_lm import lora
 from mlx_lm.dpo import resolve_args
+from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.data.shapes import SHAPES
 from mlx_lm.preference.measure.metrics import METRICS
 from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.pairs import DIVERGENCES
 from mlx_lm.preference.policy.optimizer import OPTIMIZERS
+from mlx_lm.preference.reference import cache as reference_cache
 from mlx_lm.preference.settings.checks import check_args, check_keys
 from mlx_lm.preference.settings.parser import build_parser
 from mlx_lm.preference.settings.table import (
@@ -347,6 +349,11 @@ class TestText(unittest.TestCase):
                 if len(words) > 5:
                     said.setdefault(" ".join(words), []).append(name)
         self.assertEqual({s: n for s, n in said.items() if len(n) > 1}, {})
+
+    def test_caches_are_as_large_as_said(self):
+        for most in (reference_cache.MAX_FOLDER_BYTES, token_cache.MAX_BYTES):
+            text = f"Beyond {most / 2**30:g} GiB the files unused for longest go"
+            self.assertIn(text, " ".join(REFERENCE.split()))
 
     def test_messages_are_those_of_the_code(self):
         texts = []

@@ -149,8 +149,18 @@ class TestLengthBuckets(unittest.TestCase):
                 self.assertGreaterEqual(shape.scored, worst)
                 self.assertLess(shape.scored, worst + 8)
 
+    def test_numbers_of_packed_rows_are_few_for_each_width(self):
+        lengths = random_lengths(64)
+        for size, ranks, shapes, step in ((8, 1, 16, 4), (8, 2, 16, 2), (8, 1, 2, 8)):
+            options = {"max_shapes": shapes, "ranks": ranks, "max_length": 999}
+            for bucket in length_buckets(lengths, size, "packed", **options):
+                self.assertEqual(bucket.shape.packed, step)
+
     def test_few_and_odd_pairs(self):
         for layout in LAYOUTS:
+            # Without a prompt nothing of one token is scored.
+            (bucket,) = length_buckets(np.array([[0, 1, 1]]), 4, layout)
+            self.assertEqual(bucket.shape.scored, 1)
             (bucket,) = length_buckets(np.array([[0, 1, 2]]), 4, layout)
             self.assertEqual(bucket.indices.tolist(), [0])
             self.assertGreaterEqual(bucket.shape.width, 1)

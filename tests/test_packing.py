@@ -138,6 +138,18 @@ class TestBatches(unittest.TestCase):
         self.assertEqual(batch["weights"].tolist(), [1, 1, 0])
         self.assertEqual(count_tokens(batch)[1], inputs.size)
 
+    def test_filling_takes_no_room(self):
+        pairs = [pair([7] * 9, [1] * 9, [2] * 9), pair([8] * 4, [1] * 5, [2] * 5)]
+        for size in (2, 3, 6):
+            batch = collate_pairs(pairs, size, PACKED)
+            # Four sequences of 17, 17, 8 and 8 tokens fit into two rows of 40.
+            self.assertEqual(batch["inputs"].shape, (2, 40))
+            self.assertEqual((np.array(batch["segments"]) > 0).sum(), 50)
+            self.assertEqual(np.array(batch["inputs"]).tolist(), self.rows(pairs))
+
+    def rows(self, pairs):
+        return np.array(collate_pairs(pairs, 2, PACKED)["inputs"]).tolist()
+
     def test_plan_holds_every_pair_in_few_shapes(self):
         pairs = lognormal_pairs(300, 60)
         for size, most, pad in ((1, 8, 1), (4, 8, 8), (4, 32, 1), (16, 32, 8)):

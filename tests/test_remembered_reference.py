@@ -73,6 +73,7 @@ class TestRememberedReference(unittest.TestCase):
         model = tiny_model()
         reference = RememberedReference(model)
         self.assertEqual(reference.unknown(self.pairs, None), 5)
+        self.assertEqual(reference.unknown(self.pairs, self.pairs[:2]), 7)
         for batch in (self.batch(0, 3), self.batch(1, 2, 4, size=6)):
             logps = sequence_logps(model, batch.arrays)
             reference.remember(self.pairs, batch, logps)

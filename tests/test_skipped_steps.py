@@ -278,7 +278,7 @@ class TestCommand(CommandCase):
     def test_errors_of_the_backend(self):
         memory = "[malloc] Unable to allocate 99999999999 bytes."
         for method, error, where in (
-            ("step", memory, "a step with"),
+            ("step", memory, r"a step with prompts \(.*\) and inputs \(.*\)"),
             ("score", memory, "a validation"),
             ("step", "[matmul] Shapes do not fit.", None),
         ):
