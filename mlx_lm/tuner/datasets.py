@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ..preference import terminal
 from ..preference.data.cache import TokenCache
 from ..preference.data.notes import RowNotes, describe
 from ..preference.data.options import RowOptions, row_arguments
@@ -19,7 +20,6 @@ from ..preference.data.tokenize import tokenize_rows
 from ..preference.data.tokenizer import PairTokenizer, show_pair
 from ..preference.errors import InputError
 from ..preference.files import user_cache_folder
-from ..preference.terminal import rprint
 from ._upstream_datasets import (
     CacheDataset,
     ChatDataset,
@@ -413,12 +413,12 @@ def load_preference_dataset(
             sets["train"], valid = sets["train"].hold_out(valid_fraction, seed)
             if valid:
                 sets["valid"] = valid
-                rprint(
+                terminal.rprint(
                     f"No validation set: held out {len(valid):,} of {total:,} training "
                     f"pairs (valid_fraction {valid_fraction:g}, seed {seed})."
                 )
             else:
-                rprint(_NO_VALIDATION)
+                terminal.rprint(_NO_VALIDATION)
         for name, dataset in sets.items():
             results[name].append(dataset)
     found: list[Any] = [
