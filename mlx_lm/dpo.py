@@ -2,6 +2,7 @@
 
 import copy
 import os
+import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from . import lora
+from .preference.data.secrets import without_secrets
 from .preference.device import slow_blas_notice, slow_dtype_notice
 from .preference.errors import InputError
 from .preference.forward.frozen import FrozenStart
@@ -181,7 +183,8 @@ def _open_folder(args, state, watched, training_callback):
         training_callback,
         partial(reporting_callbacks, *services),
     )
-    return CallbackList([metrics, *run_watchers(watched, state, LEFT_BY_TESTS)])
+    watchers = run_watchers(watched, state, LEFT_BY_TESTS)
+    return CallbackList([metrics, CallbackList(watchers, careful=True)])
 
 
 def evaluate_model(
@@ -302,6 +305,14 @@ def run(
         given["explicit"] = {k for k in given if given[k] != CONFIG_DEFAULTS.get(k)}
     args = SimpleNamespace(**{**CONFIG_DEFAULTS, **given})
     check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
+    given = args.hf_dataset
+    args.hf_dataset, secrets = without_secrets(given)
+    if secrets:
+        args.secrets = given
+        rprint(
+            f"Not saved: {', '.join(secrets)} of hf_dataset. To resume, give it again, "
+            "or log in to the Hugging Face Hub."
+        )
     if isinstance(args.adapter_path, list):
         _compare(args)
         return
@@ -390,8 +401,24 @@ def main() -> None:
     # MLX on CUDA counts what its caches missed in a whole process and ends it when many
     # lengths, tests and answers have added up. Read when the first array is computed.
     os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
-    with lasting_output():
-        _main()
+    before = signal.getsignal(signal.SIGTERM)
+    if mx.distributed.init().size() > 1:
+        signal.signal(signal.SIGTERM, _terminated)
+    try:
+        with lasting_output():
+            _main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number, frame):
+    """Say what a launcher's signal may mean; while training, others listen."""
+    text = (
+        "stopped by SIGTERM while nothing was trained. Rank lost, if nobody sent it: a "
+        "launcher so ends the others."
+    )
+    is_first = mx.distributed.init().rank() == 0
+    sys.exit(_one_line(text, 128 + number) if is_first else 128 + number)
 
 
 def _main():

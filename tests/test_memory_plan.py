@@ -9,7 +9,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
 
-from mlx_lm.preference.device import _system_memory, device_memory
+from mlx_lm.preference.device import device_memory, system_memory
 from mlx_lm.preference.forward.recompute import keyed_layers
 from mlx_lm.preference.memory.predict import (
     MemoryEstimate,
@@ -324,7 +324,7 @@ class TestLimits(unittest.TestCase):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_text(text)
                 held = mx.get_active_memory() + mx.get_cache_memory()
-                free = _system_memory(Path(folder)) - held
+                free = system_memory(Path(folder)) - held
             self.assertEqual(free, left * MB)
 
     def test_smaller_settings(self):

@@ -53,7 +53,7 @@ def device_memory() -> int | None:
         keys = ("max_recommended_working_set_size", "total_memory", "memory_size")
         total = next((int(info[key]) for key in keys if key in info), None)
     else:
-        total = _system_memory()
+        total = system_memory()
     known = [x for x in (total, limit) if x]
     return min(known) if known else None
 
@@ -76,12 +76,13 @@ def trim_cache(limit: int) -> None:
         mx.clear_cache()
 
 
-def _system_memory(root=Path("/")):
+def system_memory(root=Path("/")):
     """What is free on Linux and what MLX holds already; else all there is."""
-    with suppress(OSError, StopIteration):
+    with suppress(OSError, StopIteration, ValueError):
         lines = (root / "proc/meminfo").read_text().splitlines()
         free = next(x for x in lines if x.startswith("MemAvailable"))
-        free = min([int(free.split()[1]) * 1024, *_left_by_groups(root)])
+        left = *_left_by_groups(root), *_left_by_limits(root)
+        free = min([int(free.split()[1]) * 1024, *left])
         return max(free, 0) + mx.get_active_memory() + mx.get_cache_memory()
     with suppress(ValueError, OSError, AttributeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -117,6 +118,21 @@ def _left_by_groups(root):
                 for name in ("active_file", "inactive_file"):
                     left += int(sizes.get(prefix + name, 0))
                 yield left
+
+
+def _left_by_limits(root):
+    """What ulimit leaves of this process's address space and of its data."""
+    names = ("Max address space", "VmSize:"), ("Max data size", "VmData:")
+    with suppress(OSError):
+        limits = (root / "proc/self/limits").read_text().splitlines()
+        status = (root / "proc/self/status").read_text().splitlines()
+        for limit, used in names:
+            most = next((x for x in limits if x.startswith(limit)), limit)
+            now = next((x for x in status if x.startswith(used)), used)
+            # Without a limit it says "unlimited".
+            with suppress(ValueError, IndexError):
+                soft = int(most.removeprefix(limit).split()[0])
+                yield soft - int(now.split()[1]) * 1024
 
 
 def slow_dtype_notice(model: nn.Module) -> str | None:

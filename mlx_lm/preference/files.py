@@ -32,6 +32,8 @@ def _host() -> str:
 
 HOST = _host()
 DAY = 24 * 3600
+# Bytes of a text that a user writes, such as prompts.
+MOST_TEXT = 64 * 10**6
 
 
 def replace_file(path: str | Path, write: Callable[[str], Any]) -> None:
@@ -89,10 +91,15 @@ def append_text(path: str | Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_plain(path: str | Path) -> bytes:
-    """Read a file that ends: a FIFO or a device is none."""
-    if not Path(path).is_file():
+def read_plain(path: str | Path, most: int | None = None) -> bytes:
+    """Read a file that ends: a FIFO or a device is none, and a large one is refused."""
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "It is no regular file")
+    if most is not None and found.st_size > most:
+        raise OSError(errno.EFBIG, f"It has more than {most / 1e6:,.0f} MB")
     return Path(path).read_bytes()
 
 

@@ -18,6 +18,7 @@ KINDS: dict[type | None, tuple[str, tuple[type, ...]]] = {
     str: ("text", (str,)),
     dict: ("a mapping", (dict,)),
 }
+LARGEST = 10**15
 _NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
@@ -28,6 +29,19 @@ def check_type(name: str, value: Any, kind: type | None) -> None:
         quoted = isinstance(value, str) and _NUMBER.fullmatch(value.strip())
         hint = ": in YAML without quotes" if quoted else ""
         raise InputError(f"{name} must be {what}, got {value!r}{hint}.")
+
+
+def check_finite(name: str, value: Any) -> None:
+    """Refuse numbers that stand for none, or are larger than anything counted."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            check_finite(f"{name}.{key}", child)
+    for child in value if isinstance(value, list) else ():
+        check_finite(name, child)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{name} must be a finite number, got {value!r}.")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{name} must be at most {LARGEST:,}, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,7 @@ class Setting:
     def check(self, value: Any) -> None:
         """Refuse a value of another type, out of range, or not among the choices."""
         self.check_type(value)
+        check_finite(self.name, value)
         if value is None or isinstance(value, list):
             return
         if self.choices and value not in self.choices:
@@ -101,12 +116,8 @@ class Setting:
     def _holds(self, value):
         if self.all and value == -1:
             return True
-        try:
-            is_finite = math.isfinite(value)
-        except OverflowError:
-            return False
         fits = (x is None or holds(value, x) for _, x, holds in self._bounds())
-        return is_finite and all(fits)
+        return all(fits)
 
 
 def setting(default: Any, help: str, **marks: Any) -> Any:

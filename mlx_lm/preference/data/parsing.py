@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..device import system_memory
 from ..errors import InputError
 from .messages import RowFault
 
@@ -36,7 +37,7 @@ def parse_file(raw: bytes, path: Path) -> Rows:
         parse = _PARSERS.get(kind[0].lower(), parse)
     try:
         # Some tools give compressed files no other name.
-        raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        raw = _unpack(raw, path) if raw[:2] == b"\x1f\x8b" else raw
         rows = parse(raw, path)
     except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
         raise InputError(f"Can't read {path}: {' '.join(str(e).split())}") from e
@@ -51,6 +52,26 @@ def parse_file(raw: bytes, path: Path) -> Rows:
     return rows
 
 
+def check_room(path: Path, size: int) -> None:
+    """Refuse what would take more than a quarter of the memory: rows need several."""
+    free = system_memory()
+    if free is not None and size > free // 4:
+        raise InputError(
+            f"{path} holds more than {free / 4e9:.2g} GB, a quarter of the free memory: "
+            "split it, or use a part of it."
+        )
+
+
+def _unpack(raw, path):
+    """Unpack by small parts: a few bytes may stand for many."""
+    parts, size = [], 0
+    with gzip.GzipFile(fileobj=io.BytesIO(raw)) as file:
+        while part := file.read(2**20):
+            check_room(path, size := size + len(part))
+            parts.append(part)
+    return b"".join(parts)
+
+
 def _parse_json(raw: bytes, path: Path) -> Rows:
     raw = _as_utf8(raw)
     first = raw.lstrip().split(b"\n", 1)[0]
@@ -61,6 +82,8 @@ def _parse_json(raw: bytes, path: Path) -> Rows:
     if begins == b"[":
         # Of its lines, each has a reason that is none.
         raise InputError(f"Can't read {path}: {whole.reason}, {whole.detail}.")
+    # The least that Python needs for a row and its place.
+    check_room(path, 200 * raw.count(b"\n"))
     lines = enumerate(raw.split(b"\n"), 1)
     rows = [(_as_row(_parse(s)), f"{path.name}:{i}") for i, s in lines if s.strip()]
     if begins == b"{" and len(rows) > 1:
@@ -167,25 +190,59 @@ def _list(name, cell):
     return RowFault("unreadable list", name)
 
 
+# Rows of a table that are read at a time.
+_CHUNK = 64
+
+
 def _parse_table(raw: bytes, path: Path) -> Rows:
     try:
-        from pyarrow import ArrowException, BufferReader, ipc, parquet
+        from pyarrow import ArrowException
     except ImportError as e:
         raise InputError(f"{path} needs pyarrow: pip install 'mlx-lm[train]'") from e
+    rows: Rows = []
+    size = 0
     try:
-        if raw[:4] == b"PAR1" or path.suffix.lower() == ".parquet":
-            table = parquet.read_table(BufferReader(raw))
-        elif raw[:6] == b"ARROW1":
-            table = ipc.open_file(BufferReader(raw)).read_all()
-        else:
-            table = ipc.open_stream(BufferReader(raw)).read_all()
-        try:
-            rows = table.to_pylist()
-        except UnicodeDecodeError:
-            rows = [_table_row(table, i) for i in range(len(table))]
+        for part in _table_parts(raw, path):
+            # What a table says once may stand in all of its rows.
+            check_room(path, size := size + _table_bytes(part))
+            try:
+                found = part.to_pylist()
+            except UnicodeDecodeError:
+                found = [_table_row(part, i) for i in range(len(part))]
+            rows += [
+                (x, f"{path.name}:{i}") for i, x in enumerate(found, len(rows) + 1)
+            ]
     except ArrowException as e:
         raise InputError(f"Can't read {path}: {' '.join(str(e).split())}") from e
-    return [(row, f"{path.name}:{i}") for i, row in enumerate(rows, 1)]
+    return rows
+
+
+def _table_parts(raw, path):
+    """Yield the rows of a table, a few at a time."""
+    from pyarrow import BufferReader, ipc, parquet
+
+    if raw[:4] == b"PAR1" or path.suffix.lower() == ".parquet":
+        file = parquet.ParquetFile(BufferReader(raw))
+        groups = range(file.num_row_groups)
+        check_room(
+            path, sum(file.metadata.row_group(i).total_byte_size for i in groups)
+        )
+        yield from file.iter_batches(_CHUNK)
+        return
+    if raw[:6] == b"ARROW1":
+        file = ipc.open_file(BufferReader(raw))
+        batches = (file.get_batch(i) for i in range(file.num_record_batches))
+    else:
+        batches = iter(ipc.open_stream(BufferReader(raw)))
+    for batch in batches:
+        for start in range(0, len(batch), _CHUNK):
+            yield batch.slice(start, _CHUNK)
+
+
+def _table_bytes(part):
+    # Columns of few different values are stored as numbers of these.
+    plain = (getattr(x, "dictionary_decode", lambda x=x: x)() for x in part.columns)
+    return 200 * len(part) + sum(column.nbytes for column in plain)
 
 
 def _table_row(table: Any, index: int) -> Any:

@@ -41,7 +41,11 @@ def check_criteria(criteria: Any) -> None:
     """Refuse criteria whose weights are no positive numbers."""
     if criteria is None:
         return
-    if not criteria or not all(is_number(w) and w > 0 for w in criteria.values()):
+    if not criteria or not all(
+        # A smaller one is 0 in float32.
+        is_number(w) and w >= 1e-30
+        for w in criteria.values()
+    ):
         raise InputError(
             f"criteria needs a weight above 0 for every name, got {criteria!r}."
         )

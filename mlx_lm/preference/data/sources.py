@@ -12,9 +12,11 @@ from typing import Any
 
 from ..digest import digest
 from ..errors import InputError
+from ..files import read_plain
 from ..terminal import rprint
 from .cache import rows_fingerprint
-from .parsing import parse_file
+from .parsing import check_room, parse_file
+from .secrets import hide_values
 
 _BASES = {
     "train": ("train", "training"),
@@ -83,6 +85,8 @@ class FileRows(Sequence):
         digests = []
         for path in self._paths:
             try:
+                if not path.is_file():
+                    return None
                 with open(path, "rb") as file:
                     digests.append(file_digest(file, blake2b).hexdigest())
             except OSError:
@@ -197,11 +201,14 @@ def _read(paths: Sequence[Path]) -> tuple[list, list[str], str]:
     digests = []
     for path in paths:
         try:
-            raw = path.read_bytes()
+            check_room(path, path.stat().st_size)
+            raw = read_plain(path)
+            digests.append(blake2b(raw).hexdigest())
+            new = parse_file(raw, path)
+        except MemoryError as e:
+            raise InputError(f"{path} does not fit into the memory. Split it.") from e
         except OSError as e:
-            raise InputError(f"Can't read {path}: {e}") from e
-        digests.append(blake2b(raw).hexdigest())
-        new = parse_file(raw, path)
+            raise InputError(f"Can't read {path}: {e.strerror or e}") from e
         rows.extend(row for row, _ in new)
         places.extend(place for _, place in new)
     return rows, places, _files_fingerprint(paths, digests)
@@ -311,7 +318,8 @@ def _load_hub(name: str, kwargs: Mapping[str, Any]) -> Any:
             "that name on the Hugging Face Hub (or it is private)."
         ) from e
     except (exceptions.DatasetsError, OSError, ValueError) as e:
-        raise InputError(f"Can't load {name}: {' '.join(str(e).split())}") from e
+        reason = hide_values(" ".join(str(e).split()), kwargs)
+        raise InputError(f"Can't load {name}: {reason}") from e
 
 
 def find_hub_name(name: str) -> str | None:

@@ -2,8 +2,7 @@
 
 """Raw preference rows, tokenized, and notes on those that can't be used."""
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .content import RowFault
@@ -15,6 +14,8 @@ from .table import ColumnsBuilder, TokenColumns
 from .tokenizer import PairTokenizer, TokenPair
 
 _CHUNK = 512
+# Tokenizing takes some 150 bytes for each; models read fewer at a time.
+MOST_CHARACTERS = 2_000_000
 
 
 def tokenize_rows(
@@ -47,15 +48,43 @@ def tokenize_rows(
     return columns, notes.finish()
 
 
+def _characters(value: Any) -> int:
+    """Count the characters of a row, up to where it is too long."""
+    count, waiting = 0, [value]
+    while waiting and count <= MOST_CHARACTERS:
+        value = waiting.pop()
+        if isinstance(value, str):
+            count += len(value)
+        elif isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple)):
+            waiting += value
+    return count
+
+
+def _chunks(rows: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    """Rows that are tokenized together: some, or as many as one long one."""
+    chunk, size = [], 0
+    for index, raw in rows:
+        chunk.append((index, raw))
+        size += _characters(raw)
+        if len(chunk) == _CHUNK or size > MOST_CHARACTERS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
 def _tokenize(
     data: Sequence[Any], encode: PairTokenizer, options: dict[str, Any]
 ) -> Iterator[tuple[int, Any, list[TokenPair | RowFault], list[PreferenceRow]]]:
     """Each row with its index, its pairs' ids or faults, and its pairs, by chunks."""
-    raw_rows = joined(data)
-    while chunk := list(islice(raw_rows, _CHUNK)):
+    for chunk in _chunks(joined(data)):
         rows: list[list[PreferenceRow] | RowFault] = []
         for _, raw in chunk:
             try:
+                if _characters(raw) > MOST_CHARACTERS:
+                    raise RowFault(f"longer than {MOST_CHARACTERS:,} characters")
                 rows.append(read_rows(raw, **options))
             except RowFault as fault:
                 rows.append(fault)

@@ -9,6 +9,7 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..ranks import sum_over_ranks
+from ..terminal import rprint
 from .metrics import SUMS, mean_metrics
 
 # Steps that compiled a new shape tell nothing about the speed.
@@ -84,7 +85,7 @@ def _by_module(tree):
     modules: dict[str, list[np.ndarray]] = {}
     for name, x in tree_flatten(tree):
         module = name.rpartition(".")[0] or name
-        modules.setdefault(module, []).append(np.array(x, dtype=np.float32).ravel())
+        modules.setdefault(module, []).append(np.array(x.astype(mx.float32)).ravel())
     return {name: np.concatenate(parts) for name, parts in modules.items()}
 
 
@@ -124,7 +125,12 @@ class LastGradient:
     def report(self) -> dict | None:
         """Describe the gradients; None if they were not kept."""
         if self._trees is not None:
-            self._report, self._trees = gradient_report(*self._trees), None
+            trees, self._trees = self._trees, None
+            try:
+                self._report = gradient_report(*trees)
+            except Exception as e:
+                # What is looked at never ends a run.
+                rprint(f"[WARNING] No gradients are reported: {type(e).__name__}: {e}")
         return self._report
 
     def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:

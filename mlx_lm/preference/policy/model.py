@@ -48,6 +48,9 @@ def load_model(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, A
         raise InputError(f"The model folder {path} does not exist.")
     try:
         folder = _download(path)
+        for file in sorted(Path(folder).iterdir()):
+            if not (file.is_file() or file.is_dir()):
+                raise ValueError(f"{file.name} is no regular file. Copy it again.")
         model, config = utils.load_model(
             folder,
             # Memory is checked before the weights are read.
@@ -96,8 +99,8 @@ def read_weights(model: nn.Module, path: str) -> None:
 def fitting_weights(model: nn.Module, path: str | Path) -> dict[str, mx.array]:
     """The trained weights of a file, all of which a prepared model has, and no more."""
     trainable = dict(tree_flatten(model.trainable_parameters()))
-    if not Path(path).exists():
-        raise InputError(f"The adapter file {path} does not exist.")
+    if not Path(path).is_file():
+        raise InputError(f"The adapter file {path} does not exist, or is no file.")
     try:
         weights = mx.load(str(path))
     except (RuntimeError, ValueError) as e:
@@ -112,6 +115,13 @@ def fitting_weights(model: nn.Module, path: str | Path) -> dict[str, mx.array]:
             raise InputError(
                 f"{path} does not fit: tensor {name!r} has shape {w.shape}, the "
                 f"model's is {trainable[name].shape}. Check lora_parameters.rank."
+            )
+        is_float = mx.issubdtype(w.dtype, mx.floating)
+        if not is_float or not mx.isfinite(w).all().item():
+            what = "numbers that are not finite" if is_float else f"{w.dtype}"
+            raise InputError(
+                f"{path} can't be used: tensor {name!r} has {what}. Copy it again, or "
+                "take another checkpoint."
             )
     if missing := sorted(trainable.keys() - weights.keys()):
         raise InputError(

@@ -79,7 +79,7 @@ def _named_schedule(schedule, warmup_steps):
         )
     try:
         return build_schedule(schedule)
-    except (TypeError, IndexError) as e:
+    except (TypeError, ValueError, IndexError) as e:
         raise InputError(f"lr_schedule {schedule} is wrong: {e}") from e
 
 
@@ -138,5 +138,5 @@ def build_optimizer(
     options = config.get(name) or {}
     try:
         return OPTIMIZERS[name](learning_rate=rate, **options)
-    except TypeError as e:
+    except (TypeError, ValueError) as e:
         raise InputError(f"optimizer_config.{name} {options!r} is wrong: {e}") from e

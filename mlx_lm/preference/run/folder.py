@@ -35,16 +35,30 @@ from .lock import keep_folder
 class CallbackList(TrainingCallback):
     """Hand every report to several callbacks, in their order."""
 
-    def __init__(self, callbacks: list[TrainingCallback | None]):
+    def __init__(self, callbacks: list[TrainingCallback | None], careful: bool = False):
         self.callbacks = [c for c in callbacks if c is not None]
+        # Whether one that fails is left out: what looks on never ends a run.
+        self._careful = careful
 
     def on_train_loss_report(self, train_info: dict) -> None:
-        for callback in self.callbacks:
-            callback.on_train_loss_report(train_info)
+        self._report("on_train_loss_report", train_info)
 
     def on_val_loss_report(self, val_info: dict) -> None:
-        for callback in self.callbacks:
-            callback.on_val_loss_report(val_info)
+        self._report("on_val_loss_report", val_info)
+
+    def _report(self, kind, info):
+        for callback in [*self.callbacks]:
+            try:
+                getattr(callback, kind)(info)
+            except InputError:
+                # A full disk, which the run meets too.
+                raise
+            except Exception as e:
+                if not self._careful:
+                    raise
+                reason = f"{type(e).__name__}: {' '.join(str(e).split())}"
+                rprint(f"[WARNING] {type(callback).__name__} is left out: {reason}")
+                self.callbacks.remove(callback)
 
 
 class MetricsFile(TrainingCallback):
@@ -153,7 +167,8 @@ def saved_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings as they are written beside the adapter."""
     # How a process came to the run is not the run's.
     config = {**settings, "resume": None, "resume_anyway": False, "restart": False}
-    config.pop("explicit", None)
+    for name in ("explicit", "secrets"):
+        config.pop(name, None)
     return {**config, "trained_with": TRAINED_WITH, "versions": run_versions()}
 
 

@@ -131,6 +131,11 @@ class PreferenceRun:
             if not self.skipped.in_a_row:
                 self.checkpoints.drop_old()
             self.reference.cache.save()
+        if self.skipped.total == args.iters:
+            raise TrainingStopped(
+                f"Nothing was trained: the loss or its gradient was not finite in all "
+                f"{args.iters:,} steps. Lower learning_rate, or look at the rows."
+            )
 
     def _begin(self):
         """Leave an earlier run's checkpoints alone: nothing tells whose they are."""

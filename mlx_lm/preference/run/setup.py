@@ -53,7 +53,7 @@ def load_data(args: SimpleNamespace, tokenizer: Any) -> tuple:
     # A run that goes on, or is tested, another day has the date of its start.
     args.template_date = args.template_date or todays_date(tokenizer)
     return load_preference_dataset(
-        args.hf_dataset or args.data,
+        getattr(args, "secrets", None) or args.hf_dataset or args.data,
         tokenizer,
         train=args.train,
         test=args.test,

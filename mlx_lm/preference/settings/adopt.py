@@ -125,6 +125,8 @@ def adopt_resumed_run(args: SimpleNamespace) -> None:
     _say({k: v for k, v in found.items() if k not in args.explicit}, folder)
     for key in known:
         new, old = getattr(args, key), found.get(key)
+        # The folder may have been renamed.
+        old = folder if key == "adapter_path" else old
         if key not in args.explicit or _means(key, new, old):
             setattr(args, key, old)
         elif SETTINGS[key].resume != "free":

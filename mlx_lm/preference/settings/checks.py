@@ -24,6 +24,9 @@ from ..watch.samples import read_prompts
 from ..watch.trackers import SERVICES, check_matplotlib, missing_tracker
 from .table import DATASET_KEYS, LORA_KEYS, SETTINGS, names
 
+# More than any layer is wide.
+MOST_RANK = 2**20
+
 
 def check_watchers(args: SimpleNamespace) -> None:
     """Check the settings of samples, ordinary text and report before anything loads."""
@@ -157,10 +160,10 @@ def _check_nested(args):
             check_type(f"lora_parameters.{key}", value, type(default))
     if not isinstance(lora.get("keys") or [], list):
         raise InputError(f"lora_parameters.keys must be a list, got {lora['keys']!r}.")
-    if lora["rank"] < 1 or not 0 <= lora["dropout"] < 1:
+    if not 1 <= lora["rank"] <= MOST_RANK or not 0 <= lora["dropout"] < 1:
         raise InputError(
-            "lora_parameters needs a rank of at least 1 and a dropout of at least 0 "
-            f"and below 1, got {lora}."
+            f"lora_parameters needs a rank of at least 1 and at most {MOST_RANK:,} and "
+            f"a dropout of at least 0 and below 1, got {lora}."
         )
     services = [name.strip().lower() for name in (args.report_to or "").split(",")]
     for name in filter(None, services):

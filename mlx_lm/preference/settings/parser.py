@@ -10,8 +10,13 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
+from ..files import read_plain
 from ..setting import Setting
 from .table import SETTINGS
+
+# A file of settings has a hundred lines; what it refers to twice counts twice.
+MOST_BYTES = 10**6
+MOST_NODES = 10**5
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,10 +65,41 @@ def _refuse_flags(message):
     raise InputError(f"{message}. See mlx_lm.dpo --help.")
 
 
+def _advice(error):
+    if "twice" in str(error):
+        return "Leave one of them out."
+    return "Text with special characters needs quotes."
+
+
+def _load_once(text, loader):
+    """Load YAML in which no key stands twice, and which does not grow without end."""
+    waiting, count = [yaml.compose(text, loader)], 0
+    while waiting:
+        node, count = waiting.pop(), count + 1
+        if count > MOST_NODES:
+            raise ValueError(
+                f"it has more than {MOST_NODES:,} values, repeated ones too"
+            )
+        if isinstance(node, yaml.MappingNode):
+            seen: set = set()
+            for key, value in node.value:
+                waiting.append(value)
+                if isinstance(key, yaml.ScalarNode):
+                    if key.value in seen:
+                        what = f"{key.value!r} is there twice"
+                        raise yaml.MarkedYAMLError(
+                            problem=what, problem_mark=key.start_mark
+                        )
+                    seen.add(key.value)
+        elif isinstance(node, yaml.SequenceNode):
+            waiting += node.value
+    return yaml.load(text, loader)
+
+
 def read_config(path: str | Path, loader: Any) -> dict[str, Any]:
     """Read a YAML file of settings."""
     try:
-        config = yaml.load(Path(path).read_bytes().decode("utf-8"), loader) or {}
+        config = _load_once(read_plain(path, MOST_BYTES).decode("utf-8"), loader) or {}
     except OSError as e:
         raise InputError(f"Can't read the configuration {path}: {e.strerror}.") from e
     except UnicodeDecodeError as e:
@@ -73,8 +109,7 @@ def read_config(path: str | Path, loader: Any) -> dict[str, Any]:
         mark = getattr(e, "problem_mark", None)
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else path
         raise InputError(
-            f"{place}: {getattr(e, 'problem', None) or e}. Text with special "
-            "characters needs quotes."
+            f"{place}: {getattr(e, 'problem', None) or e}. {_advice(e)}"
         ) from e
     except (ValueError, RecursionError) as e:
         raise InputError(f"Can't read the configuration {path}: {e}.") from e

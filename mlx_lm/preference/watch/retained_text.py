@@ -14,7 +14,7 @@ import mlx.nn as nn
 from transformers.utils import logging as transformers_log
 
 from ..errors import InputError
-from ..files import write_json
+from ..files import MOST_TEXT, read_plain, write_json
 from ..forward.frozen import running
 from ..forward.head import completion_logps
 from ..forward.probe import check_sharing
@@ -58,7 +58,7 @@ class RetainedText:
 def read_text(path: str | Path) -> str:
     """Read a text and check that a perplexity of it says something."""
     try:
-        text = Path(path).read_text("utf-8")
+        text = read_plain(path, MOST_TEXT).decode("utf-8")
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, "strerror", None) or "it is not UTF-8 text"
         raise InputError(

@@ -12,7 +12,7 @@ from rich.cells import cell_len, set_cell_size
 from ...tuner.callbacks import TrainingCallback
 from ..data.messages import as_messages
 from ..errors import InputError
-from ..files import append_text, json_text, write_text
+from ..files import MOST_TEXT, append_text, json_text, read_plain, write_text
 from ..forward.frozen import running
 from ..run.folder import read_lines
 from ..terminal import rprint
@@ -39,7 +39,7 @@ def read_prompts(given: Any) -> list[Prompt]:
 def _read_file(path):
     try:
         # Not splitlines: JSON may hold other ends of lines as they are.
-        lines = Path(path).read_text("utf-8").split("\n")
+        lines = read_plain(path, MOST_TEXT).decode("utf-8").split("\n")
         lines = [line for line in lines if line.strip()]
         return [json.loads(x) for x in lines] if path.endswith(".jsonl") else lines
     except (OSError, ValueError) as e:

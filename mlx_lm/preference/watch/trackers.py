@@ -83,7 +83,8 @@ def reporting_callbacks(
     """The callbacks of the services that ``report_to`` names."""
     wanted = [name.strip().lower() for name in (names or "").split(",")]
     return CallbackList(
-        [SERVICES[name](project_name, log_dir, config) for name in wanted if name]
+        [SERVICES[name](project_name, log_dir, config) for name in wanted if name],
+        careful=True,
     )
 
 
