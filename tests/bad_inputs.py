@@ -12,9 +12,12 @@ from unittest import mock
 
 import mlx.core as mx
 import yaml
+from mlx.utils import tree_flatten
 from test_dpo_command import command
 from test_gpt2 import save_gpt2
 from tiny import save_rows, save_tiny_model
+
+from mlx_lm.preference.policy.model import load_model, prepare_policy
 
 WORDS = "tea hat pen cup sun ink map oak".split()
 GOOD = [{"prompt": f"Say {w}: ", "chosen": w, "rejected": f"no {w}"} for w in WORDS]
@@ -269,7 +272,7 @@ DATA = {
 SETTINGS = {
     "beta must be above 0, got 0": ["--beta", 0],
     "beta must be above 0, got -0.1": {"beta": -0.1},
-    "beta must be above 0, got nan": ["--beta", "nan"],
+    "beta must be a finite number, got nan": ["--beta", "nan"],
     "--beta: invalid float .*'low'": ["--beta", "low"],
     "label_smoothing must be at least 0 and below 0.5, got -0.1": {
         "label_smoothing": -0.1
@@ -381,6 +384,38 @@ SETTINGS = {
     "no layers named": {"lora_parameters": {"keys": ["attention.query"]}},
     "keys must be a list": {"lora_parameters": {"keys": "self_attn.q_proj"}},
     "lora_parameters must be a mapping": {"lora_parameters": 8},
+    "lora_parameters.scale must be a finite number, got nan": (
+        "lora_parameters: {scale: .nan}"
+    ),
+    "lora_parameters.rank must be at most 1,000,000,000,000,000, got 10+": (
+        f"lora_parameters: {{rank: {10**20}}}"
+    ),
+    "rank of at least 1 and at most 1,048,576": {"lora_parameters": {"rank": 2**21}},
+    "learning_rate must be a finite number, got inf": "learning_rate: .inf",
+    "lr_schedule.arguments must be a finite number, got inf": (
+        "lr_schedule: {name: cosine_decay, arguments: [.inf, 10]}"
+    ),
+    "optimizer_config.adam.betas must be a finite number, got nan": (
+        "optimizer_config: {adam: {betas: [.nan, 0.9]}}"
+    ),
+    "optimizer_config.adam .*betas.* is wrong: .*beta1": (
+        "optimizer_config: {adam: {betas: [2, 0.9]}}"
+    ),
+    "epochs must be a whole number, got 1e.20": {"epochs": 1e20, "iters": None},
+    "epochs must be at most 1,000,000,000,000,000, got": ["--epochs", 10**20],
+    "iters must be at most 1,000,000,000,000,000, got": ["--iters", 10**20],
+    r"dpo.yaml:2:1: 'beta' is there twice. Leave one": "beta: 0.1\nbeta: 0.2",
+    r"dpo.yaml:3:3: 'rank' is there twice": (
+        "lora_parameters:\n  rank: 4\n  rank: 8\n"
+    ),
+    r"criteria needs a weight above 0 for every name, got \{'z': 1e-300\}": {
+        "criteria": {"z": 1e-300}
+    },
+    r"Found no data at /nowhere/\\x1b\[31m\\u202e\.": [
+        "--data",
+        "/nowhere/\x1b[31m\u202e",
+    ],
+    r"Unknown optimizer '\\x1b\[2j'": {"optimizer": "\x1b[2j"},
     # Names, files and services
     "unrecognized arguments: --betta 1": ["--betta", 1],
     "Unknown key 'betta' in the config, did you mean 'beta'": {"betta": 1},
@@ -489,6 +524,22 @@ MODELS = {
         ],
         "Can't read the adapter file .*before/adapters.safetensors",
     ),
+    **{
+        f"adapter of {name}": (
+            lambda d, x=x: [
+                "--resume-adapter-file",
+                with_all(saved_adapter(d), x, d.model),
+            ],
+            rf"before/adapters.safetensors can't be used: tensor .* has {what}",
+        )
+        for name, x, what in (
+            ("NaN", mx.array(mx.nan), "numbers that are not finite"),
+            ("infinite numbers", mx.array(mx.inf, mx.bfloat16), "numbers that are not"),
+            ("whole numbers", mx.array(1), "mlx.core.int32"),
+            ("truth values", mx.array(True), "mlx.core.bool"),
+            ("complex numbers", mx.array(1j), "mlx.core.complex64"),
+        )
+    },
     "damaged configuration of an adapter": (
         lambda d: [
             "--resume-adapter-file",
@@ -501,6 +552,16 @@ MODELS = {
         "Nothing to resume in {folder}",
     ),
 }
+
+
+def with_all(folder, value, model):
+    """An adapter of the model whose every number is one value."""
+    policy, _ = load_model(str(model))
+    prepare_policy(policy, "lora", 2, {"rank": 8, "scale": 20.0, "dropout": 0.0})
+    shapes = tree_flatten(policy.trainable_parameters())
+    tensors = {name: mx.full(x.shape, value, value.dtype) for name, x in shapes}
+    mx.save_safetensors(str(folder / "adapters.safetensors"), tensors)
+    return folder
 
 
 def broken(folder, name):

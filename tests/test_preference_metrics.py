@@ -1,7 +1,9 @@
 # Copyright © 2026 MLX Contributors
 
+import io
 import math
 import unittest
+from unittest import mock
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -16,6 +18,7 @@ from tiny import (
     weights_of,
 )
 
+from mlx_lm.preference.measure import window
 from mlx_lm.preference.measure.metrics import (
     METRICS,
     SUMS,
@@ -237,6 +240,27 @@ class TestGradientReport(unittest.TestCase):
         first = recorder.train[0]["gradients"]
         self.assertTrue(all(m["zeros"] >= 0.2 for m in first.values()))
         self.assertGreater(max(m["update_ratio"] for m in first.values()), 0)
+
+    def test_weights_of_16_bits(self):
+        for dtype in (mx.bfloat16, mx.float16):
+            model, recorder = tiny_model("full"), Recorder()
+            model.set_dtype(dtype)
+            more = {"iters": 1, "debug_gradients": True}
+            train(model, random_pairs(4), callback=recorder, **more)
+            modules = recorder.train[0]["gradients"]
+            self.assertGreater(max(m["update_ratio"] for m in modules.values()), 0)
+
+    def test_a_report_that_fails_ends_no_run(self):
+        recorder, screen = Recorder(), io.StringIO()
+        more = {"iters": 2, "steps_per_report": 1, "debug_gradients": True}
+        with (
+            mock.patch.object(window, "gradient_report", side_effect=KeyError("odd")),
+            mock.patch.object(window, "rprint", screen.write),
+        ):
+            train(tiny_model("lora"), random_pairs(4), callback=recorder, **more)
+        self.assertEqual(len(recorder.train), 2)
+        self.assertNotIn("gradients", recorder.train[-1])
+        self.assertIn("No gradients are reported: KeyError: 'odd'", screen.getvalue())
 
     def test_without_the_flag_nothing_is_added(self):
         recorder = Recorder()

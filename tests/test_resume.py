@@ -248,6 +248,19 @@ class TestGoingOn(CommandCase):
             with self.subTest(measure=measure, chosen=chosen):
                 self.assertTrue(same)
 
+    def test_a_renamed_folder(self):
+        self.start()
+        moved = self.adapters.rename(self.folder / "moved")
+        out = self.succeed("--resume", moved, "--adapter-path", moved)
+        self.assertIn("Going on after step 3", out)
+        self.refuse(
+            "adapter_path is .*adapters",
+            "--resume",
+            moved,
+            "--adapter-path",
+            self.adapters,
+        )
+
     def test_complete(self):
         self.succeed(*self.flags())
         before = result(self.adapters)

@@ -11,15 +11,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from tiny import save_rows, save_tiny_model
+from tiny import Recorder, save_rows, save_tiny_model
 
 from mlx_lm.dpo import resolve_args, run
-from mlx_lm.preference.run.folder import read_lines
+from mlx_lm.preference.run.folder import CallbackList, read_lines
 from mlx_lm.preference.settings.checks import check_args, check_watchers
 from mlx_lm.preference.watch.falling_chosen import FallingChosen
 from mlx_lm.preference.watch.retained_text import retained_metrics
 from mlx_lm.preference.watch.samples import PromptSamples
 from mlx_lm.preference.watch.watchers import WatchedRun, run_watchers
+from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.utils import load
 
 HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
@@ -88,6 +89,32 @@ class TestRun(unittest.TestCase):
         self.assertAlmostEqual(
             tested["retained_text/after"], after["retained_text/after"], places=4
         )
+
+    def test_one_that_fails_is_left_out(self):
+        """What looks on never ends a run, whatever it does: trackers, samples."""
+        seen = []
+
+        class Fails(TrainingCallback):
+            def on_train_loss_report(self, info):
+                seen.append(info)
+                raise KeyError("no network")
+
+        last = Recorder()
+        callbacks = CallbackList([Fails(), last], careful=True)
+        screen = io.StringIO()
+        with contextlib.redirect_stdout(screen):
+            for it in (1, 2):
+                callbacks.on_train_loss_report({"iteration": it})
+                callbacks.on_val_loss_report({"iteration": it})
+        self.assertEqual((len(seen), len(last.train), len(last.val)), (1, 2, 2))
+        self.assertEqual(
+            screen.getvalue(), "[WARNING] Fails is left out: KeyError: 'no network'\n"
+        )
+        with self.assertRaises(KeyError):
+            CallbackList([Fails()]).on_train_loss_report({})
+        with mock.patch.object(PromptSamples, "answers", side_effect=ZeroDivisionError):
+            out = self.command("--train", "--iters", 2)
+        self.assertIn("PromptSamples is left out: ZeroDivisionError", out)
 
     def test_mistakes_are_found_before_anything_loads(self):
         for flags, message in (

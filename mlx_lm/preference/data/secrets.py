@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _NAMES = re.compile(
-    r"(^|_|-)(token|auth\w*|pass(word|wd|phrase)?|pwd|secret\w*|credentials?|cookies?|"
+    r"(^|_|-)(token|auth(orization)?|pass(word|wd|phrase)?|pwd|secret\w*|credentials?|cookies?|"
     r"(api|access|private|account|sas|session)?_?key(_id)?)($|_|-)",
     re.IGNORECASE,
 )

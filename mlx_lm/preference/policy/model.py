@@ -27,6 +27,8 @@ def explain_failure(path: str, error: Exception) -> str:
     if not folder.is_dir():
         return str(error)
     for file in sorted(folder.glob("*.json")):
+        if not file.is_file():
+            return f"{file.name} is no regular file. Copy it again."
         try:
             json.loads(file.read_bytes())
         except ValueError as e:
@@ -50,7 +52,7 @@ def load_model(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, A
         folder = _download(path)
         for file in sorted(Path(folder).iterdir()):
             if not (file.is_file() or file.is_dir()):
-                raise ValueError(f"{file.name} is no regular file. Copy it again.")
+                raise ValueError(f"{file.name} is no regular file.")
         model, config = utils.load_model(
             folder,
             # Memory is checked before the weights are read.
