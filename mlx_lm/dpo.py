@@ -31,7 +31,7 @@ from .preference.report.page import LEFT_BY_TESTS, show_report
 from .preference.report.table import short_names
 from .preference.run import setup
 from .preference.run.folder import CallbackList, check_folder, open_folder
-from .preference.run.forecast import check_memory
+from .preference.run.forecast import check_memory, check_test_memory
 from .preference.run.lock import folder_kept
 from .preference.run.loop import TrainingStopped
 from .preference.run.plan import describe_plan, training_plan
@@ -365,8 +365,11 @@ def _run(args, training_callback):
     else:
         reference = _load_trained(args, model, tokenizer, reference_model)
     if args.test or args.inspect:
-        models.read_weights(model, args.model)
         held_out = test_set or valid_set
+        if not args.train:
+            settings = setup.training_args(args, setup.likely_sharing(args))
+            check_test_memory(model, reference, held_out, settings)
+        models.read_weights(model, args.model)
         _start_together(args, partial(setup.tested, model, reference, held_out))
         evaluate_model(args, model, held_out, reference, is_test=bool(test_set))
     if args.report:

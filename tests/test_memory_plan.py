@@ -1,15 +1,21 @@
 # Copyright © 2026 MLX Contributors
 
+import contextlib
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten
+from test_dpo_command import CommandCase, command
+from tiny import random_pairs, tiny_model
 
 from mlx_lm.preference.device import device_memory, system_memory
+from mlx_lm.preference.errors import InputError
+from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.recompute import keyed_layers
 from mlx_lm.preference.memory.predict import (
     MemoryEstimate,
@@ -20,6 +26,9 @@ from mlx_lm.preference.memory.predict import (
 from mlx_lm.preference.memory.replay import Replay, evaluation_order, task_limits
 from mlx_lm.preference.memory.tape import Tape, fuse
 from mlx_lm.preference.memory.trace import array_places, trace_step
+from mlx_lm.preference.run import forecast
+from mlx_lm.preference.run.forecast import check_test_memory, predict_test
+from mlx_lm.tuner.trainer import DPOTrainingArgs
 
 MB = 2**20
 CPU = mx.default_device() == mx.cpu
@@ -273,6 +282,33 @@ class TestReplay(unittest.TestCase):
     def test_limits(self):
         with mx.stream(mx.cpu):
             self.assertIsNone(task_limits())
+
+
+class TestTests(CommandCase):
+    def test_what_cannot_fit_is_refused(self):
+        """On the CPU, MLX ends a process that gets no memory without a word."""
+        self.succeed(*self.flags())
+        for flags in ((), ("--adapter-path", "")):
+            test = self.flags("--test", *flags, train=False)
+            with mock.patch.object(forecast, "device_memory", return_value=10**5):
+                code, _, err = command(*test)
+            self.assertEqual(code, 2)
+            self.assertRegex(err, r"\AError: The run needs about 0.0 GB .* has 0.0 GB")
+            self.assertEqual(command(*test)[0], 0)
+
+    def test_a_tenth_is_kept_free_on_the_cpu(self):
+        model, pairs = tiny_model("lora"), random_pairs(8)
+        args = DPOTrainingArgs(batch_size=2, sharing="equal")
+        given = model, FrozenStart(model), pairs, args
+        total = predict_test(*given).total
+        self.assertGreater(total, 0)
+        for share, fits in ((1.05, False), (1.2, True)):
+            limit = int(share * total)
+            with mock.patch.object(forecast, "device_memory", return_value=limit):
+                with (
+                    contextlib.nullcontext() if fits else self.assertRaises(InputError)
+                ):
+                    check_test_memory(*given)
 
 
 class TestLimits(unittest.TestCase):

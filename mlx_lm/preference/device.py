@@ -76,7 +76,7 @@ def trim_cache(limit: int) -> None:
         mx.clear_cache()
 
 
-def system_memory(root=Path("/")):
+def system_memory(root: Path = Path("/")) -> int | None:
     """What is free on Linux and what MLX holds already; else all there is."""
     with suppress(OSError, StopIteration, ValueError):
         lines = (root / "proc/meminfo").read_text().splitlines()

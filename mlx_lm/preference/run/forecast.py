@@ -16,6 +16,7 @@ from ..batch.shape import Bucket, padded_tokens, pair_lengths
 from ..device import compiles, device_memory
 from ..forward.recompute import keyed_layers
 from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
+from ..step import testing_step
 from .plan import training_plan
 
 
@@ -49,6 +50,32 @@ def _worst_batch(plan, lengths, size):
     return max(batches, key=lambda batch: (tokens(batch), batch.shape.scored))
 
 
+def _heaviest(dataset, args, in_order=False):
+    """The batch that computes the most tokens, and how many pairs it has."""
+    lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
+    pairs = _Unread(lengths, dataset)
+    plan = training_plan(pairs, args, in_order)
+    size = -(-args.batch_size // mx.distributed.init().size())
+    shape, indices = _worst_batch(plan, lengths, size)
+    batch = collate_pairs([pairs[i] for i in indices], size, shape)
+    return batch | value_arrays(pairs, indices.tolist(), batch["weights"]), size
+
+
+def predict_test(
+    policy_model: nn.Module, reference: Any, dataset: Any, args: DPOTrainingArgs
+) -> MemoryEstimate:
+    """Predict the peak memory of a test from the worst of its batches."""
+    batch, _ = _heaviest(dataset, args, in_order=True)
+    score = testing_step(policy_model, reference, args.objective)
+    held = [policy_model.state, getattr(reference, "state", {})]
+    training = policy_model.training
+    policy_model.eval()
+    try:
+        return predict_peak(score, (batch,), held, compiled=compiles(args.compile))
+    finally:
+        policy_model.train(training)
+
+
 def predict_run(
     policy_model: nn.Module,
     reference: Any,
@@ -57,14 +84,7 @@ def predict_run(
     args: DPOTrainingArgs,
 ) -> MemoryEstimate:
     """Predict the peak memory of a run from the worst of its batches."""
-    lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
-    pairs = _Unread(lengths, dataset)
-    plan = training_plan(pairs, args)
-    ranks = mx.distributed.init().size()
-    size = -(-args.batch_size // ranks)
-    shape, indices = _worst_batch(plan, lengths, size)
-    batch = collate_pairs([pairs[i] for i in indices], size, shape)
-    batch |= value_arrays(pairs, indices.tolist(), batch["weights"])
+    batch, size = _heaviest(dataset, args)
     step, state = training_step(policy_model, optimizer, args)
     held = [*state, getattr(reference, "state", {})]
     if reference is None:
@@ -99,13 +119,31 @@ def check_memory(
     """Predict a run's memory, and refuse the run if the device has less."""
     given = policy_model, reference, optimizer, dataset
     predict = lambda change: predict_run(*given, replace(args, **change))
+    return _refuse_larger(policy_model, dataset, args, predict)
+
+
+def check_test_memory(
+    policy_model: nn.Module, reference: Any, dataset: Any, args: DPOTrainingArgs
+) -> MemoryEstimate:
+    """Predict a test's memory, and refuse the test if the device has less."""
+    given = policy_model, reference, dataset
+    predict = lambda change: predict_test(*given, replace(args, **change))
+    args = replace(args, grad_checkpoint=True)  # Of no help where nothing is trained.
+    return _refuse_larger(policy_model, dataset, args, predict)
+
+
+def _refuse_larger(policy_model, dataset, args, predict):
     estimate = predict({})
     keys = ("batch_size", "max_seq_length", "grad_checkpoint")
     settings = {key: getattr(args, key) for key in keys}
     longest = int(pair_lengths(dataset).max())
     settings["max_seq_length"] = min(settings["max_seq_length"], longest)
     changes, bits = smaller_settings(settings), _weight_bits(policy_model)
-    check_fits(estimate, device_memory(), changes, predict, bits)
+    limit = device_memory()
+    if limit is not None and mx.default_device() == mx.cpu:
+        # A process that meets the limit there ends without a word.
+        limit = limit * 9 // 10
+    check_fits(estimate, limit, changes, predict, bits)
     return estimate
 
 
