@@ -453,6 +453,20 @@ class TestMessages(unittest.TestCase):
             expected = [] if "ring" in str(error) else [mock.call(failed=True)]
             self.assertEqual(told.mock_calls, expected)
 
+    def test_a_rank_that_is_ended_before_training_says_so(self):
+        """A launcher ends the others when one has died, wherever they are."""
+        before = signal.getsignal(signal.SIGTERM)
+        end = lambda *_: signal.raise_signal(signal.SIGTERM)
+        for rank, lines in ((0, 1), (1, 0)):
+            group = mock.Mock(**{"size.return_value": 2, "rank.return_value": rank})
+            with (
+                mock.patch.object(mx.distributed, "init", lambda: group),
+                mock.patch.object(dpo, "resolve_args", end),
+            ):
+                code, _, err = command()
+            self.assertEqual((code, err.count("Rank lost, if")), (143, lines))
+        self.assertIs(signal.getsignal(signal.SIGTERM), before)
+
     def test_sums_are_one_message(self):
         twice = mock.Mock(side_effect=lambda x, group: 2 * x)
         with mock.patch.object(ranks.mx.distributed, "all_sum", twice):

@@ -50,7 +50,7 @@ def _worst_batch(plan, lengths, size):
     return max(batches, key=lambda batch: (tokens(batch), batch.shape.scored))
 
 
-def _heaviest(dataset, args, in_order=False):
+def _heaviest(dataset, args: DPOTrainingArgs, in_order=False):
     """The batch that computes the most tokens, and how many pairs it has."""
     lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
     pairs = _Unread(lengths, dataset)
@@ -132,7 +132,7 @@ def check_test_memory(
     return _refuse_larger(policy_model, dataset, args, predict)
 
 
-def _refuse_larger(policy_model, dataset, args, predict):
+def _refuse_larger(policy_model, dataset, args: DPOTrainingArgs, predict):
     estimate = predict({})
     keys = ("batch_size", "max_seq_length", "grad_checkpoint")
     settings = {key: getattr(args, key) for key in keys}
