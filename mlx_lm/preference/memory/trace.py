@@ -265,22 +265,17 @@ def _trace(fn, args, state):
     groups = [list(islice(names, size)) for size in sizes]
     tape.outputs = groups.pop(0)
     ties = dict(zip(*groups[2 * len(segments.calls) :]))
-    for sources, results in zip(*[iter(groups[: 2 * len(segments.calls)])] * 2):
-        # What stood for the results becomes what MLX has here: a view of them.
-        made = set(results)
-        tape.ops = [op for op in tape.ops if made.isdisjoint(op.outputs)]
-        tape.ops.append(Op("CustomTransforms", [], sources, results))
+    calls = list(zip(*[iter(groups[: 2 * len(segments.calls)])] * 2))
+    # What stood for the results becomes what MLX has here: a view of them.
+    made = {name for _, results in calls for name in results}
+    tape.ops = [op for op in tape.ops if made.isdisjoint(op.outputs)]
+    tape.ops += [Op("CustomTransforms", [], *call) for call in calls]
     tape.tie(ties)
     return tape
 
 
 def trace_step(fn: Callable, args: tuple, state: Any) -> Tape:
-    """The operations of a step, as the default device runs them or as the CPU would."""
-    try:
+    """The operations of a step, as the CPU would run them."""
+    # Kernels of our own can't be exported: plain operations need no less.
+    with mx.stream(mx.cpu):
         return _trace(fn, args, state)
-    except ValueError as e:
-        if "[export" not in str(e) or mx.default_device() == mx.cpu:
-            raise
-        # Kernels of our own can't be exported: plain operations need no less.
-        with mx.stream(mx.cpu):
-            return _trace(fn, args, state)
