@@ -52,6 +52,9 @@ def update(
     max_grad_norm: float | None,
 ) -> tuple[mx.array, mx.array, Any]:
     """Average the summed float32 gradients over all ranks' pairs, clip, apply."""
+    joined = hasattr(optimizer, "join")
+    if joined:
+        gradients = optimizer.join(gradients)
     # One that is not finite, on any rank, changes nothing.
     gradients, pairs = average_over_ranks([gradients, pairs])
     # On average over ranks, and of uncertain labels, there may be less than one.
@@ -67,9 +70,12 @@ def update(
     optimizer.update(policy_model, gradients)
     choose = lambda new, old: mx.where(applies, new, old)
     updated = policy_model.trainable_parameters()
-    policy_model.update(tree_map(choose, updated, parameters))
     state = tree_map(choose, optimizer.state, before)
     fill(optimizer.state, dict(tree_flatten(state)))
+    if joined:
+        optimizer.write(policy_model)
+    else:
+        policy_model.update(tree_map(choose, updated, parameters))
     return norm, applies, gradients
 
 
