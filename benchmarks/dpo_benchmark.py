@@ -40,14 +40,20 @@ from shapes import DTYPES, own_dtype, random_model
 
 from mlx_lm.preference.batch.buckets import LAYOUTS
 from mlx_lm.preference.batch.collate import iterate_preference_batches
-from mlx_lm.preference.device import cache_limit, compiles, slow_blas_notice
+from mlx_lm.preference.device import (
+    cache_limit,
+    compiles,
+    prepare_backend,
+    slow_blas_notice,
+)
+from mlx_lm.preference.files import user_cache_folder
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.probe import check_sharing
 from mlx_lm.preference.forward.recompute import keyed_layers
 from mlx_lm.preference.memory.predict import predict_peak
 from mlx_lm.preference.policy.optimizer import with_master_weights
 from mlx_lm.preference.reference.remembered import RememberedReference
-from mlx_lm.preference.run.plan import training_plan
+from mlx_lm.preference.run.plan import possible_layouts, training_plan
 from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.step import reference_pass
 from mlx_lm.tuner.datasets import load_preference_dataset
@@ -70,14 +76,24 @@ class Pairs(list):
         return max(self[index][3])
 
 
-def our_batches(model, pairs, size, args, known):
-    """The trainer's batches, each with its tokens; the reference's log-probs if known."""
-    grade = args.sharing or check_sharing(model).grade
+def our_layouts(model, pairs, size, args):
+    """The trainer's buckets, in each layout that may be quickest."""
     settings = DPOTrainingArgs(
-        batch_size=size, max_seq_length=args.max_length, sharing=grade
+        batch_size=size,
+        max_seq_length=args.max_length,
+        sharing=args.sharing or check_sharing(model).grade,
+        try_layouts=not args.sharing,
+        compile=args.compile or None,
     )
     # As many batches a bucket as in a long run, which has more buckets.
     buckets = training_plan(pairs, settings, in_order=True)
+    layouts = possible_layouts(pairs, settings, buckets)
+    for name, shapes in layouts.items():
+        yield name, [b._replace(shape=shapes[b.shape]) for b in buckets]
+
+
+def our_batches(model, pairs, size, buckets, known):
+    """The trainer's batches, each with its tokens; the reference's log-probs if known."""
     batches = []
     for _, arrays in iterate_preference_batches(pairs, size, buckets):
         tokens = sum(arrays[k].size for k in ("prompts", "inputs") if k in arrays)
@@ -92,13 +108,14 @@ def our_batches(model, pairs, size, args, known):
 def our_step(model, args, known):
     """The trainer's step, and what it holds."""
     start = None if known else FrozenStart(model)
-    optimizer = with_master_weights(optim.Adam(learning_rate=LEARNING_RATE), model)
     settings = DPOTrainingArgs(
         beta=BETA, grad_checkpoint=args.grad_checkpoint, compile=args.compile or None
     )
+    optimizer = optim.Adam(learning_rate=LEARNING_RATE)
+    optimizer = with_master_weights(optimizer, model, compiles(args.compile or None))
     reference = RememberedReference(start)
     plain_step, state = training_step(model, optimizer, settings)
-    step = reference.compiled(plain_step, state, state, compiles(settings))
+    step = reference.compiled(plain_step, state, state, compiles(settings.compile))
 
     def run(batch):
         values = step(batch, True)
@@ -111,23 +128,44 @@ def our_step(model, args, known):
                 lambda batch: plain_step(start, batch, True),
                 (batch,),
                 [*state, getattr(start, "state", {})],
-                compiles(settings),
+                compiles(settings.compile),
             )
 
     return run, [optimizer.state, getattr(start, "state", {})], predict
 
 
+def quickest(runners, model, name):
+    """The layout whose steps take least, as a run measures it."""
+    if len(runners) == 1:
+        return next(iter(runners.values()))
+    seconds = {}
+    for layout, runner in runners.items():
+        with runner.scope():
+            model.train()
+            # The first turn compiles.
+            times = [turn(runner, 1, keep_cache=True)[0] for _ in range(4)]
+        seconds[layout] = min(times[1:])
+    best = min(seconds, key=lambda layout: seconds[layout])
+    found = ", ".join(f"{k} {v:.4f} s" for k, v in seconds.items())
+    print(f"{name}: {found}: {best}")
+    return runners[best]
+
+
 def ours(model, pairs, size, args, known):
     """Ways 3 and 4: this project's batches and step."""
     model.eval()
-    batches = our_batches(model, pairs, size, args, known)
+    name = NAMES["4" if known else "3"]
     step, held, predict = our_step(model, args, known)
-    if args.predict:
-        largest = max(batches, key=lambda b: b[1])[0]
-        name = NAMES["4" if known else "3"]
-        print(f"predicted peak of {name}: {predict(largest).total / 1e9:.3f} GB")
     scope = partial(keyed_layers, model, args.grad_checkpoint)
-    return Runner(step, batches, held, scope, cache_limit(None))
+    runners = {}
+    for layout, buckets in our_layouts(model, pairs, size, args):
+        batches = our_batches(model, pairs, size, buckets, known)
+        runners[layout] = Runner(step, batches, held, scope, cache_limit(None))
+    runner = quickest(runners, model, name)
+    if args.predict:
+        largest = max(runner.batches, key=lambda b: b[1])[0]
+        print(f"predicted peak of {name}: {predict(largest).total / 1e9:.3f} GB")
+    return runner
 
 
 def peer(model, pairs, size, args):
@@ -298,6 +336,7 @@ def build_parser() -> argparse.ArgumentParser:
 def run(arguments: list[str] | None = None) -> list[dict[str, Way]]:
     """Measure every size that was asked for; print a table for each."""
     args = build_parser().parse_args(arguments)
+    prepare_backend(user_cache_folder("kernels"))
     if bool(args.model) == bool(args.shape):
         raise ValueError("Give either --model or --shape.")
     model, tokenizer = load_model(args)

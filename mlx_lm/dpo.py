@@ -1,6 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 import copy
+import gc
 import os
 import signal
 import sys
@@ -17,8 +18,14 @@ import numpy as np
 
 from . import lora
 from .preference.data.secrets import without_secrets
-from .preference.device import slow_blas_notice, slow_dtype_notice
+from .preference.device import (
+    compiles,
+    prepare_backend,
+    slow_blas_notice,
+    slow_dtype_notice,
+)
 from .preference.errors import InputError
+from .preference.files import user_cache_folder
 from .preference.forward.frozen import FrozenStart
 from .preference.objective.objective import objective_of
 from .preference.policy import model as models
@@ -101,7 +108,8 @@ def train_model(
     settings = setup.training_args(args, setup.likely_sharing(args))
     compared = settings.objective.needs_reference
     start = (reference_model or FrozenStart(model)) if compared else None
-    masters = with_master_weights(optimizer, model)
+    joins = compiles(settings.compile) and not settings.debug_gradients
+    masters = with_master_weights(optimizer, model, joins)
     estimate = check_memory(model, start, masters, train_set, settings)
     del start, masters
     models.read_weights(model, args.model)
@@ -401,9 +409,7 @@ def main() -> None:
         'main'
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
-    # MLX on CUDA counts what its caches missed in a whole process and ends it when many
-    # lengths, tests and answers have added up. Read when the first array is computed.
-    os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
+    prepare_backend(user_cache_folder("kernels"))
     before = signal.getsignal(signal.SIGTERM)
     if mx.distributed.init().size() > 1:
         signal.signal(signal.SIGTERM, _terminated)
@@ -426,6 +432,8 @@ def _terminated(number, frame):
 
 def _main():
     """The command, with one line for what a user can mend."""
+    # A collection would look at all that was imported, a step of a GPU long.
+    gc.freeze()
     args = None
     try:
         args = resolve_args()

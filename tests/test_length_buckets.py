@@ -24,7 +24,7 @@ from mlx_lm.preference.batch.shape import (
     pair_lengths,
 )
 from mlx_lm.preference.device import compiles
-from mlx_lm.preference.run.plan import MAX_SHAPES, training_plan
+from mlx_lm.preference.run.plan import MOST_SHAPES, training_plan
 from mlx_lm.tuner.trainer import DPOTrainingArgs
 
 
@@ -233,7 +233,7 @@ class TestPlans(unittest.TestCase):
 
     def test_a_run_counts_its_shapes(self):
         pairs = pairs_of(random_lengths(2000, longest=200))
-        for accumulation, most in ((1, MAX_SHAPES), (4, MAX_SHAPES // 2)):
+        for accumulation, most in ((1, MOST_SHAPES), (4, MOST_SHAPES // 2)):
             args = DPOTrainingArgs(
                 batch_size=4, grad_accumulation_steps=accumulation, compile=True
             )

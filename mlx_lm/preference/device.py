@@ -135,6 +135,51 @@ def _left_by_limits(root):
                 yield soft - int(now.split()[1]) * 1024
 
 
+def prepare_backend(kernels: Path) -> None:
+    """Set what MLX's backend reads from the environment, where the user has not."""
+    # Each is read once, when the first array is computed.
+    settings = {
+        # MLX on CUDA counts what its caches missed in a whole process and ends it
+        # when many lengths, tests and answers have added up.
+        "MLX_ENABLE_CACHE_THRASHING_CHECK": "0",
+        # A graph is built anew for nearly every batch of another shape. Without them
+        # the operations alone bound what one task holds on to: fewer, less memory.
+        "MLX_USE_CUDA_GRAPHS": "0",
+        "MLX_MAX_OPS_PER_BUFFER": "10",
+        # Built kernels outlast the temporary folder.
+        "MLX_PTX_CACHE_DIR": str(kernels),
+    }
+    if not mx.cuda.is_available():
+        # Metal reads the limit too, and has its own by the chip.
+        del settings["MLX_MAX_OPS_PER_BUFFER"]
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+
+
+class NewKernels:
+    """The kernels that MLX builds from now on, for later processes to find."""
+
+    def __init__(self) -> None:
+        folder = os.environ.get("MLX_PTX_CACHE_DIR")
+        self.folder = Path(folder) if folder and mx.cuda.is_available() else None
+        self._before = self._count()
+
+    def _count(self):
+        found = self.folder.rglob("*.ptx") if self.folder else ()
+        return sum(1 for _ in found)
+
+    def notice(self, seconds: float) -> str | None:
+        """Say once how many were built, in at most so many seconds."""
+        built = self._count() - self._before
+        folder, self.folder = self.folder, None
+        if not folder or not built:
+            return None
+        return (
+            f"Built {built:,} GPU kernels within the first {seconds:.0f} s: later runs "
+            f"find them in {folder}."
+        )
+
+
 def slow_dtype_notice(model: nn.Module) -> str | None:
     """Say in one line that 16-bit weights do badly on MLX's CPU backend."""
     dtypes = {p.dtype for _, p in tree_flatten(model.parameters())}

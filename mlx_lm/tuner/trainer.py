@@ -72,6 +72,8 @@ class DPOTrainingArgs(Objective):
             lie beside it. Default: ``"adapters.safetensors"``.
         sharing (str): How prompts are shared: ``"ragged"``, ``"equal"``,
             ``"plain"``, or rows ``"packed"``. Default: ``"plain"``.
+        try_layouts (bool): Time this and what shares less on the first steps, and
+            keep the quickest. Default: ``False``.
         compile (bool, optional): Compile the step. Default: on a GPU.
 
     Raises:
@@ -156,6 +158,7 @@ class DPOTrainingArgs(Objective):
         512, "Optimizer updates between two new references.", least=1
     )
     sharing: str = "plain"
+    try_layouts: bool = False
     compile: bool | None = None
     seed: int = setting(
         0,
@@ -326,7 +329,9 @@ def train_dpo(
     elif not isinstance(reference, RememberedReference):
         start = reference or FrozenStart(policy_model)
         reference = RememberedReference(start, moving=args.sync_reference)
-    optimizer = with_master_weights(optimizer, policy_model)
+    # Few launches matter there, where nobody looks at single gradients.
+    joins = compiles(args.compile) and not args.debug_gradients
+    optimizer = with_master_weights(optimizer, policy_model, joins)
     sets = train_dataset, val_dataset
     run = PreferenceRun(policy_model, reference, optimizer, args, *sets)
     run.callback, run.identity = training_callback, identity or {}

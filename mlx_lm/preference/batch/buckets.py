@@ -166,6 +166,31 @@ def length_buckets(
     return list(_cut_buckets(raw, batch_size, layout, options))
 
 
+def other_shapes(
+    buckets: list[Bucket],
+    lengths: np.ndarray,
+    batch_size: int,
+    layout: str,
+    *,
+    pad: int = 1,
+    max_length: int | None = None,
+    ranks: int = 1,
+) -> dict[BatchShape, BatchShape]:
+    """The shapes that batches of the same pairs have in another layout."""
+    features, _ = _features(input_lengths(lengths), layout)
+    longest = np.iinfo(np.int32).max if max_length is None else max_length - 1
+    pads = pad, pad if layout == "ragged" else 1
+    parts: dict[BatchShape, list] = {}
+    for shape, indices in buckets:
+        parts.setdefault(shape, []).append(indices)
+    found = {}
+    for shape, indices in parts.items():
+        part = np.concatenate(indices)
+        other = Bucket(_shape(features[part], layout, *pads, longest), part)
+        found[shape] = _with_scored(other, lengths, -(-batch_size // ranks)).shape
+    return found
+
+
 def plan_batches(
     dataset: Any,
     batch_size: int,
@@ -173,6 +198,7 @@ def plan_batches(
     *,
     pad: int = 1,
     prompt_pad: int = 1,
+    shared_price: float = 1.0,
     **options: Any,
 ) -> list[Bucket]:
     """Choose how a data set's prompts are shared, and bucket it."""
@@ -191,6 +217,7 @@ def plan_batches(
         tokens = padded_tokens(plan, batch_size, lengths)
         # Ragged prompts need a mask in every layer, so they must save something.
         tokens *= 1.05 if plan[0].shape.ragged else 1
+        tokens *= shared_price if plan[0].shape.layout != "plain" else 1
         # Wide prompts are padded for a quicker attention.
         wide = all(b.shape.prompt and b.shape.prompt % prompt_pad == 0 for b in plan)
         return tokens * (FUSED if wide and prompt_pad > pad else 1)

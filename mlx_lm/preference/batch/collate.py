@@ -2,7 +2,7 @@
 
 """Batches of preference pairs: which pairs, in what order, as which arrays."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -150,6 +150,13 @@ def epoch_batches(
     return batches
 
 
+def _led_by(batches, shape, count):
+    # The others keep their order.
+    first = [i for i, batch in enumerate(batches) if batch[0] == shape][:count]
+    rest = [batch for i, batch in enumerate(batches) if i not in set(first)]
+    return [batches[i] for i in first] + rest
+
+
 def iterate_preference_batches(
     dataset: Any,
     batch_size: int,
@@ -160,8 +167,10 @@ def iterate_preference_batches(
     comm_group: mx.distributed.Group | None = None,
     num_batches: int = -1,
     first_batch: int = 0,
+    lead: tuple[BatchShape, int] | None = None,
+    reshape: Callable[[BatchShape], BatchShape] | None = None,
 ) -> Iterator[PairBatch]:
-    """Yield this rank's share of every batch."""
+    """Yield this rank's share of every batch, some of the first of one shape."""
     rank, size = (comm_group.rank(), comm_group.size()) if comm_group else (0, 1)
     group = getattr(dataset, "group_size", 1)
     check_batch_size(batch_size, size, group)
@@ -176,7 +185,10 @@ def iterate_preference_batches(
     epoch, first = divmod(first_batch, per_epoch)
     while True:
         batches = epoch_batches(buckets, batch_size, seed, epoch, group, num_batches)
+        if lead and epoch == 0:
+            batches = _led_by(batches, *lead)
         for shape, indices in batches[first:]:
+            shape = reshape(shape) if reshape else shape
             yield _share_of_batch(dataset, indices, batch_size, shape, rank, size)
         if not loop:
             return

@@ -24,6 +24,13 @@ class BatchShape(NamedTuple):
         """Where a batch's rows go on, if its prompts are not ragged."""
         return self.shared or self.prompt
 
+    @property
+    def layout(self) -> str:
+        """How its rows are laid out, by the name of ``sharing``."""
+        if self.packed or not self.prompt:
+            return "packed" if self.packed else "plain"
+        return "ragged" if self.ragged else "equal"
+
 
 class Bucket(NamedTuple):
     """Pairs whose batches have one shape."""

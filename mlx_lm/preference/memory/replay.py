@@ -127,6 +127,9 @@ def task_limits() -> tuple[int, int] | None:
         operations, elements = METAL_TASKS.get(architecture[-1], (40, 40))
     else:
         operations, elements = CUDA_TASKS.get(architecture, (20, 100))
+        if os.environ.get("MLX_USE_CUDA_GRAPHS") == "0":
+            # Elements are counted for graphs alone.
+            elements = 1 << 40
     return (
         int(os.environ.get("MLX_MAX_OPS_PER_BUFFER", operations)),
         int(os.environ.get("MLX_MAX_MB_PER_BUFFER", elements)),

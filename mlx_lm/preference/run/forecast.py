@@ -17,7 +17,7 @@ from ..device import compiles, device_memory
 from ..forward.recompute import keyed_layers
 from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
 from ..step import testing_step
-from .plan import training_plan
+from .plan import possible_layouts, training_plan
 
 
 class _Unread:
@@ -55,6 +55,9 @@ def _heaviest(dataset, args: DPOTrainingArgs, in_order=False):
     lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
     pairs = _Unread(lengths, dataset)
     plan = training_plan(pairs, args, in_order)
+    if not in_order:
+        layouts = possible_layouts(pairs, args, plan).values()
+        plan = [b._replace(shape=shapes[b.shape]) for shapes in layouts for b in plan]
     size = -(-args.batch_size // mx.distributed.init().size())
     shape, indices = _worst_batch(plan, lengths, size)
     batch = collate_pairs([pairs[i] for i in indices], size, shape)

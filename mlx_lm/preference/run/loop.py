@@ -14,7 +14,7 @@ from mlx.utils import tree_flatten
 
 from ...tuner.trainer import DPOTrainingArgs, training_step
 from ..batch.collate import count_tokens, epoch_batches, iterate_preference_batches
-from ..device import cache_limit, compiles, trim_cache
+from ..device import NewKernels, cache_limit, compiles, trim_cache
 from ..forward.frozen import FrozenStart
 from ..measure.evaluation import evaluate_pairs
 from ..measure.metrics import hidden_metrics, sum_values
@@ -24,7 +24,8 @@ from ..ranks import wait_for_all
 from ..step import scoring_step
 from ..terminal import rprint
 from . import checkpoint, state
-from .plan import training_plan
+from .layouts import LayoutTrial
+from .plan import possible_layouts, training_plan
 from .screen import PreferenceTrainUI
 from .signals import StopSignals
 
@@ -88,6 +89,11 @@ class PreferenceRun:
             self.parts["moved"] = state.MovedReference(reference.model)
         self.cache_limit = cache_limit(args.clear_cache_threshold)
         self.train_buckets = training_plan(train_set, args)
+        layouts = possible_layouts(train_set, args, self.train_buckets)
+        given = self.train_buckets, args.batch_size, layouts
+        self.layouts = LayoutTrial(*given, args.grad_accumulation_steps)
+        self.parts["layouts"] = self.layouts
+        self.kernels, self.began = NewKernels(), time.perf_counter()
         self.val_buckets = training_plan(val_set, args, True) if val_set else []
         batches = epoch_batches(
             self.val_buckets, args.batch_size, num_batches=args.val_batches
@@ -112,6 +118,8 @@ class PreferenceRun:
             seed=args.seed,
             comm_group=self.world,
             first_batch=done,
+            lead=self.layouts.lead,
+            reshape=self.layouts.reshape,
         )
         self.reference.cache.exchange(self.world)
         advice = f"Go on with: --resume {self.folder}"
@@ -211,7 +219,11 @@ class PreferenceRun:
             self.window.add(sums, *count_tokens(arrays))
         trim_cache(self.cache_limit)
         is_new = self._is_new_shape(arrays, update) and not skipped
-        self.window.time(time.perf_counter() - tic, sums if is_new else None)
+        seconds = time.perf_counter() - tic
+        self.window.time(seconds, sums if is_new else None)
+        found = self.layouts.time(seconds)
+        if found and self.rank == 0:
+            rprint(found)
 
     def _count_update(self):
         """Count an update, and let the reference follow the policy if it is due."""
@@ -320,6 +332,9 @@ class PreferenceRun:
     def _report(self, it):
         """Average what happened since the last report, show and report it."""
         self.metrics = metrics = self.window.report(self.world)
+        built = self.kernels.notice(time.perf_counter() - self.began)
+        if built and self.rank == 0:
+            rprint(built)
         metrics["learning_rate"] = self.optimizer.learning_rate.item()
         metrics["grad_norm"] = self.gradient.norm.item()
         metrics["skipped_steps"] = self.skipped.total

@@ -169,7 +169,7 @@ def find_sharing(
     checked = [check_sharing(m) for m in models]
     grade, notice, _ = max(checked, key=lambda s: LAYOUTS.index(s.grade))
     warning = next((s.warning for s in checked if s.warning), "")
-    if not args.share_prompt:
+    if args.share_prompt is False:
         grade, notice = "plain", "" if grade == "plain" else notice
     return Sharing(grade, notice, warning)
 
@@ -179,7 +179,7 @@ def likely_sharing(args: SimpleNamespace) -> str:
     if args.pack:
         return "packed"
     # Every family but one in a hundred can, and asking would allocate the model.
-    return "equal" if args.share_prompt else "plain"
+    return "plain" if args.share_prompt is False else "equal"
 
 
 def find_checkpoint(
@@ -226,6 +226,7 @@ def training_args(args: SimpleNamespace, sharing: str = "plain") -> DPOTrainingA
         **{k: getattr(args, name) for k, name in names.items() if hasattr(args, name)},
         adapter_file=str(Path(args.adapter_path) / "adapters.safetensors"),
         sharing=sharing,
+        try_layouts=args.share_prompt is None and not args.pack,
     )
 
 

@@ -43,6 +43,10 @@ def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
             f"--{prefix}{flag}", dest=one.name, action=action, default=None, help=help
         )
         return
+    if one.kind is bool:
+        switch = argparse.BooleanOptionalAction
+        parser.add_argument(f"--{flag}", action=switch, default=None, help=help)
+        return
     if one.default not in (None, "") and "Default:" not in help:
         help += f" Default: {one.default}."
     options: dict[str, Any] = {"type": one.read or one.type or str, "help": help}

@@ -125,9 +125,10 @@ def _run() -> Iterable[Setting]:
     what = "Batches of the test; -1 for all."
     yield _shared("test_batches", what, least=1, all=True, **_FREE)
     what = (
-        "Compute each prompt once for both answers, where that gives the same numbers."
+        "Compute each prompt once for both answers, where that gives the same numbers. "
+        "Default: what is quicker in the first steps."
     )
-    yield Setting("share_prompt", True, what)
+    yield Setting("share_prompt", None, what, kind=bool)
     what = "Put several sequences in a row, instead of sharing prompts."
     yield Setting("pack", False, what)
     what = "Go on with the run in this adapter folder; needs no other flag."

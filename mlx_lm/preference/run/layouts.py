@@ -1,0 +1,119 @@
+# Copyright © 2026 MLX Contributors
+
+"""How a run lays its batches out: measured on its first steps, then kept.
+
+No count of tokens tells what is quickest: launches bound small batches, arithmetic
+bounds large ones, masks cost what they cost. So some of the first batches, all of one
+shape, are laid out in turn in each way that may win. Every one is a real step: the
+pairs of a batch never depend on it, and its numbers agree within rounding.
+"""
+
+from collections import Counter
+from typing import Any
+
+import mlx.core as mx
+
+from ..batch.shape import BatchShape, Bucket
+
+NAMES = {
+    "plain": "whole rows",
+    "equal": "prompts shared as far as all of a batch go",
+    "ragged": "prompts shared",
+}
+# The first turn of each layout compiles.
+TURNS = 3
+# A run of fewer batches an epoch gains less than it costs.
+FEWEST_BATCHES = 24
+# The other layout has to be quicker by more than a clock's noise.
+MARGIN = 0.97
+
+
+class LayoutTrial:
+    """Which layout is next, what each took, and which one a run keeps."""
+
+    def __init__(
+        self,
+        buckets: list[Bucket],
+        batch_size: int,
+        layouts: dict[str, dict[BatchShape, BatchShape]],
+        steps_a_turn: int = 1,
+    ):
+        self.layouts, self.steps_a_turn = layouts, steps_a_turn
+        self.names = [*layouts]
+        self.chosen: str | None = None
+        self.seconds: dict[str, list[float]] = {name: [] for name in self.names}
+        self.taken = 0
+        self._turn, self._in_trial = 0.0, False
+        counts: Counter = Counter()
+        for bucket in buckets:
+            counts[bucket.shape] += -(-len(bucket.indices) // batch_size)
+        self.steps = TURNS * len(self.names) * steps_a_turn
+        self.shape = self._middle(counts)
+        if len(self.names) < 2 or counts.total() < FEWEST_BATCHES or not self.shape:
+            self.chosen, self.steps = self.names[0], 0
+
+    def _middle(self, counts):
+        """The shape in the middle of all that is computed, with enough batches."""
+        cost = lambda s: counts[s] * (s.prompt + 2 * s.width)
+        shapes = sorted(counts, key=lambda s: s.prompt + 2 * s.width)
+        half, before = sum(map(cost, shapes)) / 2, [0.0]
+        for shape in shapes:
+            before.append(before[-1] + cost(shape))
+        far = {
+            s: abs((a + b) / 2 - half) for s, a, b in zip(shapes, before, before[1:])
+        }
+        enough = [s for s in shapes if counts[s] >= self.steps]
+        return min(enough, key=lambda s: far[s], default=None)
+
+    @property
+    def lead(self) -> tuple[BatchShape, int] | None:
+        """The shape of the run's first batches, and how many of them there are."""
+        return (self.shape, self.steps) if self.steps else None
+
+    def reshape(self, shape: BatchShape) -> BatchShape:
+        """The shape of the next batch, whose pairs the plan gave this one."""
+        self._in_trial = self.chosen is None and shape == self.shape
+        name = self.chosen or self.names[0]
+        if self._in_trial:
+            turn = self.taken // self.steps_a_turn
+            name = self.names[turn % len(self.names)]
+        return self.layouts[name][shape]
+
+    def time(self, seconds: float) -> str | None:
+        """Count a step; once all are taken, decide, and say what was found."""
+        if not self._in_trial:
+            return None
+        turn, place = divmod(self.taken, self.steps_a_turn)
+        self.taken += 1
+        self._turn = seconds + (self._turn if place else 0.0)
+        if place == self.steps_a_turn - 1 and turn >= len(self.names):
+            self.seconds[self.names[turn % len(self.names)]].append(self._turn)
+        return self._decide() if self.taken == self.steps else None
+
+    def _decide(self):
+        # Ranks wait for the slowest, and all have to choose alike.
+        best = mx.array([min(self.seconds[name]) for name in self.names])
+        best = mx.distributed.all_max(best, group=mx.distributed.init()).tolist()
+        times = dict(zip(self.names, best))
+        first, quickest = self.names[0], min(times, key=lambda name: times[name])
+        is_quicker = times[quickest] < MARGIN * times[first]
+        self.chosen = quickest if is_quicker else first
+        found = ", ".join(f"{NAMES[n]} {t:.3f} s" for n, t in times.items())
+        others = [t for name, t in times.items() if name != self.chosen]
+        saved = 1 - times[self.chosen] / min(others)
+        kept = (
+            f"{NAMES[self.chosen]}, {abs(saved):.0%} {'less' if saved > 0 else 'more'}"
+        )
+        return f"A step takes with {found}: the run goes on with {kept}."
+
+    def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        """What a checkpoint holds of it."""
+        names = ("chosen", "seconds", "taken")
+        return {}, {name: getattr(self, name) for name in names} | {"turn": self._turn}
+
+    def load_state_dict(self, arrays: dict[str, mx.array], info: dict) -> None:
+        """Go on as another run did, if it had the same choice."""
+        if set(info.get("seconds", ())) != set(self.names):
+            return
+        self.chosen, self.taken = info["chosen"], info["taken"]
+        self.seconds, self._turn = info["seconds"], info["turn"]
