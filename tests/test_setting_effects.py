@@ -52,6 +52,8 @@ EFFECTS = {
     "test_batches": Effect("metrics", 1, _TESTED),
     "share_prompt": Effect("metrics", False),
     "pack": Effect("metrics", True),
+    # Refused without resume.
+    "restart": Effect("stops", True),
     "dry_run": Effect("files", True),
     "model": Effect("weights", str(_ROOT / "other_model")),
     "fine_tune_type": Effect("weights", "dora"),
@@ -131,7 +133,6 @@ WITHOUT_EFFECT = {
     "clear_cache_threshold": (1, "decides what memory the allocator keeps"),
     "trust_remote_code": (True, "only of models that bring code along"),
     "resume_anyway": (True, "only of a run that is resumed"),
-    "restart": (True, "only of a run that is resumed, and refused for others"),
     "max_skipped_steps": (1, "only of steps whose numbers are not finite"),
     "project_name": ("other", "only of trackers, which report_to names"),
 }
