@@ -96,7 +96,7 @@ def loss_errors(dtype: str, tokens: int, vocabulary: int) -> tuple[float, float]
     rest = {f"{n}_targets": mx.array(c.targets)[None] for n, c in zip(names, cases)}
     rest |= {f"{n}_mask": mx.array(c.mask)[None] for n, c in zip(names, cases)}
     score = mx.value_and_grad(
-        lambda *policy: dpo_loss(*policy, *logits[2:], BETA, **rest), (0, 1)
+        lambda x, y: dpo_loss(x, y, logits[2], logits[3], BETA, **rest), (0, 1)
     )
     loss, gradients = score(*logits[:2])
     exact = [np.array(a[0].astype(mx.float32)) for a in logits]

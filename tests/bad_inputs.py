@@ -121,6 +121,14 @@ def saved_adapter(d, **shape):
     return folder
 
 
+def with_adapter_of(number):
+    """A case that goes on from an adapter whose every number is this one."""
+    return lambda d: [
+        "--resume-adapter-file",
+        with_all(saved_adapter(d), number, d.model),
+    ]
+
+
 def other_vocabulary(d):
     return ["--reference-model", save_gpt2(d.folder / "gpt2")]
 
@@ -526,10 +534,7 @@ MODELS = {
     ),
     **{
         f"adapter of {name}": (
-            lambda d, x=x: [
-                "--resume-adapter-file",
-                with_all(saved_adapter(d), x, d.model),
-            ],
+            with_adapter_of(x),
             rf"before/adapters.safetensors can't be used: tensor .* has {what}",
         )
         for name, x, what in (

@@ -28,6 +28,11 @@ def fifo(d, name="pipe"):
     return d.folder / name
 
 
+def others(path):
+    os.mkfifo(path)
+    return ()
+
+
 def of_model(d):
     copy = d.copy_of_model("config.json")
     os.mkfifo(copy / "config.json")
@@ -89,7 +94,7 @@ FILES = {
         lambda d: [
             "--data",
             d.file('{"_data_files": [{"filename": "f.arrow"}]}', "state.json").parent,
-            *(() if os.mkfifo(d.folder / "other" / "f.arrow") else ()),
+            *others(d.folder / "other" / "f.arrow"),
         ],
         "Can't read .*f.arrow: It is no regular file",
     ),

@@ -2,6 +2,7 @@
 
 """A run's peak memory, predicted from the worst of its batches."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -50,7 +51,9 @@ def _worst_batch(plan, lengths, size):
     return max(batches, key=lambda batch: (tokens(batch), batch.shape.scored))
 
 
-def _heaviest(dataset, args: DPOTrainingArgs, in_order=False):
+def _heaviest(
+    dataset: Any, args: DPOTrainingArgs, in_order: bool = False
+) -> tuple[dict[str, mx.array], int]:
     """The batch that computes the most tokens, and how many pairs it has."""
     lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
     pairs = _Unread(lengths, dataset)
@@ -135,7 +138,12 @@ def check_test_memory(
     return _refuse_larger(policy_model, dataset, args, predict)
 
 
-def _refuse_larger(policy_model, dataset, args: DPOTrainingArgs, predict):
+def _refuse_larger(
+    policy_model: nn.Module,
+    dataset: Any,
+    args: DPOTrainingArgs,
+    predict: Callable[[dict[str, Any]], MemoryEstimate],
+) -> MemoryEstimate:
     estimate = predict({})
     keys = ("batch_size", "max_seq_length", "grad_checkpoint")
     settings = {key: getattr(args, key) for key in keys}

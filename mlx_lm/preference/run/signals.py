@@ -96,7 +96,7 @@ class StopSignals:
         self.exit_code = 128 + number
         hangup = {k: x for k, x in self._before.items() if k == HANGUP}
         self._leave(signal.SIG_IGN if self.patient else None)
-        if hangup and not self.patient:
+        if HANGUP and hangup and not self.patient:
             # A shell and its terminal both tell that they close: one is enough.
             signal.signal(HANGUP, signal.SIG_IGN)
             self._before = hangup
