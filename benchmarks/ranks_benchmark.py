@@ -36,6 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def launcher(ranks: int, backend: str) -> list[str]:
+    """The words that start a command on several ranks of this machine."""
+    beside = Path(sys.executable).parent / "mlx.launch"
+    script = beside if beside.exists() else shutil.which("mlx.launch")
+    return [sys.executable, str(script), "-n", str(ranks), "--backend", backend]
+
+
 def measure(args: argparse.Namespace, ranks: int, folder: Path) -> float:
     """The median pairs per second of one run."""
     adapters = folder / str(ranks)
@@ -47,10 +54,7 @@ def measure(args: argparse.Namespace, ranks: int, folder: Path) -> float:
         *("--no-reference-cache", *args.more),
     ]
     if ranks > 1:
-        beside = Path(sys.executable).parent / "mlx.launch"
-        launcher = beside if beside.exists() else shutil.which("mlx.launch")
-        launch = [launcher, "-n", ranks, "--backend", args.backend]
-        words = [sys.executable, *launch, *words]
+        words = [*launcher(ranks, args.backend), *words]
     result = subprocess.run(
         list(map(str, words)), stdin=subprocess.DEVNULL, capture_output=True, text=True
     )

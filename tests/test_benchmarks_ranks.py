@@ -1,0 +1,59 @@
+# Copyright © 2026 MLX Contributors
+
+import json
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+from test_ranks import HAS_RING
+from tiny import ROWS, save_rows, save_tiny_model
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import ranks_benchmark  # noqa: E402
+import ranks_check  # noqa: E402
+
+
+@unittest.skipUnless(HAS_RING, "mlx.launch or its ring backend is not there")
+class TestRanks(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def check(self, *flags):
+        args = ranks_check.build_parser().parse_args(["--backend", "ring", *flags])
+        return ranks_check.Check(self.folder, args)
+
+    def test_pairs_a_second_of_two_ranks(self):
+        data = save_rows(self.folder / "data", ROWS)
+        model = save_tiny_model(self.folder / "model")
+        flags = ["--backend", "ring", "--batch-per-rank", "2", "--iters", "4"]
+        flags += ["--model", str(model), "--data", str(data), "--warm-up", "1"]
+        more = ["--", "--num-layers", "2", "--val-batches", "1"]
+        parser = ranks_benchmark.build_parser()
+        args = parser.parse_args([*flags, "--steps-per-report", "1", *more])
+        self.assertGreater(ranks_benchmark.measure(args, 2, self.folder), 0)
+
+    def test_sums_over_two_ranks(self):
+        self.assertIn("4 floats", ranks_check.sums(self.check()))
+
+    def test_a_rank_that_hangs_says_where(self):
+        check = self.check("--wait", "8")
+        with self.assertRaisesRegex(AssertionError, '(?s)no end in 8 s.*"<string>"'):
+            check.run(["-c", "import time; time.sleep(60)"], 2)
+
+    def test_other_losses_are_noticed(self):
+        check = self.check()
+        for name, loss in (("one", 0.5), ("ranks0", 0.6)):
+            (check.folder / name).mkdir()
+            row = {"iteration": 1, "train_loss": loss}
+            lines = "".join(json.dumps(row) + "\n" for _ in range(8))
+            (check.folder / name / "metrics.jsonl").write_text(lines)
+        check.weights = lambda name: {"a": ranks_check.np.zeros(2)}
+        with self.assertRaisesRegex(AssertionError, "losses off by 1.0e-01"):
+            ranks_check._equal(check, "ranks0", "one", 8)
+
+
+if __name__ == "__main__":
+    unittest.main()
