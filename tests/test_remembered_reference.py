@@ -320,7 +320,8 @@ class TestThroughTheCommand(CommandCase):
                     self.assertAlmostEqual(first["val_loss"], np.log(2), places=5)
         with mock.patch.object(fingerprint, "__version__", "0.99+dpo.1"):
             self.assertNotIn("pairs known", self.succeed(*self.flags(*more)))
-        _, _, err = command("--resume", self.adapters, "--iters", 9)
+        resumed = ["--resume", self.adapters, "--iters", 9, "--trust-remote-code"]
+        _, _, err = command(*resumed)
         self.assertRegex(err, r"model \(its weights or code, a version")
         # One line where its code may not run.
         code, _, err = command(*self.flags("--model", own))

@@ -595,8 +595,13 @@ class TestReportedRows(CommandCase):
                 *("--no-token-cache", "--max-seq-length", 2048),
                 *case.flags,
             )
-        # Lines are as wide as a terminal.
-        return code, " ".join(out.split()), err, loaded[0] if loaded else None
+        # Lines are as wide as a terminal, and stand in a panel.
+        return (
+            code,
+            " ".join(out.replace("│", " ").split()),
+            err,
+            loaded[0] if loaded else None,
+        )
 
     @staticmethod
     def write(path, rows):
@@ -670,7 +675,9 @@ class TestRuns(CommandCase):
         large = {k: (x * 1e4).astype(mx.float16) for k, x in weights.items()}
         mx.save_safetensors(str(model / "model.safetensors"), large, {"format": "mlx"})
         more = ("--model", model, "--steps-per-report", 1)
-        out = self.succeed(*self.flags(*more, "--iters", 2))
+        code, out, err = command(*self.flags(*more, "--iters", 2))
+        self.assertEqual(code, 1)
+        self.assertRegex(err, "Nothing was trained: .* not the learning rate's fault")
         lines = [x for x in metrics_of(self.adapters) if "train_loss" in x]
         self.assertEqual([line["skipped_steps"] for line in lines], [1, 2])
         for name in ("loss", "perplexity/policy", "rewards/accuracies", "grad_norm"):

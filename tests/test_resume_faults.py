@@ -99,6 +99,9 @@ class TestSignals(CommandCase):
         self.assertIn("Going on after step 5 of 7.", out)
 
     def test_a_closed_terminal(self):
+        # Under nohup the tests would inherit that it is ignored.
+        before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        self.addCleanup(signal.signal, signal.SIGHUP, before)
         # Said by the shell and by the terminal.
         with signals("_take_step", 5, number=signal.SIGHUP):
             with signals("_after_step", 5, number=signal.SIGHUP):

@@ -86,10 +86,14 @@ class TestPrediction(unittest.TestCase):
         args = DPOTrainingArgs(batch_size=4, compile=False)
         given = (model, FrozenStart(model), optim.Adam(1e-3), long_pairs(), args)
         needed = check_memory(*given).total
-        with mock.patch.object(forecast, "device_memory", lambda: int(needed * 0.8)):
-            with self.assertRaisesRegex(ValueError, "It would fit with .*batch_size: "):
-                check_memory(*given)
-        with mock.patch.object(forecast, "device_memory", lambda: needed):
+        # On the CPU a tenth of the memory stays free.
+        too_little = (0.8, 1.05) if mx.default_device() == mx.cpu else (0.8,)
+        for share in too_little:
+            limit = int(needed * share)
+            with mock.patch.object(forecast, "device_memory", lambda: limit):
+                with self.assertRaisesRegex(ValueError, "fit with .*batch_size: "):
+                    check_memory(*given)
+        with mock.patch.object(forecast, "device_memory", lambda: int(needed * 1.12)):
             check_memory(*given)
 
     def test_an_optimizer_takes_no_step(self):

@@ -142,7 +142,7 @@ class PreferenceRun:
         if self.skipped.total == args.iters:
             raise TrainingStopped(
                 f"Nothing was trained: the loss or its gradient was not finite in all "
-                f"{args.iters:,} steps. Lower learning_rate, or look at the rows."
+                f"{args.iters:,} steps. {self._advice(args.iters)}"
             )
 
     def _begin(self):
