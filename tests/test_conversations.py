@@ -6,14 +6,22 @@ The prompt is what mlx_lm.server makes of the conversation. What is scored is wr
 down beside each family's template.
 """
 
+import contextlib
 import copy
+import csv
+import io
 import json
+import tempfile
 import unittest
+from pathlib import Path
 
+import datasets as hf
+import pyarrow
 from chat_families import FAMILIES
+from pyarrow import parquet
 
 from mlx_lm.server import process_message_content
-from mlx_lm.tuner.datasets import PreferenceDataset
+from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 
 
 def turn(role, content, **more):
@@ -297,6 +305,56 @@ class TestFamilies(unittest.TestCase):
                     self.assertEqual(list(ids[0]), prompts[i], tokenizer.decode(ids[0]))
                     texts = tuple(tokenizer.decode(part) for part in ids)
                     self.assertEqual(texts, right[i])
+
+
+def write_table(path, rows):
+    """A file or folder of the kind that its name says."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, ensure_ascii=False, indent=1))
+    elif path.suffix == ".parquet":
+        parquet.write_table(pyarrow.table(columns), path)
+    elif path.suffix == ".csv":
+        text = lambda x: x if x is None or isinstance(x, str) else json.dumps(x)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, list(names))
+            table.writeheader()
+            for row in rows:
+                table.writerow({name: text(x) for name, x in row.items()})
+    else:
+        hf.disable_progress_bars()
+        hf.Dataset.from_dict(columns).save_to_disk(path)
+
+
+class TestFiles(unittest.TestCase):
+    def test_every_file_means_the_same(self):
+        tokenizer = FAMILIES["qwen3"].tokenizer()
+        by_shape = {}
+        for conversation in CONVERSATIONS:
+            for shape, row in shapes(conversation):
+                by_shape.setdefault(shape, []).append(row)
+        for shape, rows in by_shape.items():
+            right = self.load(rows, tokenizer, "train.jsonl")
+            for name in ("train.json", "train.parquet", "train.csv", "saved"):
+                with self.subTest(shape=shape, file=name):
+                    self.assertEqual(self.load(rows, tokenizer, name), right)
+
+    def load(self, rows, tokenizer, name):
+        """The pairs of rows that went through a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            write_table(path := Path(folder) / name, rows)
+            with contextlib.redirect_stdout(io.StringIO()):
+                train, *_ = load_preference_dataset(
+                    str(path if name == "saved" else folder),
+                    tokenizer,
+                    valid_fraction=0,
+                    max_bad_rows=1,
+                    criteria={"better": 1.0} if "criteria" in rows[0] else None,
+                )
+            return [tuple(x.tolist() for x in pair[:3]) for pair in train], len(rows)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ class TestReadFiles(TempFolder):
                 {"prompt": turns, "chosen": "1", "score": 1.5, "label": True}
                 | {"note": "x"},
                 {"prompt": turns, "chosen": "2", "score": None, "label": False}
-                | {"note": ""},
+                | {"note": None},
             ],
         )
         self.assertEqual(str(rows[2]), "unreadable list: prompt")

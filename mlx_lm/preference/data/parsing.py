@@ -25,7 +25,7 @@ _BLANK = re.compile(r"\s*(?=\S)")
 # Columns whose cells are texts, also where all of them look like numbers.
 _TEXTS = re.compile(
     "(prompt|question|query|instruction|input|context|history|system|chosen|rejected|"
-    "completion|response|answer|output|text)(_?([0-9]+|[ab]|text))?"
+    "completion|response|answer|output|text|human_ref)(_?([0-9]+|[ab]|text))?"
 )
 
 
@@ -168,26 +168,30 @@ def _columns(names, lines):
 
 def _cells(name: str, cells: list[str]) -> list[Any]:
     """The cells of a column: texts, or all numbers, or all true or false."""
-    if not _TEXTS.fullmatch(name.lower()):
-        for convert in (_BOOLEANS.__getitem__, int, float):
-            try:
-                return [convert(x.strip().lower()) if x else None for x in cells]
-            except (KeyError, ValueError):
-                pass
-    return [_list(name, x) if x[:2] == "[{" else x for x in cells]
+    if _TEXTS.fullmatch(name.lower()):
+        return [_parts(name, x) if x[:2] == "[{" else x for x in cells]
+    for convert in (_BOOLEANS.__getitem__, int, float):
+        try:
+            return [convert(x.strip().lower()) if x else None for x in cells]
+        except (KeyError, ValueError):
+            pass
+    # An empty cell of a table is a value that is not there.
+    lists = "[{", "[[", "{"
+    return [_parts(name, x) if x.startswith(lists) else x or None for x in cells]
 
 
 _BOOLEANS = {"true": True, "false": False}
 
 
-def _list(name, cell):
-    """A list of messages, as JSON or as Python writes it."""
+def _parts(name, cell):
+    """What a cell holds in parts, as JSON or as Python writes it."""
     for read in (json.loads, ast.literal_eval):
         try:
             return read(cell)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             pass
-    return RowFault("unreadable list", name)
+    # Only of messages is it sure that the cell was no text.
+    return RowFault("unreadable list", name) if cell[:2] == "[{" else cell
 
 
 # Rows of a table that are read at a time.
