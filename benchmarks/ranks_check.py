@@ -88,9 +88,13 @@ class Check:
     def start(self, words: list[str], ranks: int, **env: str) -> subprocess.Popen:
         """Start a Python process on every rank."""
         launch = launcher(ranks, self.args.backend) if ranks > 1 else []
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        whole = [*launch, sys.executable, *map(str, words)]
-        return subprocess.Popen(whole, env=self.env | env, **pipes)
+        return subprocess.Popen(
+            [*launch, sys.executable, *map(str, words)],
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def run(self, words: list[str], ranks: int, **env: str) -> str:
         """What a run prints; one that hangs is ended, and says where it stood."""
