@@ -70,7 +70,7 @@ class Check:
         self.data.write_text("".join(json.dumps(row) + "\n" for row in rows))
         (folder / "sitecustomize.py").write_text(STARTS)
         self.env = os.environ | {"RANKS_CHECK": str(folder), "MLX_ENABLE_TF32": "0"}
-        self.env["RANKS_WAIT"] = str(args.wait * 0.9)
+        self.env["RANKS_WAIT"] = str(args.wait / 2)
         paths = [str(folder), self.env.get("PYTHONPATH", "")]
         self.env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
 

@@ -39,8 +39,8 @@ class TestRanks(unittest.TestCase):
         self.assertIn("4 floats", ranks_check.sums(self.check()))
 
     def test_a_rank_that_hangs_says_where(self):
-        check = self.check("--wait", "8")
-        with self.assertRaisesRegex(AssertionError, '(?s)no end in 8 s.*"<string>"'):
+        check = self.check("--wait", "12")
+        with self.assertRaisesRegex(AssertionError, '(?s)no end in 12 s.*"<string>"'):
             check.run(["-c", "import time; time.sleep(60)"], 2)
 
     def test_other_losses_are_noticed(self):

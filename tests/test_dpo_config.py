@@ -54,7 +54,10 @@ def flag_values():
         if key in ("help", "config"):
             continue
         if action.nargs == 0:
-            yield action.option_strings[-1], key, [], action.const
+            for option in action.option_strings:
+                # Of two, one of them says no.
+                no = option.startswith("--no-") and len(action.option_strings) > 1
+                yield option, key, [], not no if action.const is None else action.const
             continue
         kind = action.type if isinstance(action.type, type) else int
         value = CHOICES.get(key, VALUES[kind])

@@ -15,7 +15,7 @@ from mlx_lm.tuner.losses import preference_loss
 
 class TestChecks(unittest.TestCase):
     REFUSED = {
-        "beta must be above 0, got nan": {"beta": float("nan")},
+        "beta must be a finite number, got nan": {"beta": float("nan")},
         "beta must be a number, got True": {"beta": True},
         "Unknown loss_type 'dop'": {"loss_type": "dop"},
         r"Unknown loss_type \['sigmoid'\]": {"loss_type": [["sigmoid"]]},

@@ -35,6 +35,7 @@ from ._upstream_datasets import (
     load_dataset,
     load_hf_dataset,
     load_local_dataset,
+    rprint,
     types,
 )
 
