@@ -17,7 +17,7 @@ from pathlib import Path
 
 import datasets as hf
 import pyarrow
-from chat_families import FAMILIES
+from fixtures.chat_families import FAMILIES
 from pyarrow import parquet
 
 from mlx_lm.server import process_message_content
