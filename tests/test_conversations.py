@@ -195,6 +195,21 @@ def shapes(conversation):
         **x,
     }
     yield "ranking", {"prompt": prompt, "ranking": [[good], [bad]], **x}
+    told = (
+        {"messages": prompt, "tools": x["tools"]}
+        if "tools" in x
+        else {"messages": prompt}
+    )
+    more = {k: v for k, v in x.items() if k != "tools"}
+    outputs = {"preferred_output": [good], "non_preferred_output": [bad]}
+    yield "OpenAI", {"input": told, **outputs, **more}
+    yield "ms-swift", {"messages": [*prompt, good], "rejected_response": [bad], **x}
+    yield "JSON text", {
+        **{"prompt": json.dumps(prompt), "chosen": json.dumps([good])},
+        **{"rejected": json.dumps([bad]), **x},
+    }
+    ranked = [{"rank": 1, "completion": [bad]}, {"rank": 0, "completion": [good]}]
+    yield "NeMo", {"context": prompt, "completions": ranked, **x}
     choice = {"chosen": [good], "rejected": [bad]}
     yield "criteria", {"prompt": prompt, "criteria": {"better": choice}, **x}
     if all(m.keys() == {"role", "content"} for m in [*prompt, good, bad]):

@@ -18,6 +18,7 @@ from test_reported_rows import WORDS, Case, assistant, each, system, user
 from tiny import save_tiny_model
 
 from mlx_lm.preference.data import render
+from mlx_lm.preference.watch.samples import PromptSamples
 from mlx_lm.server import process_message_content
 
 TURNS = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}"
@@ -297,10 +298,20 @@ class TestReportedTemplates(reported.TestReportedRows):
     def test_a_run_keeps_the_date_of_its_start(self):
         today = "{% if m.role == 'user' %}{{ strftime_now('%d %B') }}{% endif %}"
         dated = TURNS + today + END + GO
+        prompts = self.folder / "prompts.txt"
+        prompts.write_text("Hm?")
         flags = self.flags("--save-every", 1, "--no-token-cache")
+        flags += ["--sample-prompts", prompts, "--steps-per-eval", 1]
+        # What the model is asked in place of what it answers.
+        asked = lambda samples: [
+            samples.tokenizer.decode(ids) for _, ids in samples.prompts
+        ]
         flags[flags.index("--model") + 1] = self.with_template(dated)
         printed = {}
-        with mock.patch.object(render, "date", wraps=datetime.date) as clock:
+        with (
+            mock.patch.object(render, "date", wraps=datetime.date) as clock,
+            mock.patch.object(PromptSamples, "answers", asked),
+        ):
             for day, argv in (
                 (1, [*flags, "--iters", 2]),
                 (2, ["--resume", self.adapters, "--iters", 3]),
@@ -314,6 +325,10 @@ class TestReportedTemplates(reported.TestReportedRows):
             self.assertEqual(metrics_of(self.adapters)[-1]["iteration"], 3)
             config = json.loads((self.adapters / "adapter_config.json").read_text())
             self.assertEqual(config["template_date"], "2026-05-01")
+            samples = (self.adapters / "samples.jsonl").read_text().splitlines()
+            right = {"<s>[user] Hm?01 May</s>[assistant] "}
+            self.assertEqual({json.loads(x)["answer"] for x in samples}, right)
+            self.assertEqual(json.loads(samples[-1])["iteration"], 3)
             self.assertIn("01 May", printed[2])
             self.assertIn("04 May", printed[4])
             code, _, err = command("--resume", self.adapters, "--template-date", "x")

@@ -2,8 +2,10 @@
 
 """Where rows keep what an answer answers."""
 
+import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +67,11 @@ def _with_history(row: Row, value: Any) -> Any:
 
 def _request(row: Row, value: Any) -> Any:
     """OpenAI's request: messages, and tools beside them."""
+    if isinstance(value, str) and "preferred_output" in row:
+        # A table of cells has it as JSON.
+        with suppress(ValueError, RecursionError):
+            found = json.loads(value)
+            value = found if isinstance(found, Mapping) else value
     if not isinstance(value, Mapping) or "messages" not in value:
         return _text(row, value)
     if value.get("tools"):

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import chain, pairwise
 from os.path import commonprefix
 from typing import Any
@@ -262,13 +262,25 @@ class ChatRenderer:
         return content.removeprefix(opens).removeprefix(space) + tail
 
 
-def todays_date(tokenizer: Any) -> str | None:
-    """Today, if the chat template writes the date."""
-    return ChatRenderer(tokenizer).date
+def fix_date(tokenizer: Any, day: str | None) -> str | None:
+    """Have the chat template write one day, today if none is given, and tell which."""
+    found = ChatRenderer(tokenizer, day).date
+    if not found:
+        return day
+    given, at = tokenizer.chat_template, partial(_at, date.fromisoformat(found))
+    many = isinstance(given, dict)
+    tokenizer.chat_template = (
+        {name: at(text) for name, text in given.items()} if many else at(given)
+    )
+    return found
 
 
+@lru_cache
 def _at(day: date, template: str) -> str:
     """A template with the date of a day, whenever it is rendered."""
+    if template.startswith(f"{{% macro {_DATE}("):
+        # It has one, perhaps of another day.
+        template = template.partition("{{ '' }}")[2]
     text = "format"
     for code in sorted(set(_FORMAT.findall(template)), key=len, reverse=True):
         text += f".replace({code!r}, {day.strftime(code)!r})"

@@ -16,7 +16,7 @@ from ...tuner.trainer import DPOTrainingArgs
 from ..batch import shape
 from ..batch.buckets import LAYOUTS
 from ..data.options import RowOptions
-from ..data.render import todays_date
+from ..data.render import fix_date
 from ..digest import digest
 from ..errors import InputError
 from ..files import remove_leftovers, user_cache_folder
@@ -51,7 +51,7 @@ def make_policy(args: SimpleNamespace, model: nn.Module) -> None:
 def load_data(args: SimpleNamespace, tokenizer: Any) -> tuple:
     """Load the sets that the settings ask for: train, valid, test."""
     # A run that goes on, or is tested, another day has the date of its start.
-    args.template_date = args.template_date or todays_date(tokenizer)
+    args.template_date = fix_date(tokenizer, args.template_date)
     return load_preference_dataset(
         getattr(args, "secrets", None) or args.hf_dataset or args.data,
         tokenizer,
