@@ -19,6 +19,8 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from fresh_install import extract
+
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = (
     "test_tuner_utils",
@@ -75,7 +77,7 @@ def unpack_tests(archive: Path, target: Path) -> Path:
     """Unpack upstream's tests and return their folder."""
     with tarfile.open(archive) as tar:
         members = [m for m in tar.getmembers() if "/tests/" in m.name]
-        tar.extractall(target, members, filter="data")
+        extract(tar, target, members)
     return next(target.glob("*/tests"))
 
 

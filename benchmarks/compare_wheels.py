@@ -18,6 +18,8 @@ import venv
 import zipfile
 from pathlib import Path
 
+from fresh_install import extract
+
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = "from setuptools import build_meta; print(build_meta.build_{}({!r}))"
 
@@ -62,7 +64,7 @@ def main() -> None:
 
         source = build(python, "sdist", tree, scratch / "sdist")
         with tarfile.open(source) as archive:
-            archive.extractall(scratch / "unpacked", filter="data")
+            extract(archive, scratch / "unpacked")
             shipped = {name.partition("/")[2] for name in archive.getnames()}
         (unpacked,) = (scratch / "unpacked").iterdir()
         from_sdist = members(build(python, "wheel", unpacked, scratch / "one"))

@@ -27,6 +27,7 @@ from types import SimpleNamespace
 
 from export_facts import facts
 from fold_upstream import TWIN, fold, point_home, reads_while_imported
+from fresh_install import extract
 
 ROOT = Path(__file__).resolve().parents[1]
 BRANCH = "feature/dpo-implementation"
@@ -50,7 +51,7 @@ def unpack(source: Path, target: Path) -> Path:
         )
         return Path(shutil.copytree(source, target / "upstream", ignore=ignore))
     with tarfile.open(source) as archive:
-        archive.extractall(target, filter="data")
+        extract(archive, target)
     (folder,) = (path for path in target.iterdir() if path.is_dir())
     return folder
 

@@ -1,16 +1,29 @@
 # Copyright © 2026 MLX Contributors
 
-"""Fresh environments and README tables for the checks of this tree (setup.py)."""
+"""Fresh environments, archives and README tables for the checks of this tree."""
 
 import os
 import subprocess
 import sys
+import tarfile
 import venv
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "benchmarks" / "README.md"
 EXTRAS = "[cpu,train,test]" if sys.platform == "linux" else "[train,test]"
+
+
+def extract(
+    archive: tarfile.TarFile,
+    target: Path,
+    members: Iterable[tarfile.TarInfo] | None = None,
+) -> None:
+    """Unpack an archive, and nothing beside the folder where Python can tell."""
+    # Debian 12 has a Python 3.11 from before there were filters.
+    archive.extraction_filter = getattr(tarfile, "data_filter", None)
+    archive.extractall(target, members)
 
 
 def make_environment(folder: Path, install: str, **variables: str) -> str:

@@ -19,25 +19,10 @@ import datasets as hf
 import pyarrow
 from fixtures.chat_families import FAMILIES
 from pyarrow import parquet
+from row_cases import assistant, system, user
 
 from mlx_lm.server import process_message_content
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
-
-
-def turn(role, content, **more):
-    return {"role": role, "content": content, **more}
-
-
-def user(text):
-    return turn("user", text)
-
-
-def system(text):
-    return turn("system", text)
-
-
-def assistant(text, **more):
-    return turn("assistant", text, **more)
 
 
 def call(name, **arguments):
@@ -121,7 +106,11 @@ TOOLED = [
     talk([user("Tea!")], CALLED, "No.", tools=TOOLS[1:]),
     talk([system("Be quick."), user("Time?")], call("clock"), CALLED, tools=TOOLS),
     talk(
-        [user("Tea!"), CALLED, turn("tool", '{"cups": 2}', tool_call_id="c1")],
+        [
+            user("Tea!"),
+            CALLED,
+            {"role": "tool", "content": '{"cups": 2}', "tool_call_id": "c1"},
+        ],
         "Here it is.",
         "There is none.",
         tools=TOOLS,

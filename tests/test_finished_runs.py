@@ -1,13 +1,12 @@
 # Copyright © 2026 MLX Contributors
 
-import importlib.util
 import json
 import shutil
 import unittest
 from pathlib import Path
 
 from test_dpo_command import CommandCase, command
-from tiny import ROWS, save_rows, save_tiny_model
+from tiny import HAS_MATPLOTLIB, ROWS, save_rows, save_tiny_model
 
 from mlx_lm import dpo
 from mlx_lm.preference.run.folder import read_json
@@ -106,7 +105,7 @@ class TestComparison(CommandCase):
         ]
         text = self.folder / "text.txt"
         text.write_text("The cat sat on the mat and looked at the moon. " * 30)
-        more = ["--report"] if importlib.util.find_spec("matplotlib") else []
+        more = ["--report"] if HAS_MATPLOTLIB else []
         out = self.succeed(*self.compare(*folders), "--retain-data", text, *more)
         found = [read(folder) for folder in folders]
         cells = [f"{m['retained_text/after']:.2f}" for m in found]
@@ -117,7 +116,7 @@ class TestComparison(CommandCase):
             self.assertEqual((folder / "report.html").exists(), bool(more))
 
     def test_pairs_are_those_of_the_last_test(self):
-        if importlib.util.find_spec("matplotlib") is None:
+        if not HAS_MATPLOTLIB:
             self.skipTest("needs matplotlib")
         folder = shutil.copytree(self.runs / "fast", self.folder / "copy")
         one = (*self.compare(folder), "--batch-size", 2, "--test-batches", 1)

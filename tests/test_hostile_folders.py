@@ -15,7 +15,7 @@ from unittest import mock
 
 from test_dpo_command import TEXT_ROWS, CommandCase, command
 from test_folder_lock import content
-from tiny import save_rows, save_tiny_model
+from tiny import HAS_MATPLOTLIB, save_rows, save_tiny_model
 
 from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.reference import cache as reference_cache
@@ -217,6 +217,7 @@ class TestDamagedFiles(FolderCase):
     )
     TEXTS = ("{", "[]", "5", '{"after": "x", "pairs": [{"right": true}]}')
 
+    @unittest.skipUnless(HAS_MATPLOTLIB, "needs matplotlib")
     def test_every_file(self):
         prompts = self.folder / "prompts.txt"
         prompts.write_text("Say tea.")

@@ -2,6 +2,8 @@
 
 import unittest
 
+from row_cases import assistant, system, user
+
 from mlx_lm.preference.data.messages import (
     RowFault,
     as_messages,
@@ -13,19 +15,6 @@ from mlx_lm.preference.data.messages import (
 )
 from mlx_lm.preference.data.pairs import PreferenceRow
 from mlx_lm.preference.data.shapes import read_row
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Name a color.\n\nAssistant:"
 HH_TURNS = [user("Hi"), assistant("Hello!"), user("Name a color.")]

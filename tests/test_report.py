@@ -1,7 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -14,7 +13,7 @@ from pathlib import Path
 from unittest import mock
 
 from test_inspection import scored
-from tiny import Pairs, pair
+from tiny import HAS_MATPLOTLIB, Pairs, pair
 
 from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.files import json_text
@@ -37,7 +36,6 @@ from mlx_lm.preference.settings.checks import check_args
 from mlx_lm.preference.watch.retained_text import RetainedText
 from mlx_lm.preference.watch.trackers import check_matplotlib
 
-HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=y>{{ 7 * 7 }}$x$"
 
 

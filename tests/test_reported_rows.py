@@ -9,10 +9,24 @@ conversation written out by hand.
 import json
 import re
 import unittest
-from dataclasses import dataclass
 from unittest import mock
 
 import mlx.core as mx
+from published_layouts import LAYOUTS
+from row_cases import (
+    BAD,
+    GOOD,
+    TWO,
+    WORDS,
+    Case,
+    answered,
+    asks,
+    assistant,
+    each,
+    system,
+    tool,
+    user,
+)
 from test_dpo_command import CommandCase, command, metrics_of
 from test_folder_lock import taken
 from tiny import save_tiny_model
@@ -20,63 +34,6 @@ from tiny import save_tiny_model
 from mlx_lm import dpo
 from mlx_lm.preference.run.forecast import check_memory
 from mlx_lm.tokenizer_utils import load as load_tokenizer
-
-WORDS = ("tea", "hat", "pen", "cup")
-
-
-def user(text):
-    return {"role": "user", "content": text}
-
-
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
-
-
-def tool(text):
-    return {"role": "tool", "content": text}
-
-
-def each(make):
-    """A row, or what is right for it, of every word."""
-    return [make(word) for word in WORDS]
-
-
-@dataclass
-class Case:
-    """Rows as people have them, and what the command makes of them."""
-
-    number: int
-    name: str
-    rows: list | str | bytes
-    # Prompt, chosen and rejected of every pair, as messages or as text; with labels
-    # the third is the label.
-    pairs: list | None = None
-    says: str = "."
-    refused: str = ""
-    flags: tuple = ()
-    template: str | None = None
-    suffix: str = ".jsonl"
-
-
-TWO = {"chosen": "A small thing.", "rejected": "I can't, dull."}
-GOOD, BAD = [assistant("A small thing.")], [assistant("I can't, dull.")]
-
-
-def asks(**columns):
-    """Rows whose answers are texts: the columns that hold words, with each word."""
-    fill = lambda x, w: x.replace("*", w) if isinstance(x, str) else x
-    return each(lambda w: {**TWO, **{k: fill(v, w) for k, v in columns.items()}})
-
-
-def answered(*turns):
-    """What is right for them: the turns before two answers."""
-    word = lambda turn, w: {**turn, "content": turn["content"].replace("*", w)}
-    return each(lambda w: ([word(turn, w) for turn in turns], GOOD, BAD))
-
 
 CASES = [
     Case(
@@ -343,162 +300,6 @@ CASES = [
         flags=("--loss-type", "kto"),
     ),
 ]
-
-# Layouts of published sets in which a choice is made, and what it is by default.
-LAYOUTS = [
-    Case(
-        0,
-        "OpenAI",
-        each(
-            lambda w: {
-                "input": {
-                    "messages": [user(w)],
-                    "tools": [],
-                    "parallel_tool_calls": True,
-                },
-                "preferred_output": GOOD,
-                "non_preferred_output": BAD,
-            }
-        ),
-        each(lambda w: ([user(w)], GOOD, BAD)),
-        says="prompt: input · answers: preferred_output, non_preferred_output",
-    ),
-    Case(
-        0,
-        "HelpSteer3, ties left out",
-        each(
-            lambda w: {
-                "context": [user(w)],
-                "response1": GOOD[0]["content"],
-                "response2": BAD[0]["content"],
-                "overall_preference": {"tea": -3, "hat": 0}.get(w, -1),
-            }
-        ),
-        [([user(w)], GOOD, BAD) for w in ("tea", "pen", "cup")],
-        says=r"Skipped 1 row: tie .* the sign of overall_preference, not its size",
-    ),
-    Case(
-        0,
-        "HelpSteer2's ratings of two rows",
-        [
-            {"prompt": w, "response": text, "helpfulness": n, "verbosity": 4 - n}
-            for w in WORDS
-            for text, n in ((BAD[0]["content"], 1), (GOOD[0]["content"], 3))
-        ],
-        each(lambda w: ([user(w)], GOOD, BAD)),
-        says=r"Answers are compared by: criteria helpfulness\.",
-    ),
-    Case(
-        0,
-        "PKU-SafeRLHF",
-        each(
-            lambda w: {
-                "prompt": w,
-                "response_0": BAD[0]["content"],
-                "response_1": GOOD[0]["content"],
-                "better_response_id": 1,
-                "safer_response_id": 0,
-            }
-        ),
-        each(lambda w: ([user(w)], GOOD, BAD)),
-        says=r"Answers are compared by: criteria better\.",
-    ),
-    Case(
-        0,
-        "Nectar",
-        each(
-            lambda w: {
-                "prompt": f"\n\nHuman: {w}\n\nAssistant: ",
-                "answers": [
-                    {"answer": BAD[0]["content"], "model": "a", "rank": 2.0},
-                    {"answer": GOOD[0]["content"], "model": "b", "rank": 1.0},
-                ],
-            }
-        ),
-        each(lambda w: ([user(w)], GOOD, BAD)),
-        says=r"Answers are compared by: ranking_pairs all\.",
-    ),
-    Case(
-        0,
-        "MT-bench: ties, and the second turn beside a judgment of the first",
-        each(
-            lambda w: {
-                "winner": "tie (bothbad)" if w == "hat" else "model_b",
-                "conversation_a": [user(w), *BAD, user("So?"), assistant("Yes.")],
-                "conversation_b": [user(w), *GOOD, user("So?"), assistant("No.")],
-                "turn": 1,
-            }
-        ),
-        [([user(w)], GOOD, BAD) for w in ("tea", "pen", "cup")],
-        says="Skipped 1 row: tie",
-    ),
-    Case(
-        0,
-        "arena of 55,000: JSON lists",
-        each(
-            lambda w: {
-                "prompt": json.dumps([w, "So?"]),
-                "response_a": json.dumps(["Yes.", GOOD[0]["content"]]),
-                "response_b": json.dumps(["Yes.", BAD[0]["content"]]),
-                "winner_model_a": 1,
-                "winner_model_b": 0,
-                "winner_tie": 0,
-            }
-        ),
-        each(lambda w: ([user(w), assistant("Yes."), user("So?")], GOOD, BAD)),
-    ),
-    Case(
-        0,
-        "summarize from feedback",
-        each(
-            lambda w: {
-                "info": {"id": "1", "post": f"A {w}.", "title": None, "article": None},
-                "summaries": [
-                    {"text": f" {answer[0]['content']}", "policy": "p", "note": None}
-                    for answer in (BAD, GOOD)
-                ],
-                "choice": 1,
-            }
-        ),
-        each(lambda w: ([user(f"POST: A {w}.\n\nTL;DR:")], GOOD, BAD)),
-    ),
-    Case(
-        0,
-        "labels of LLaMA-Factory and ms-swift",
-        [
-            {"instruction": "tea", "input": "", "output": "Yes.", "kto_tag": True},
-            {
-                "conversations": [
-                    {"from": "human", "value": "hat"},
-                    {"from": "gpt", "value": "No."},
-                ],
-                "kto_tag": False,
-            },
-            {"messages": [user("pen"), assistant("Yes.")], "label": 1},
-            {"prompt": "cup", "completion": [assistant("No.")], "label": 0},
-        ],
-        [
-            ([user("tea")], [assistant("Yes.")], 1.0),
-            ([user("hat")], [assistant("No.")], 0.0),
-            ([user("pen")], [assistant("Yes.")], 1.0),
-            ([user("cup")], [assistant("No.")], 0.0),
-        ],
-        says="preference: kto_tag, label",
-        flags=("--loss-type", "kto"),
-    ),
-    Case(
-        0,
-        "ms-swift",
-        each(
-            lambda w: {
-                "messages": [user(w), *GOOD],
-                "rejected_response": BAD[0]["content"],
-            }
-        ),
-        each(lambda w: ([user(w)], GOOD, BAD)),
-    ),
-]
-
 
 PLAIN = each(lambda w: {"prompt": f"Say {w}.", "chosen": w, "rejected": f"no {w}"})
 TEXTS = "".join(json.dumps(row) + "\n" for row in PLAIN)

@@ -13,8 +13,8 @@ from dataclasses import replace
 from unittest import mock
 
 import test_reported_rows as reported
+from row_cases import WORDS, Case, assistant, each, system, user
 from test_dpo_command import command, metrics_of
-from test_reported_rows import WORDS, Case, assistant, each, system, user
 from tiny import save_tiny_model
 
 from mlx_lm.preference.data import render

@@ -1,7 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
 import contextlib
-import importlib.util
 import io
 import json
 import tempfile
@@ -11,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
-from tiny import Recorder, save_rows, save_tiny_model
+from tiny import HAS_MATPLOTLIB, Recorder, save_rows, save_tiny_model
 
 from mlx_lm.dpo import resolve_args, run
 from mlx_lm.preference.run.folder import CallbackList, read_lines
@@ -22,8 +21,6 @@ from mlx_lm.preference.watch.samples import PromptSamples
 from mlx_lm.preference.watch.watchers import WatchedRun, run_watchers
 from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.utils import load
-
-HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
 
 class TestRun(unittest.TestCase):
@@ -128,7 +125,7 @@ class TestRun(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "nowhere has no metrics.jsonl"):
             flags = ["--test", "--data", "d", "--adapter-path", "nowhere", "--report"]
             args = resolve_args(flags)
-            with mock.patch("mlx_lm.preference.watch.trackers.check_matplotlib"):
+            with mock.patch("mlx_lm.preference.settings.checks.check_matplotlib"):
                 check_args(args)
         check_watchers(resolve_args(["--train"]))
 

@@ -8,7 +8,7 @@ from unittest import mock
 
 import datasets
 from test_dpo_command import CommandCase, command, write_yaml
-from tiny import ROWS
+from tiny import HAS_MATPLOTLIB, ROWS
 
 from mlx_lm.preference.data.secrets import hide_values, without_secrets
 
@@ -44,6 +44,7 @@ class TestSecrets(CommandCase):
         files = (p for p in self.adapters.rglob("*") if p.is_file())
         return b"".join(path.read_bytes() for path in files)
 
+    @unittest.skipUnless(HAS_MATPLOTLIB, "needs matplotlib")
     def test_used_and_not_kept(self):
         code, out, err, given = self.run_with(CONFIG, "--report")
         self.assertEqual((code, given), (0, [CONFIG]), err)

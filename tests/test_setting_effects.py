@@ -17,7 +17,7 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 from resuming import MEASURED
-from tiny import ROWS, save_rows, save_tiny_model
+from tiny import HAS_MATPLOTLIB, ROWS, save_rows, save_tiny_model
 
 from mlx_lm import dpo
 from mlx_lm.preference.data import cache as token_cache
@@ -302,6 +302,8 @@ class TestEffects(unittest.TestCase):
     def test_other_values_change_what_they_say(self):
         for name, effect in EFFECTS.items():
             with self.subTest(setting=name):
+                if name == "report" and not HAS_MATPLOTLIB:
+                    self.skipTest("needs matplotlib")
                 before, after = self.both(name)
                 found = changes(before, after)
                 self.assertIn(effect.what, found)

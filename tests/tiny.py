@@ -3,6 +3,7 @@
 """Tiny models, tokenizers and pairs that several tests share."""
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -26,6 +27,8 @@ CACHE = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = CACHE.name
 # But for the list of fonts, which takes matplotlib seconds to make.
 os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))
+
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 from tokenizers_for_tests import CASES, bos_tokenizer  # noqa: E402, F401

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from functools import cache
 from hashlib import blake2b
+from hashlib import file_digest as _file_digest
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,6 +25,12 @@ def digest(*values: Any, size: int = 16) -> str:
     for part in _parts(values):
         state.update(part)
     return state.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Name the bytes of a file, without holding them in memory."""
+    with open(path, "rb") as file:
+        return _file_digest(file, blake2b).hexdigest()
 
 
 def _parts(value: Any) -> Iterator[bytes]:

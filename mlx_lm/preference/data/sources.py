@@ -6,11 +6,11 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
-from hashlib import blake2b, file_digest
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..digest import digest
+from ..digest import digest, file_digest
 from ..errors import InputError
 from ..files import read_plain
 from ..terminal import rprint
@@ -87,8 +87,7 @@ class FileRows(Sequence):
             try:
                 if not path.is_file():
                     return None
-                with open(path, "rb") as file:
-                    digests.append(file_digest(file, blake2b).hexdigest())
+                digests.append(file_digest(path))
             except OSError:
                 return None
         return _files_fingerprint(self._paths, digests)

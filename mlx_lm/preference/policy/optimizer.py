@@ -91,7 +91,7 @@ class MasterWeights:
 
     def __init__(self, optimizer: optim.Optimizer, model: nn.Module):
         self._optimizer = optimizer
-        weights = tree_map(_as_float32, model.trainable_parameters())
+        weights = tree_map(as_float32, model.trainable_parameters())
         optimizer.init(weights)
         self.state: dict = {"optimizer": optimizer.state, "weights": weights}
 
@@ -103,14 +103,15 @@ class MasterWeights:
     def update(self, model: nn.Module, gradients: dict) -> None:
         """Apply the gradients to the copies and round them into the model."""
         weights = self._optimizer.apply_gradients(
-            tree_map(_as_float32, gradients), self.state["weights"]
+            tree_map(as_float32, gradients), self.state["weights"]
         )
         self.state["weights"] = weights
         parameters = model.trainable_parameters()
         model.update(tree_map(lambda w, p: w.astype(p.dtype), weights, parameters))
 
 
-def _as_float32(x):
+def as_float32(x: mx.array) -> mx.array:
+    """The same numbers, with room for small changes."""
     return x.astype(mx.float32)
 
 
@@ -138,7 +139,7 @@ class JoinedWeights:
         """The arrays of a tree such as the trained weights' one after another."""
         parts = []
         for _, x in tree_flatten(tree):
-            parts.append(_as_float32(x).reshape(-1))
+            parts.append(as_float32(x).reshape(-1))
             if gap := -x.size % _ALIGNED:
                 parts.append(mx.zeros((gap,)))
         return {"joined": mx.concatenate(parts)}

@@ -13,7 +13,6 @@ import math
 import re
 import shutil
 from functools import partial
-from hashlib import blake2b, file_digest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_flatten
 
-from ..digest import digest
+from ..digest import digest, file_digest
 from ..errors import InputError
 from ..files import json_text, replace_file, writing
 from ..measure.metrics import BEST
@@ -54,11 +53,6 @@ def numbered(folder: str | Path, iteration: int, name: str) -> Path:
     return Path(folder) / f"{iteration:07d}_{name}.safetensors"
 
 
-def _file_digest(path):
-    with open(path, "rb") as file:
-        return file_digest(file, blake2b).hexdigest()
-
-
 def save_state(
     folder: str | Path, iteration: int, arrays: dict[str, mx.array], info: dict
 ) -> Path:
@@ -69,7 +63,7 @@ def save_state(
     metadata = {
         "version": str(VERSION),
         "iteration": str(iteration),
-        "adapter": _file_digest(numbered(folder, iteration, "adapters")),
+        "adapter": file_digest(numbered(folder, iteration, "adapters")),
         "info": text,
         "checksum": digest(arrays, text),
     }
@@ -101,7 +95,7 @@ def load_state(path: str | Path) -> TrainingState:
     adapter = numbered(path.parent, iteration, "adapters")
     # Some delete numbered ones to save room: the newest is a copy.
     for copy in (adapter, path.parent / ADAPTER):
-        if copy.is_file() and _file_digest(copy) == metadata.get("adapter"):
+        if copy.is_file() and file_digest(copy) == metadata.get("adapter"):
             return TrainingState(iteration, arrays, info, copy)
     if not adapter.is_file():
         raise InputError(f"{path} has no weights beside it: {adapter.name} is missing.")

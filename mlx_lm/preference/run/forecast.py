@@ -3,6 +3,7 @@
 """A run's peak memory, predicted from the worst of its batches."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..batch.shape import Bucket, padded_tokens, pair_lengths
 from ..device import compiles, device_memory
 from ..forward.recompute import keyed_layers
 from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
+from ..policy.optimizer import as_float32
 from ..step import testing_step
 from .plan import possible_layouts, training_plan
 
@@ -74,12 +76,8 @@ def predict_test(
     batch, _ = _heaviest(dataset, args, in_order=True)
     score = testing_step(policy_model, reference, args.objective)
     held = [policy_model.state, getattr(reference, "state", {})]
-    training = policy_model.training
-    policy_model.eval()
-    try:
+    with _mode(policy_model, training=False):
         return predict_peak(score, (batch,), held, compiled=compiles(args.compile))
-    finally:
-        policy_model.train(training)
 
 
 def predict_run(
@@ -96,23 +94,21 @@ def predict_run(
     if reference is None:
         batch["reference_logps"] = mx.zeros((2 * size,))
     elif args.sync_reference:
-        held.append(tree_map(_as_float32, reference.exact))
-    training = policy_model.training
-    policy_model.train()
+        held.append(tree_map(as_float32, reference.exact))
+    take = lambda batch: step(reference, batch, True)
+    keyed = keyed_layers(policy_model, args.grad_checkpoint)
+    with _mode(policy_model, training=True), keyed:
+        return predict_peak(take, (batch,), held, compiled=compiles(args.compile))
+
+
+@contextmanager
+def _mode(model, training):
+    before = model.training
+    model.train(training)
     try:
-        with keyed_layers(policy_model, args.grad_checkpoint):
-            return predict_peak(
-                lambda batch: step(reference, batch, True),
-                (batch,),
-                held,
-                compiled=compiles(args.compile),
-            )
+        yield
     finally:
-        policy_model.train(training)
-
-
-def _as_float32(x):
-    return x if x.dtype == mx.float32 else x.astype(mx.float32)
+        model.train(before)
 
 
 def check_memory(
