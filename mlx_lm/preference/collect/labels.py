@@ -1,0 +1,239 @@
+# Copyright © 2026 MLX Contributors
+
+"""What judges said of answers, a line each in ``labels.jsonl``, and how they agree."""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from ..files import json_text, open_plain, writing
+from ..run.folder import read_lines
+from ..terminal import rprint
+
+LABELS = "labels.jsonl"
+SCORES, RANKING, TIE, BAD, NONE = "scores", "ranking", "tie", "bad", "none"
+WITHDRAWN = "withdrawn"
+VERDICTS = (SCORES, RANKING, TIE, BAD, NONE)
+HUMAN = "human:"
+# A prompt: its round and its id.
+Key = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Label:
+    """One judge's word on the responses to one prompt."""
+
+    id: str
+    judge: str
+    verdict: str
+    round: int = 0
+    scores: list[float] | None = None
+    ranking: list[list[int]] | None = None
+    certainty: float | None = None
+    edited: dict[str, Any] | None = None
+    shown: list[int] | None = None
+    seconds: float | None = None
+    why: str | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.round, self.id
+
+    @property
+    def is_human(self) -> bool:
+        return self.judge.startswith(HUMAN)
+
+    def places(self, size: int) -> list[float] | None:
+        """Places from 0 for the best, equal ones share their mean, NaN is not compared."""
+        if self.verdict in (TIE, BAD):
+            return [(size - 1) / 2] * size
+        if self.verdict == RANKING:
+            groups = self.ranking or []
+        elif self.verdict == SCORES:
+            scores = self.scores or []
+            best_first = sorted(set(scores), reverse=True)
+            groups = [[i for i, s in enumerate(scores) if s == b] for b in best_first]
+        else:
+            return None
+        found, before = [math.nan] * size, 0
+        for group in groups:
+            for response in group:
+                found[response] = before + (len(group) - 1) / 2
+            before += len(group)
+        return found
+
+
+def append_label(folder: str | Path, label: Label) -> None:
+    """Add a label, and wait until it is on the disk."""
+    append_line(Path(folder) / LABELS, asdict(label))
+
+
+def withdraw_label(folder: str | Path, key: Key, judge: str) -> None:
+    """Take back what a judge said of a prompt."""
+    append_label(folder, Label(key[1], judge, WITHDRAWN, key[0]))
+
+
+def append_line(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Add a line of JSON, without what is None, behind the last whole line."""
+    text = json_text({k: v for k, v in row.items() if v is not None}) + "\n"
+    with writing(path):
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        with open(open_plain(path, flags), "r+b") as file:
+            _cut_torn(file)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _cut_torn(file):
+    """Drop what a killed process, or a full disk, left of a line."""
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+    start = file.seek(0)
+    for line in file:
+        if line.endswith(b"\n"):
+            start += len(line)
+            continue
+        # An editor may leave out the last end of a line.
+        try:
+            json.loads(line)
+        except ValueError:
+            file.truncate(start)
+        else:
+            file.write(b"\n")
+
+
+def read_labels(
+    folder: str | Path, sizes: Mapping[Key, int] | None = None
+) -> dict[Key, dict[str, Label]]:
+    """The last word of each judge on each prompt, if it fits that many responses."""
+    path = Path(folder) / LABELS
+    found: dict[Key, dict[str, Label]] = {}
+    strange = 0
+    for row in read_lines(path, id=(str,), judge=(str,), verdict=(str,)):
+        if (label := _as_label(row, sizes)) is None:
+            strange += 1
+        elif label.verdict == WITHDRAWN:
+            found.get(label.key, {}).pop(label.judge, None)
+        else:
+            found.setdefault(label.key, {})[label.judge] = label
+    if strange:
+        rprint(
+            f"[WARNING] {path}: {strange} labels fit no answers of this folder and are "
+            "left out."
+        )
+    return {key: labels for key, labels in found.items() if labels}
+
+
+def _as_label(row: dict, sizes: Mapping[Key, int] | None) -> Label | None:
+    names = Label.__dataclass_fields__
+    label = Label(**{k: v for k, v in row.items() if k in names})
+    if type(label.round) is not int:
+        return None
+    size = None if sizes is None else sizes.get(label.key, 0)
+    return label if size != 0 and fits(label, size) else None
+
+
+def fits(label: Label, size: int | None) -> bool:
+    """Whether a label says something of so many responses, or of any number."""
+    if label.verdict == SCORES:
+        scores = label.scores
+        if not isinstance(scores, list) or not all(map(_is_number, scores)):
+            return False
+        if size not in (None, len(scores)):
+            return False
+    elif label.verdict == RANKING:
+        groups = label.ranking
+        if not isinstance(groups, list) or not all(
+            isinstance(group, list) and group for group in groups
+        ):
+            return False
+        named = [response for group in groups for response in group]
+        if not named or not _are_places(named, size) or len({*named}) < len(named):
+            return False
+    elif label.verdict not in (*VERDICTS, WITHDRAWN):
+        return False
+    if label.certainty is not None and not (
+        _is_number(label.certainty) and 0.5 <= label.certainty <= 1
+    ):
+        return False
+    edited = label.edited
+    if edited is None:
+        return True
+    return (
+        isinstance(edited, dict)
+        and isinstance(edited.get("text"), str)
+        and _are_places([edited.get("response")], size)
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _are_places(values: Sequence[Any], size: int | None) -> bool:
+    most = math.inf if size is None else size
+    return all(type(value) is int and 0 <= value < most for value in values)
+
+
+def orders(label: Label, size: int) -> dict[tuple[int, int], int]:
+    """How a judge ordered each two responses: 1 for the first, -1, 0 for a tie."""
+    places = label.places(size) or []
+    return {
+        (i, j): (b > a) - (b < a)
+        for (i, a), (j, b) in combinations(enumerate(places), 2)
+        if not math.isnan(a) and not math.isnan(b)
+    }
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often two judges order two responses alike, and how far from chance."""
+
+    first: str
+    second: str
+    prompts: int
+    pairs: int
+    share: float
+    #: None where chance alone agrees always.
+    kappa: float | None
+
+
+def agreements(
+    labels: Mapping[Key, Mapping[str, Label]], sizes: Mapping[Key, int]
+) -> Iterator[Agreement]:
+    """Compare each two judges on the prompts that both labelled."""
+    judges = sorted({judge for by_judge in labels.values() for judge in by_judge})
+    for first, second in combinations(judges, 2):
+        counts: Counter[tuple[int, int]] = Counter()
+        prompts = 0
+        for key, by_judge in labels.items():
+            if first not in by_judge or second not in by_judge:
+                continue
+            ours, theirs = (orders(by_judge[j], sizes[key]) for j in (first, second))
+            both = [(ours[pair], theirs[pair]) for pair in ours.keys() & theirs.keys()]
+            prompts += bool(both)
+            counts.update(both)
+        if counts:
+            yield Agreement(first, second, prompts, counts.total(), *_kappa(counts))
+
+
+# The share beyond chance, of "the first", "the second" and "tie" as often as each says
+# them: https://doi.org/10.1177/001316446002000104
+def _kappa(counts: Counter) -> tuple[float, float | None]:
+    total = counts.total()
+    share = sum(n for (a, b), n in counts.items() if a == b) / total
+    chance = 0.0
+    for value in (-1, 0, 1):
+        ours = sum(n for (a, _), n in counts.items() if a == value)
+        theirs = sum(n for (_, b), n in counts.items() if b == value)
+        chance += ours * theirs / total**2
+    return share, None if chance == 1 else (share - chance) / (1 - chance)
