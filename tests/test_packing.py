@@ -40,9 +40,9 @@ from mlx_lm.preference.batch.shape import (
     pair_lengths,
 )
 from mlx_lm.preference.forward.answers import sequence_logps
+from mlx_lm.preference.forward.packed import PackedKeysValues, packed_states
 from mlx_lm.preference.forward.probe import Sharing, check_packing
 from mlx_lm.preference.forward.recompute import NOT_RECOMPUTABLE
-from mlx_lm.preference.forward.shared import PackedKeysValues, packed_states
 from mlx_lm.preference.run import setup as run_setup
 from mlx_lm.preference.run.forecast import predict_run
 from mlx_lm.preference.run.plan import training_plan

@@ -9,10 +9,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import model_zoo as zoo
 
-from mlx_lm.preference.forward import probe, shared
+from mlx_lm.preference.forward import caches, probe
+from mlx_lm.preference.forward.caches import PromptKeysValues, PromptState
 from mlx_lm.preference.forward.parts import calls_replaced
 from mlx_lm.preference.forward.probe import check_sharing
-from mlx_lm.preference.forward.shared import PromptKeysValues, PromptState
 
 # Families that float32 finds ragged: plain, windows, other norms and positions,
 # recurrent states, and experts, which the CPU computes in float32 alone.
@@ -59,7 +59,7 @@ def _array(cache, N, window):
     """The right mask as an array, window or not."""
     if isinstance(cache.offset, mx.array):
         return cache._ragged_mask(N, window)
-    return shared.create_causal_mask(N, cache._width, window_size=window)
+    return caches.create_causal_mask(N, cache._width, window_size=window)
 
 
 def _fork(change):
@@ -73,7 +73,7 @@ def _fork(change):
 
 
 def _sees_padding(cache, N, window):
-    return shared.create_causal_mask(N, cache._width, window_size=window)
+    return caches.create_causal_mask(N, cache._width, window_size=window)
 
 
 def _one_too_few(cache, N, window):

@@ -23,6 +23,12 @@ from tiny import tiny_model
 from mlx_lm.models.cache import CacheList, make_prompt_cache
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.batch.shape import BatchShape
+from mlx_lm.preference.forward.caches import (
+    PromptKeysValues,
+    PromptState,
+    leaves,
+    prompt_caches,
+)
 from mlx_lm.preference.forward.parts import (
     RUN_WHOLE,
     calls_replaced,
@@ -31,14 +37,8 @@ from mlx_lm.preference.forward.parts import (
     trunk_states,
 )
 from mlx_lm.preference.forward.probe import Sharing, check_sharing
-from mlx_lm.preference.forward.shared import (
-    PromptKeysValues,
-    PromptState,
-    leaves,
-    plain_states,
-    prompt_caches,
-    shared_states,
-)
+from mlx_lm.preference.forward.shared import shared_states
+from mlx_lm.preference.forward.states import plain_states
 from mlx_lm.preference.run.setup import find_sharing
 
 
@@ -51,7 +51,7 @@ class TestCheck(unittest.TestCase):
 
         model = tiny_model()
         self.assertEqual(check_sharing(model), Sharing("ragged", ""))
-        with mock.patch("mlx_lm.preference.forward.shared.PromptKeysValues", Off):
+        with mock.patch("mlx_lm.preference.forward.caches.PromptKeysValues", Off):
             sharing = check_sharing(model)
         self.assertEqual(sharing.grade, "plain")
         self.assertRegex(sharing.notice, r"\AThis model can't share prompts: .*\.\Z")
@@ -61,7 +61,7 @@ class TestCheck(unittest.TestCase):
             def fork(self, width, lengths):
                 super().fork(width, None)
 
-        with mock.patch("mlx_lm.preference.forward.shared.PromptKeysValues", OneOffset):
+        with mock.patch("mlx_lm.preference.forward.caches.PromptKeysValues", OneOffset):
             self.assertEqual(check_sharing(tiny_model()).grade, "equal")
 
     def test_a_model_that_is_no_sum_of_its_parts_runs_whole(self):

@@ -201,6 +201,7 @@ class TestLight(unittest.TestCase):
     ROOMS = {
         "errors",
         "setting",
+        "plug_ins",
         "digest",
         "files",
         "terminal",

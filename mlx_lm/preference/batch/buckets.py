@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .packing import best_width
-from .shape import BatchShape, Bucket, input_lengths, padded_tokens, pair_lengths
+from .shape import (
+    PLACED,
+    BatchShape,
+    Bucket,
+    input_lengths,
+    padded_tokens,
+    pair_lengths,
+)
 
-# Whoever allows so many shapes compiles none.
-FREE_SHAPES = 1000
 # An estimate of what a token costs where prompts are as wide as attention likes it.
 FUSED = 0.9
 # A share of the tokens that is not worth another cut.
@@ -104,11 +108,8 @@ def _cut_buckets(raw, batch_size, layout, options):
     max_shapes, min_batches, pad, prompt_pad, max_length, ranks, group = options
     lengths = np.frombuffer(raw, dtype=np.int64).reshape(-1, 3)
     share = -(-batch_size // ranks)
-    if layout == "packed":
-        # So many numbers of rows for each width; not fewer where more ranks share.
-        forms = min(batch_size, max_shapes, 4)
-        step = 1 if max_shapes >= FREE_SHAPES else max(-(-2 * share // forms), 2)
-        max_shapes //= forms
+    if placing := PLACED.get(layout):
+        max_shapes, step = placing.cut(max_shapes, batch_size, share)
     features, prices = _features(input_lengths(lengths), layout)
     # Pairs that belong together are cut as one, as long as the longest of them.
     whole, size = features.reshape(-1, group, 2).max(axis=1), batch_size // group
@@ -120,13 +121,14 @@ def _cut_buckets(raw, batch_size, layout, options):
     # Before anything that depends on the number of ranks.
     buckets.sort(key=lambda b: (b.shape.prompt + b.shape.width, b.shape, b.indices[0]))
     buckets = [_with_scored(b, lengths, share) for b in buckets]
-    if layout == "packed":
-        inputs = input_lengths(lengths)[:, 1:]
-        width = lambda part: best_width(inputs[part], share, step, pad, longest_input)
-        buckets = [
-            Bucket(shape._replace(width=width(part), packed=step), part)
-            for shape, part in buckets
-        ]
+    if placing:
+        inputs, limits = input_lengths(lengths)[:, 1:], (
+            share,
+            step,
+            pad,
+            longest_input,
+        )
+        buckets = [placing.widen(bucket, inputs, *limits) for bucket in buckets]
     return buckets
 
 
@@ -203,7 +205,7 @@ def plan_batches(
 ) -> list[Bucket]:
     """Choose how a data set's prompts are shared, and bucket it."""
     lengths = pair_lengths(dataset)
-    layouts = [grade] if grade == "packed" else LAYOUTS[LAYOUTS.index(grade) :]
+    layouts = [grade] if grade in PLACED else LAYOUTS[LAYOUTS.index(grade) :]
     # Whole prompts bear tokens behind them, others don't.
     pads = {prompt_pad, pad} if grade == "ragged" else {1}
     options |= {"pad": pad, "group": getattr(dataset, "group_size", 1)}

@@ -10,8 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from .buckets import check_batch_size, length_buckets
-from .packing import pack_rows
-from .shape import BatchShape, Bucket, pair_lengths
+from .shape import PLACED, BatchShape, Bucket, pair_lengths
 
 
 class PairBatch(NamedTuple):
@@ -55,16 +54,16 @@ def collate_pairs(
     size = len(pairs)
     sequences = [_row(pairs[i % size], i // size, shape) for i in range(2 * size)]
     places, size_of_rows = [(i, 0) for i in range(2 * size)], (2 * size, shape.width)
-    if shape.packed:
+    if placing := PLACED.get(shape.layout):
         # Filling takes no room.
         room = [len(x[0]) * (i % size < count) for i, x in enumerate(sequences)]
-        places, size_of_rows = pack_rows(room, shape.width, shape.packed)
+        places, size_of_rows = placing.place(room, shape)
     inputs = np.zeros(size_of_rows, dtype=np.int32)
     segments = np.zeros_like(inputs)
     scored: list[tuple[np.ndarray, ...]] = []
     for i, (tokens, targets, at) in enumerate(sequences):
         (row, start), is_filling = places[i], i % size >= count
-        if not (shape.packed and is_filling):
+        if not (placing and is_filling):
             inputs[row, start : start + len(tokens)] = tokens
             segments[row, start : start + len(tokens)] = i + 1
         if not is_filling:
@@ -79,7 +78,7 @@ def collate_pairs(
     counts = np.array([len(targets) for _, targets, _ in sequences])
     if (counts < batch["lengths"][:, 1] - np.maximum(batch["lengths"][:, 0], 1)).any():
         batch["counts"] = counts
-    if shape.packed:
+    if placing:
         batch["segments"] = segments
     if shape.prompt:
         batch |= _prompt_arrays(pairs, shape)

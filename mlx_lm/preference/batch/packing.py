@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from .shape import FREE_SHAPES, PLACED, BatchShape, Bucket
+
 # In rows of so many tokens attention costs as much as the rest of a small model.
 COSTLY_WIDTH = 2048
 
@@ -78,3 +80,29 @@ def best_width(
         shapes = batch_shapes(sample, batch_size, width, step)
         costs[width] = sum(_cost(*shape) for shape in shapes)
     return min(costs, key=lambda width: (costs[width], width))
+
+
+class Packed:
+    """How rows are packed, as plans and batches ask for it."""
+
+    def cut(self, max_shapes: int, batch_size: int, share: int) -> tuple[int, int]:
+        # So many numbers of rows for each width; not fewer where more ranks share.
+        forms = min(batch_size, max_shapes, 4)
+        free = max_shapes >= FREE_SHAPES
+        step = 1 if free else max(-(-2 * share // forms), 2)
+        return max_shapes // forms, step
+
+    def widen(self, bucket: Bucket, inputs: np.ndarray, *limits: int) -> Bucket:
+        share, step, pad, longest = limits
+        width = best_width(inputs[bucket.indices], share, step, pad, longest)
+        return bucket._replace(shape=bucket.shape._replace(width=width, packed=step))
+
+    def place(self, lengths: Any, shape: BatchShape) -> tuple[list, tuple[int, int]]:
+        return pack_rows(lengths, shape.width, shape.packed)
+
+    def tokens(self, inputs: np.ndarray, batch_size: int, shape: BatchShape) -> int:
+        shapes = batch_shapes(inputs, batch_size, shape.width, shape.packed)
+        return sum(rows * width for rows, width in shapes)
+
+
+PLACED["packed"] = Packed()

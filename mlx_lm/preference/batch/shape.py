@@ -2,11 +2,14 @@
 
 """The array shapes of batches, and what they cost in tokens."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .packing import batch_shapes
+from ..plug_ins import load
+
+# Whoever allows so many shapes compiles none.
+FREE_SHAPES = 1000
 
 
 class BatchShape(NamedTuple):
@@ -39,6 +42,26 @@ class Bucket(NamedTuple):
     indices: np.ndarray
 
 
+class Placing(Protocol):
+    """Sequences that lie elsewhere than one in each row."""
+
+    def cut(self, max_shapes: int, batch_size: int, share: int) -> tuple[int, int]:
+        """How many buckets there may be, and a number that all shapes have."""
+
+    def widen(self, bucket: Bucket, inputs: np.ndarray, *limits: int) -> Bucket:
+        """Give a bucket the shape of its batches."""
+
+    def place(self, lengths: Any, shape: BatchShape) -> tuple[list, tuple[int, int]]:
+        """Row and column of each sequence, and how many rows and columns that is."""
+
+    def tokens(self, inputs: np.ndarray, batch_size: int, shape: BatchShape) -> int:
+        """Count the tokens that batches of pairs in their order compute."""
+
+
+# By the name of ``sharing``.
+PLACED: dict[str, Placing] = {}
+
+
 def input_lengths(lengths: np.ndarray) -> np.ndarray:
     """Split each pair into its shared prompt and its two rows."""
     return np.maximum(np.asarray(lengths).reshape(-1, 3) - 1, 0)
@@ -57,10 +80,9 @@ def padded_tokens(
     """Count the tokens that one pass over all batches computes, padding included."""
     total = 0
     for shape, indices in buckets:
-        if shape.packed:
+        if placing := PLACED.get(shape.layout):
             inputs = input_lengths(lengths)[indices, 1:]
-            shapes = batch_shapes(inputs, batch_size, shape.width, shape.packed)
-            total += sum(rows * width for rows, width in shapes)
+            total += placing.tokens(inputs, batch_size, shape)
         else:
             pairs = -(-len(indices) // batch_size) * batch_size
             total += pairs * (shape.prompt + 2 * shape.width)
@@ -80,3 +102,8 @@ def needed_tokens(buckets: list[Bucket], lengths: np.ndarray) -> int:
         once = shared if shape.ragged else np.full_like(shared, shape.start)
         total += int(rows - once.sum())
     return total
+
+
+# Each fills the table.
+PLUG_INS = ("packing",)
+load(__package__, PLUG_INS)

@@ -5,7 +5,7 @@
 sequence_logps(model, batch)                    one model, with gradient
 weighted_sequence_logps(model, batch)           and how likely it would write them
 paired_sequence_logps(policy, reference, ...)   both, and their exact KL
-  completion_states(model, batch)               trunk: shared, plain or packed
+  completion_states(model, batch)               trunk: plain, shared or packed
   completion_logps(model, states, targets)      head: chunk by chunk
   sum_by_row(values, batch, length_weights())   a number for each answer
 """
@@ -19,17 +19,8 @@ import mlx.core as mx
 from .frozen import FrozenLayers, running
 from .head import completion_logps, completion_scores, paired_completion_logps
 from .parts import head_logits
-from .shared import packed_states, plain_states, shared_states
+from .states import completion_states
 from .tokens import token_log_sum_squares, token_logps
-
-
-def completion_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
-    """The hidden states that predict the answers' tokens."""
-    if "segments" in batch:
-        states = packed_states(model, batch)
-    else:
-        states = (shared_states if "prompts" in batch else plain_states)(model, batch)
-    return states.reshape(-1, states.shape[-1])[batch["positions"]]
 
 
 def length_weights(batch: dict[str, mx.array], ld_alpha: float) -> mx.array:

@@ -19,10 +19,10 @@ from ...models.cache import make_prompt_cache
 from ..batch.collate import collate_pairs
 from ..batch.shape import BatchShape
 from ..errors import InputError
-from .answers import completion_states
 from .frozen import running
 from .head import completion_logps
 from .parts import RUN_WHOLE, calls_replaced, find_trunk
+from .states import completion_states
 from .tokens import token_logps
 
 

@@ -16,8 +16,8 @@ from mlx.utils import tree_map, tree_unflatten
 from ...models.activations import swiglu as _swiglu
 from ...tuner.lora import LoRALinear
 from ..errors import InputError
+from .caches import leaves
 from .parts import calls_replaced
-from .shared import leaves
 
 
 def low_rank(x: mx.array, a: mx.array) -> mx.array:

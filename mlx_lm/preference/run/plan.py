@@ -7,8 +7,15 @@ from typing import Any
 import mlx.core as mx
 
 from ...tuner.trainer import DPOTrainingArgs
-from ..batch.buckets import FREE_SHAPES, LAYOUTS, other_shapes, plan_batches
-from ..batch.shape import BatchShape, Bucket, padded_tokens, pair_lengths
+from ..batch.buckets import LAYOUTS, other_shapes, plan_batches
+from ..batch.shape import (
+    FREE_SHAPES,
+    PLACED,
+    BatchShape,
+    Bucket,
+    padded_tokens,
+    pair_lengths,
+)
 from ..device import compiles
 
 # Every batch shape is compiled once, which takes as long as ten steps of a small model,
@@ -61,7 +68,7 @@ def possible_layouts(
     """Layouts in which a plan's batches may be quickest: their shapes by the plan's."""
     own = buckets[0].shape.layout
     layouts = {own: {bucket.shape: bucket.shape for bucket in buckets}}
-    if not args.try_layouts or own == "packed":
+    if not args.try_layouts or own in PLACED:
         return layouts
     lengths, options = pair_lengths(dataset), _options(dataset, args)
     names = ("pad", "max_length", "ranks")

@@ -18,7 +18,7 @@ from ..files import MOST_TEXT, read_plain, write_json
 from ..forward.frozen import running
 from ..forward.head import completion_logps
 from ..forward.probe import check_sharing
-from ..forward.shared import plain_states
+from ..forward.states import plain_states
 from ..policy.model import read_weights
 from ..run.folder import read_json
 from ..terminal import rprint
