@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .shape import FREE_SHAPES, PLACED, BatchShape, Bucket
+from .shape import FREE_SHAPES, PLACED, BatchShape, Bucket, Placing
 
 # In rows of so many tokens attention costs as much as the rest of a small model.
 COSTLY_WIDTH = 2048
@@ -82,7 +82,7 @@ def best_width(
     return min(costs, key=lambda width: (costs[width], width))
 
 
-class Packed:
+class Packed(Placing):
     """How rows are packed, as plans and batches ask for it."""
 
     def cut(self, max_shapes: int, batch_size: int, share: int) -> tuple[int, int]:

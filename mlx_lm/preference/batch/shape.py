@@ -2,7 +2,7 @@
 
 """The array shapes of batches, and what they cost in tokens."""
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,20 +42,24 @@ class Bucket(NamedTuple):
     indices: np.ndarray
 
 
-class Placing(Protocol):
+class Placing:
     """Sequences that lie elsewhere than one in each row."""
 
     def cut(self, max_shapes: int, batch_size: int, share: int) -> tuple[int, int]:
         """How many buckets there may be, and a number that all shapes have."""
+        raise NotImplementedError
 
     def widen(self, bucket: Bucket, inputs: np.ndarray, *limits: int) -> Bucket:
         """Give a bucket the shape of its batches."""
+        raise NotImplementedError
 
     def place(self, lengths: Any, shape: BatchShape) -> tuple[list, tuple[int, int]]:
         """Row and column of each sequence, and how many rows and columns that is."""
+        raise NotImplementedError
 
     def tokens(self, inputs: np.ndarray, batch_size: int, shape: BatchShape) -> int:
         """Count the tokens that batches of pairs in their order compute."""
+        raise NotImplementedError
 
 
 # By the name of ``sharing``.
