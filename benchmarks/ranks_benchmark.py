@@ -1,11 +1,13 @@
 # Copyright © 2026 MLX Contributors
 
-"""Pairs per second at a fixed batch per rank, on 1, 2 and 4 ranks.
+"""Pairs per second at a fixed batch per rank, and what the ranks' messages cost.
 
-    python benchmarks/ranks_benchmark.py --model MODEL --data DATA --ranks 1 2 4
+    python benchmarks/ranks_benchmark.py --model MODEL --data train.jsonl --ranks 1 2 4
 
-``DATA`` is a folder with train.jsonl. Each count is a run of ``mlx_lm.dpo`` through
-``mlx.launch``; the first reports are left out, as they hold warm-up.
+Each count is a run of ``mlx_lm.dpo`` through ``mlx.launch``. N ranks get the data N
+times over, so that every count takes the same steps in the same shapes. Only the last
+epoch counts: it knows the reference. What a step's messages take is timed by
+themselves, the adapter that was trained in them.
 """
 
 import argparse
@@ -19,17 +21,33 @@ from pathlib import Path
 
 import mlx.core as mx
 
+# A step's messages: the gradient's average, and whether a signal came to any rank.
+MESSAGES = """
+import statistics, sys, time
+import mlx.core as mx
+from mlx_lm.preference.ranks import average_over_ranks
+world = mx.distributed.init(strict=True)
+gradient, times = mx.load(sys.argv[1]), []
+mx.eval(gradient)
+for _ in range(22):
+    start = time.perf_counter()
+    mx.eval(average_over_ranks(gradient))
+    mx.eval(mx.distributed.all_max(mx.array(0)))
+    times.append(time.perf_counter() - start)
+if world.rank() == 0:
+    print("SECONDS", statistics.median(times[2:]), flush=True)
+"""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The benchmark's command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True)
-    parser.add_argument("--data", required=True)
+    parser.add_argument("--data", type=Path, required=True, help="A JSONL file.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--batch-per-rank", type=int, default=4)
-    parser.add_argument("--iters", type=int, default=60)
-    parser.add_argument("--steps-per-report", type=int, default=10)
-    parser.add_argument("--warm-up", type=int, default=2, help="Reports left out.")
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     default = "nccl" if mx.cuda.is_available() else "ring"
     parser.add_argument("--backend", default=default)
     parser.add_argument("more", nargs="*", help="Flags of mlx_lm.dpo, after --")
@@ -39,46 +57,78 @@ def build_parser() -> argparse.ArgumentParser:
 def launcher(ranks: int, backend: str) -> list[str]:
     """The words that start a command on several ranks of this machine."""
     beside = Path(sys.executable).parent / "mlx.launch"
-    script = beside if beside.exists() else shutil.which("mlx.launch")
-    return [sys.executable, str(script), "-n", str(ranks), "--backend", backend]
+    script = str(beside) if beside.exists() else shutil.which("mlx.launch")
+    if script is None:
+        raise SystemExit("mlx.launch is not on the PATH: it comes with mlx.")
+    return [sys.executable, script, "-n", str(ranks), "--backend", backend]
 
 
-def measure(args: argparse.Namespace, ranks: int, folder: Path) -> float:
-    """The median pairs per second of one run."""
-    adapters = folder / str(ranks)
-    words = [
-        *(sys.executable, "-m", "mlx_lm", "dpo", "--train"),
-        *("--model", args.model, "--data", args.data, "--adapter-path", adapters),
-        *("--batch-size", ranks * args.batch_per_rank, "--iters", args.iters),
-        *("--steps-per-report", args.steps_per_report, "--save-every", args.iters),
-        *("--no-reference-cache", *args.more),
-    ]
-    if ranks > 1:
-        words = [*launcher(ranks, args.backend), *words]
+def run(words: list[object]) -> str:
+    """What a process prints."""
     result = subprocess.run(
         list(map(str, words)), stdin=subprocess.DEVNULL, capture_output=True, text=True
     )
-    metrics = adapters / "metrics.jsonl"
-    if not metrics.exists():
-        raise SystemExit(f"{ranks} ranks failed:\n{result.stdout}{result.stderr}")
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    if result.returncode:
+        raise SystemExit(f"A run failed:\n{result.stdout}{result.stderr}")
+    return result.stdout
+
+
+def measure(
+    args: argparse.Namespace, ranks: int, folder: Path
+) -> tuple[float, float | None]:
+    """The pairs per second of a run's last epoch; the seconds of a step's messages."""
+    folder = folder / str(ranks)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    (folder / "data/train.jsonl").write_text(args.data.read_text("utf-8") * ranks)
+    adapters = folder / "adapters"
+    # What an earlier round left would only be resumed.
+    shutil.rmtree(adapters, ignore_errors=True)
+    launch = launcher(ranks, args.backend) if ranks > 1 else []
+    run(
+        [
+            *(*launch, sys.executable, "-m", "mlx_lm", "dpo", "--train"),
+            *("--model", args.model, "--data", folder / "data"),
+            *("--adapter-path", adapters, "--epochs", args.epochs),
+            *("--batch-size", ranks * args.batch_per_rank, "--steps-per-report", 5),
+            *("--steps-per-eval", 10**9, "--save-every", 10**9),
+            *("--no-reference-cache", "--no-token-cache", *args.more),
+        ]
+    )
+    lines = map(json.loads, (adapters / "metrics.jsonl").read_text().splitlines())
     speeds = [x["pairs_per_second"] for x in lines if "pairs_per_second" in x]
-    if len(speeds) <= args.warm_up:
-        raise SystemExit("Too few reports: give more --iters.")
-    return statistics.median(speeds[args.warm_up :])
+    # The last report may hold fewer steps.
+    last = speeds[-(len(speeds) // args.epochs) : -1]
+    if not last:
+        raise SystemExit("Too few reports in an epoch: give more data.")
+    speed = statistics.harmonic_mean(last)
+    if ranks == 1:
+        return speed, None
+    words = [sys.executable, "-c", MESSAGES, adapters / "adapters.safetensors"]
+    seconds = run([*launch, *words]).split("SECONDS")[1].split()[0]
+    return speed, float(seconds)
 
 
 def main() -> None:
-    """Print one line a count: pairs per second, and times the first count's."""
+    """Print one line a count: pairs per second, speed-up, the share of messages."""
     args = build_parser().parse_args()
-    base = None
-    print("ranks  batch  pairs/s  speed-up")
+    speeds: dict[int, list[float]] = {ranks: [] for ranks in args.ranks}
+    seconds: dict[int, list[float]] = {ranks: [] for ranks in args.ranks}
     with tempfile.TemporaryDirectory() as folder:
-        for ranks in args.ranks:
-            speed = measure(args, ranks, Path(folder))
-            base = base or speed
-            batch = ranks * args.batch_per_rank
-            print(f"{ranks:>5}{batch:>7}{speed:>9.1f}{speed / base:>9.2f}x", flush=True)
+        for _ in range(args.rounds):
+            for ranks in args.ranks:
+                speed, messages = measure(args, ranks, Path(folder))
+                speeds[ranks].append(speed)
+                if messages is not None:
+                    seconds[ranks].append(messages)
+                print(f"{ranks} ranks: {speed:.1f} pairs/s", file=sys.stderr)
+    first = statistics.median(speeds[args.ranks[0]])
+    print("| ranks | batch | pairs/s | times | messages |\n|---|---|---|---|---|")
+    for ranks, found in speeds.items():
+        own, batch, share = statistics.median(found), ranks * args.batch_per_rank, ""
+        spread = f"{own:.1f} ({min(found):.1f} to {max(found):.1f})"
+        if seconds[ranks]:
+            share = f"{statistics.median(seconds[ranks]) * own / batch:.1%}"
+        print(f"| {ranks} | {batch} | {spread} | {own / first:.2f} | {share} |")
 
 
 if __name__ == "__main__":
