@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 ROOT = Path(__file__).resolve().parent
 PACKAGE = "mlx_lm"
 NAME = "mlx-lm"
+COMMANDS = ("dpo", "dpo_collect")  # ours, listed after upstream's lora
 PATCH = 1  # version = upstream's + "+dpo." + PATCH
 TWIN = "_upstream_"
 LICENSE_TWIN = f"{TWIN}LICENSE"  # goes along with every copy of upstream's files
@@ -140,8 +141,8 @@ def hidden(path: Path) -> bool:
     return any(part[0] == "." or part == "__pycache__" for part in path.parts)
 
 
-def insert_dpo(text: str) -> str:
-    """Name the command in the table of the ``mlx_lm`` program."""
+def insert_commands(text: str) -> str:
+    """Name our commands in the table of the ``mlx_lm`` program."""
     lines = text.splitlines(keepends=True)
     places = [i for i, line in enumerate(lines) if line.strip() == '"lora",']
     if len(places) != 1:
@@ -150,7 +151,8 @@ def insert_dpo(text: str) -> str:
             f"found {len(places)}."
         )
     line = lines[places[0]]
-    lines.insert(places[0] + 1, line.replace("lora", "dpo"))
+    more = [line.replace("lora", command) for command in COMMANDS]
+    lines[places[0] + 1 : places[0] + 1] = more
     return "".join(lines)
 
 
@@ -174,7 +176,7 @@ def top_level_names(text: str) -> set[str]:
 def plan(package: Path, release: dict[str, Path], version: str) -> dict[str, bytes]:
     """Decide what to write where; raise before anything is written."""
     edits: dict[str, Callable[[str], str]] = {
-        "cli.py": insert_dpo,
+        "cli.py": insert_commands,
         "_version.py": lambda _: f"__version__ = {version!r}\n",
     }
     composed: dict[str, bytes] = {}
@@ -277,7 +279,9 @@ def describe(dist: metadata.Distribution) -> dict:
     scripts: dict[str, list[str]] = {"console_scripts": []}
     for entry in dist.entry_points:
         scripts.setdefault(entry.group, []).append(f"{entry.name} = {entry.value}")
-    scripts["console_scripts"].append(f"{PACKAGE}.dpo = {PACKAGE}.dpo:main")
+    scripts["console_scripts"] += [
+        f"{PACKAGE}.{command} = {PACKAGE}.{command}:main" for command in COMMANDS
+    ]
     return {
         "name": NAME,
         "version": f"{dist.version}+dpo.{PATCH}",

@@ -122,7 +122,7 @@ def package_files(root: Path, source: Path) -> dict[str, bytes]:
         if path not in twins and (source / name).exists():
             raise Moved(f"{name}: upstream has a file of this name by now.")
     name = f"{build.PACKAGE}/cli.py"
-    cli = build.insert_dpo(read_upstream(source, name).decode()).encode()
+    cli = build.insert_commands(read_upstream(source, name).decode()).encode()
     check_same(name, cli, (package / "cli.py").read_bytes())
     return files | {name: cli}
 
@@ -184,10 +184,11 @@ def data_patterns(files: dict[str, bytes]) -> list[str]:
 
 
 def project_file(text: str, patterns: list[str]) -> str:
-    """Name the command, its data files and what its tests need."""
+    """Name the commands, their data files and what tests need."""
     name = "pyproject.toml"
     script = f'"{build.PACKAGE}.lora" = "{build.PACKAGE}.lora:main"\n'
-    text = insert_after(text, script, script.replace("lora", "dpo"), name)
+    scripts = (script.replace("lora", command) for command in build.COMMANDS)
+    text = insert_after(text, script, "".join(scripts), name)
     extra = re.search(r"^test = (\[.*\])$", text, re.M)
     if not extra:
         raise Moved(f"{name}: needs the extra 'test' in one line.")

@@ -100,7 +100,7 @@ class TestCompose(unittest.TestCase):
         self.assertEqual(self.read("_version.py"), "__version__ = '1.0+dpo.1'\n")
         self.assertEqual(
             ast.literal_eval(self.read("cli.py").partition("= ")[2]),
-            ("lora", "dpo", "share"),
+            ("lora", "dpo", "dpo_collect", "share"),
         )
 
     def test_second_build_changes_nothing(self):
@@ -269,6 +269,7 @@ class TestMetadata(unittest.TestCase):
                 "console_scripts": [
                     "mlx_lm = mlx_lm.cli:main",
                     "mlx_lm.dpo = mlx_lm.dpo:main",
+                    "mlx_lm.dpo_collect = mlx_lm.dpo_collect:main",
                 ],
                 "other": ["a = b:c"],
             },
@@ -311,7 +312,7 @@ class TestInstalled(unittest.TestCase):
         cli = importlib.import_module("mlx_lm.cli")
         for flag, expected in (
             ("--version", self.version),
-            ("--help", "'lora', 'dpo'"),
+            ("--help", "'lora', 'dpo', 'dpo_collect'"),
         ):
             out = io.StringIO()
             with patch.object(sys, "argv", ["mlx_lm", flag]), redirect_stdout(out):
@@ -327,8 +328,9 @@ class TestInstalled(unittest.TestCase):
         dist = metadata.distribution("mlx-lm")
         scripts = {e.name: e for e in dist.entry_points.select(group="console_scripts")}
         self.assertEqual(dist.version, self.version)
-        self.assertLessEqual({"mlx_lm", "mlx_lm.lora", "mlx_lm.dpo"}, set(scripts))
-        self.assertTrue(callable(scripts["mlx_lm.dpo"].load()))
+        self.assertLessEqual({"mlx_lm", "mlx_lm.lora"}, set(scripts))
+        for command in build.COMMANDS:
+            self.assertTrue(callable(scripts[f"mlx_lm.{command}"].load()))
 
 
 if __name__ == "__main__":

@@ -217,9 +217,12 @@ class TestMadeUpUpstream(Export):
 
     def test_shared_files(self):
         self.patch()
-        self.assertIn('"lora",\n    "dpo",\n', self.read("mlx_lm/cli.py"))
+        self.assertIn(
+            '"lora",\n    "dpo",\n    "dpo_collect",\n', self.read("mlx_lm/cli.py")
+        )
         project = self.read("pyproject.toml")
-        self.assertIn('"mlx_lm.dpo" = "mlx_lm.dpo:main"\n', project)
+        for name in ("mlx_lm.dpo", "mlx_lm.dpo_collect"):
+            self.assertIn(f'"{name}" = "{name}:main"\n', project)
         self.assertIn('test = ["hypothesis", "Pillow"]\n', project)
         self.assertIn('    "*.md",\n', project)
         self.assertEqual(

@@ -29,11 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.error = _refuse_flags  # type: ignore[method-assign]
     for one in SETTINGS.values():
         if one.flag:
-            _add_flag(parser, one)
+            add_flag(parser, one)
     return parser
 
 
-def _add_flag(parser: argparse.ArgumentParser, one: Setting) -> None:
+def add_flag(parser: Any, one: Setting) -> None:
+    """Add what the command line has of a setting to a parser, or a group of one."""
     flag, help = one.name.replace("_", "-"), one.help.replace("%", "%%")
     if isinstance(one.default, bool):
         action, prefix = "store_true", ""

@@ -1,0 +1,179 @@
+# Copyright © 2026 MLX Contributors
+
+import argparse
+import os
+import sys
+from types import SimpleNamespace
+
+from .preference.collect.flags import FLAGS, GROUPS
+from .preference.device import prepare_backend
+from .preference.errors import InputError
+from .preference.files import user_cache_folder
+from .preference.settings.parser import add_flag
+from .preference.terminal import lasting_output, visible
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; all values default to None."""
+    parser = argparse.ArgumentParser(
+        description="Collect preferences: generate answers, label them, make pairs.",
+        allow_abbrev=False,
+    )
+    parser.error = _refuse_flags  # type: ignore[method-assign]
+    for title, settings in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for one in settings:
+            add_flag(group, one)
+    return parser
+
+
+def _refuse_flags(message):
+    raise InputError(f"{message}. See mlx_lm.dpo_collect --help.")
+
+
+def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
+    """
+    Merge command line and defaults, and check them.
+
+    Args:
+        argv (list, optional): Arguments. Default: those of the process.
+
+    Returns:
+        SimpleNamespace: All settings; ``explicit`` lists those that were given.
+
+    Raises:
+        mlx_lm.preference.errors.InputError: If a flag is unknown or out of range.
+
+    Example:
+        >>> args = resolve_args(["--output", "pairs", "--samples", "8"])
+        >>> args.samples, args.temperature, sorted(args.explicit)
+        (8, 1.0, ['output', 'samples'])
+    """
+    flags = vars(build_parser().parse_args(argv))
+    given = {k: v for k, v in flags.items() if v is not None}
+    for name, value in given.items():
+        FLAGS[name].check(value)
+    defaults = {name: one.default for name, one in FLAGS.items()}
+    return SimpleNamespace(**{**defaults, **given}, explicit=set(given))
+
+
+def run(args: SimpleNamespace) -> None:
+    """
+    Do what the settings ask for: generate, label, make pairs, export.
+
+    Args:
+        args (SimpleNamespace): What ``resolve_args`` returns.
+
+    Raises:
+        mlx_lm.preference.errors.InputError: If a setting or a file is unusable.
+
+    Example:
+        >>> run(resolve_args([]))
+        Traceback (most recent call last):
+        ...
+        mlx_lm.preference.errors.InputError: Name the folder of what is collected: --output DIR.
+    """
+    if args.output is None:
+        raise InputError("Name the folder of what is collected: --output DIR.")
+    steps = {
+        "prompts": _generate,
+        "label": _label,
+        "export": _export,
+    }
+    asked = [name for name in steps if getattr(args, name) is not None]
+    if not asked and args.explicit & {"pairs", "weights"}:
+        asked = ["pairs"]
+    if not asked:
+        raise InputError(
+            f"Nothing to do for {args.output}: give --prompts FILE to generate, "
+            "--label JUDGE to label, --pairs KIND to make pairs, or --export FILE."
+        )
+    if "prompts" in asked:
+        _generate(args)
+    if "label" in asked:
+        _label(args)
+    if "label" in asked or "pairs" in asked:
+        _make_pairs(args)
+    if "export" in asked:
+        _export(args)
+
+
+# Imported when they are needed: a page needs no model, and a judge no page.
+
+
+def _generate(args):
+    from .preference.collect.generate import generate_answers
+
+    if args.model is None:
+        raise InputError("Name the model that answers: --model.")
+    generate_answers(
+        args.output,
+        args.prompts,
+        args.model,
+        args.adapter_path,
+        samples=args.samples,
+        temperature=args.temperature,
+        top_p=args.top_p,
+        max_tokens=args.max_tokens,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        another_model=args.another_model,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def _label(args):
+    if args.label.partition(":")[0] == "human":
+        from .preference.collect.server import serve_page
+
+        serve_page(args.output, review=args.review)
+    else:
+        from .preference.collect.judges import label_answers
+
+        label_answers(args.output, args.label, model=args.model)
+
+
+def _make_pairs(args):
+    from .preference.collect.pairs import write_pairs
+
+    write_pairs(args.output, pairs=args.pairs, weights=args.weights)
+
+
+def _export(args):
+    from .preference.collect.pairs import export_pairs
+
+    export_pairs(args.output, args.export, pairs=args.pairs, weights=args.weights)
+
+
+def main() -> None:
+    """
+    The command ``mlx_lm.dpo_collect``.
+
+    Raises:
+        SystemExit: With code 2 and one line if the input is unusable; with
+            ``MLX_LM_DEBUG=1`` the error itself is raised.
+
+    Example:
+        >>> main.__name__
+        'main'
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    prepare_backend(user_cache_folder("kernels"))
+    with lasting_output():
+        try:
+            run(resolve_args())
+        except KeyboardInterrupt:
+            sys.exit(_one_line("interrupted; the same command goes on.", 130))
+        except InputError as e:
+            if os.environ.get("MLX_LM_DEBUG"):
+                raise
+            sys.exit(_one_line(e, 2))
+
+
+def _one_line(error, code):
+    print(f"Error: {visible(' '.join(str(error).split()))}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

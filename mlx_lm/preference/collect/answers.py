@@ -1,0 +1,135 @@
+# Copyright © 2026 MLX Contributors
+
+"""Answers that a model gave to prompts: ``answers.jsonl``, a line for each prompt."""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..digest import digest
+from ..errors import InputError
+from ..files import append_text, json_text, read_plain, replace_file, writing
+
+ANSWERS = "answers.jsonl"
+STOP, LENGTH = "stop", "length"
+Messages = list[dict[str, Any]]
+# A line's name: the round and the prompt's id.
+Key = tuple[int, str]
+
+
+@dataclass(frozen=True)
+class Response:
+    """One answer: its text, all tokens with the one that ended it, and why it ended."""
+
+    text: str
+    tokens: list[int]
+    finish: str
+    # Summed over the tokens at temperature 1, in nats.
+    logps: float
+
+    @property
+    def finished(self) -> bool:
+        """Whether the model ended it, not the limit of tokens."""
+        return self.finish == STOP
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A line of the file: a prompt and its responses, of which no two are equal."""
+
+    id: str
+    prompt: str | Messages
+    responses: list[Response]
+    round: int = 0
+    # The other columns of the prompt's row, for judges.
+    row: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
+    seed: int = 0
+    # How many were sampled, equal ones too.
+    sampled: int = 0
+
+    @property
+    def key(self) -> Key:
+        """What labels refer to."""
+        return self.round, self.id
+
+
+def prompt_id(prompt: str | Messages) -> str:
+    """A prompt's name where its row has none."""
+    return digest(prompt, size=8)
+
+
+def append_answers(folder: str | Path, answers: Answers) -> None:
+    """Add a line, which is on the disk afterwards."""
+    append_text(Path(folder) / ANSWERS, json_text(asdict(answers)) + "\n")
+
+
+def read_answers(folder: str | Path, round: int | None = None) -> list[Answers]:
+    """The answers in a folder, of all rounds or of one, in the order of the file."""
+    path = Path(folder) / ANSWERS
+    if not path.is_file():
+        raise InputError(
+            f"{folder} has no {ANSWERS}: generate answers first, with --prompts."
+        )
+    found = [_answers(line, f"{path}:{i}") for i, line in read_records(path)]
+    found = [one for one in found if round is None or one.round == round]
+    keys: set[Key] = set()
+    for one in found:
+        if one.key in keys:
+            raise InputError(
+                f"{path} has prompt {one.id!r} of round {one.round} twice: remove one "
+                "of its lines."
+            )
+        keys.add(one.key)
+    return found
+
+
+def read_records(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    """Yield each line's number and object; an end that was cut is left out."""
+    try:
+        lines = read_plain(path).split(b"\n")
+    except OSError as e:
+        raise InputError(f"Can't read {path}: {e.strerror or e}.") from e
+    # What has no end yet is being written, or its writer was killed.
+    for number, line in enumerate(lines[:-1], 1):
+        if not line.strip():
+            continue
+        try:
+            found = json.loads(line.decode("utf-8"))
+        except (ValueError, RecursionError) as e:
+            raise InputError(
+                f"{path}:{number} is damaged ({e}): remove the line, or copy the file "
+                "again."
+            ) from e
+        if not isinstance(found, dict):
+            raise InputError(f"{path}:{number} is no JSON object: remove the line.")
+        yield number, found
+
+
+def drop_cut_line(path: str | Path) -> None:
+    """Remove the end that a killed process left without a line's end."""
+    path = Path(path)
+    if not os.path.lexists(path):
+        return
+    raw = read_plain(path)
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if len(whole) < len(raw):
+        with writing(path):
+            replace_file(path, lambda name: Path(name).write_bytes(whole))
+
+
+def _answers(line: Mapping[str, Any], place: str) -> Answers:
+    try:
+        responses = [Response(**one) for one in line["responses"]]
+        found = Answers(**{**line, "responses": responses})
+        if not isinstance(found.id, str) or not isinstance(found.round, int):
+            raise TypeError("id must be a text and round a number")
+        if not all(isinstance(one.text, str) for one in responses):
+            raise TypeError("a response has no text")
+    except (KeyError, TypeError) as e:
+        raise InputError(f"{place} is no line of answers: {e}.") from e
+    return found
