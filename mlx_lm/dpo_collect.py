@@ -32,23 +32,7 @@ def _refuse_flags(message):
 
 
 def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
-    """
-    Merge command line and defaults, and check them.
-
-    Args:
-        argv (list, optional): Arguments. Default: those of the process.
-
-    Returns:
-        SimpleNamespace: All settings; ``explicit`` lists those that were given.
-
-    Raises:
-        mlx_lm.preference.errors.InputError: If a flag is unknown or out of range.
-
-    Example:
-        >>> args = resolve_args(["--output", "pairs", "--samples", "8"])
-        >>> args.samples, args.temperature, sorted(args.explicit)
-        (8, 1.0, ['output', 'samples'])
-    """
+    """Merge command line and defaults, and check them; ``explicit`` lists what was given."""
     flags = vars(build_parser().parse_args(argv))
     given = {k: v for k, v in flags.items() if v is not None}
     for name, value in given.items():
@@ -58,21 +42,7 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
 
 
 def run(args: SimpleNamespace) -> None:
-    """
-    Do what the settings ask for: generate, label, make pairs, export.
-
-    Args:
-        args (SimpleNamespace): What ``resolve_args`` returns.
-
-    Raises:
-        mlx_lm.preference.errors.InputError: If a setting or a file is unusable.
-
-    Example:
-        >>> run(resolve_args([]))
-        Traceback (most recent call last):
-        ...
-        mlx_lm.preference.errors.InputError: Name the folder of what is collected: --output DIR.
-    """
+    """Do what the settings ask for: generate, label, make pairs, export."""
     if args.output is None:
         raise InputError("Name the folder of what is collected: --output DIR.")
     steps = {
@@ -146,17 +116,7 @@ def _export(args):
 
 
 def main() -> None:
-    """
-    The command ``mlx_lm.dpo_collect``.
-
-    Raises:
-        SystemExit: With code 2 and one line if the input is unusable; with
-            ``MLX_LM_DEBUG=1`` the error itself is raised.
-
-    Example:
-        >>> main.__name__
-        'main'
-    """
+    """The command ``mlx_lm.dpo_collect``."""
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     prepare_backend(user_cache_folder("kernels"))
     with lasting_output():
