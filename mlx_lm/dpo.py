@@ -37,6 +37,7 @@ from .preference.report.inspect import show_pairs
 from .preference.report.page import LEFT_BY_TESTS, show_report
 from .preference.report.table import short_names
 from .preference.run import setup
+from .preference.run.best import check_validated
 from .preference.run.folder import CallbackList, check_folder, open_folder
 from .preference.run.forecast import check_memory, check_test_memory
 from .preference.run.lock import folder_kept
@@ -103,6 +104,7 @@ def train_model(
             f"The training set has {len(train_set)} usable pairs, fewer than "
             f"batch_size={args.batch_size}. Lower batch_size or add pairs."
         )
+    check_validated(args, valid_set)
     setup.make_policy(args, model)
     optimizer, _ = setup.make_optimizer(args, len(train_set))
     settings = setup.training_args(args, setup.likely_sharing(args))

@@ -90,7 +90,7 @@ class TestRanks(unittest.TestCase):
         cls.model = save_tiny_model(cls.root / "model")
         cls.data = save_rows(cls.root / "data", ROWS + ROWS[:3], ("train",))
         # No multiple of the batch size, and fewer in the last batch than ranks.
-        save_rows(cls.data, ROWS[:9], ("valid",))
+        save_rows(cls.data, ROWS[:9], ("valid", "test"))
         cls.one = cls.root / "one"
         code, _, err = command(*cls.flags(cls.one))
         assert code == 0, err
@@ -167,6 +167,20 @@ class TestRanks(unittest.TestCase):
                 out = command(*flags)[1] if count == 1 else self.run_ranks(4, flags)
                 self.assertIn("Going on after step 5 of 9", out)
                 self.assert_like_one(folder)
+
+    def test_all_ranks_stop_early_and_have_the_best(self):
+        early = ("--early-stopping", 1, "--load-best", "--steps-per-eval", 1, "--test")
+        for count in (1, 2):
+            folder = self.root / f"early {count}"
+            flags = self.flags(folder, "--learning-rate", 0.1, *early)
+            out = self.run_ranks(count, flags)
+            self.assertEqual(out.count("Stopped early after step "), 1, out)
+            self.assertEqual(out.count("adapters.safetensors is the best one"), 1)
+        self.assertLess(metrics_of(folder)[-1]["iteration"], 9)
+        self.assert_like_one(folder, self.root / "early 1")
+        tests = [self.root / f"early {n}" / "test_metrics.json" for n in (1, 2)]
+        one, two = (json.loads(path.read_text())["loss"] for path in tests)
+        self.assertAlmostEqual(one, two, places=5)
 
     def test_a_step_is_skipped_on_all_ranks(self):
         script = self.root / "poisoned.py"

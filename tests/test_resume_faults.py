@@ -22,7 +22,6 @@ from tiny import random_pairs
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.reference.cache import ReferenceCache, pair_key
 from mlx_lm.preference.run.checkpoint import (
-    BestAdapter,
     TrainingState,
     drop_newer,
     load_state,
@@ -461,14 +460,6 @@ class TestFiles(FolderCase):
             self.assertTrue(
                 bits(folder / "best" / "adapters.safetensors") == bits(step)
             )
-
-    def test_a_best_is_a_number(self):
-        best = BestAdapter(self.folder, "loss")
-        for loss, improves in (
-            *((math.nan, False), (0.5, True), (math.nan, False)),
-            *((0.6, False), (0.4, True), (0.4, False)),
-        ):
-            self.assertEqual(best.improves({"loss": loss}), improves)
 
     def test_the_best_by_another_measure(self):
         setup = Setup(save_best="accuracy", val_batches=-1, steps_per_eval=1)

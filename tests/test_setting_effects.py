@@ -115,6 +115,8 @@ EFFECTS = {
     "debug_gradients": Effect("metrics", True),
     "keep_checkpoints": Effect("files", 1, _EVERY),
     "save_best": Effect("files", "loss"),
+    "early_stopping": Effect("weights", 1, {"iters": 6, "steps_per_eval": 1}),
+    "load_best": Effect("weights", True, {"iters": 6, "steps_per_eval": 1}),
     "sync_reference": Effect(
         "metrics", True, {"iters": 3}, {"sync_steps": 1, "sync_alpha": 0.6}
     ),

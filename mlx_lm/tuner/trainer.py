@@ -144,6 +144,20 @@ class DPOTrainingArgs(Objective):
         choices=["accuracy", "loss"],
         **_FREE,
     )
+    early_stopping: int | None = setting(
+        None,
+        "Stop after so many validations in a row without gain of save_best's measure, "
+        "by default accuracy.",
+        kind=int,
+        metavar="N",
+        **_COUNT,
+    )
+    load_best: bool = setting(
+        False,
+        "When the run ends, let adapters.safetensors be the adapter that validated "
+        "best by save_best's measure, by default accuracy.",
+        **_FREE,
+    )
     max_skipped_steps: int = setting(
         10,
         "Stop after so many steps in a row without finite numbers.",
@@ -308,6 +322,7 @@ def train_dpo(
     from ..preference.forward.recompute import keyed_layers
     from ..preference.policy.optimizer import with_master_weights
     from ..preference.reference.remembered import NoReference, RememberedReference
+    from ..preference.run.best import check_validated
     from ..preference.run.lock import folder_kept
     from ..preference.run.loop import PreferenceRun
     from ..preference.terminal import lasting_output
@@ -315,6 +330,7 @@ def train_dpo(
     args = args or DPOTrainingArgs()
     if args.grad_accumulation_steps < 1:
         raise InputError("grad_accumulation_steps must be at least 1")
+    check_validated(args, val_dataset)
     maybe_set_recommended_wired_limit()
     folder = Path(args.adapter_file).parent
     is_first = mx.distributed.init().rank() == 0

@@ -24,7 +24,6 @@ from mlx.utils import tree_flatten
 from ..digest import digest, file_digest
 from ..errors import InputError
 from ..files import json_text, replace_file, writing
-from ..measure.metrics import BEST
 from ..reference.cache import pair_key
 from ..terminal import rprint
 
@@ -206,42 +205,6 @@ class Checkpoints:
 
     def load_state_dict(self, arrays: dict[str, mx.array], info: dict) -> None:
         self.steps = info["steps"]
-
-
-class BestAdapter:
-    """The best validation so far, and its adapter in ``best/``."""
-
-    def __init__(self, folder: str | Path, measure: str | None = None):
-        self.folder, self.measure = Path(folder), measure
-        #: What ``best/`` holds, which another run may have measured otherwise.
-        self.held: dict[str, Any] = {"measure": None, "value": None}
-
-    def improves(self, metrics: dict[str, float]) -> bool:
-        """Tell whether a validation is the best so far, and remember it then."""
-        if self.measure is None:
-            return False
-        name, sign = BEST[self.measure]
-        is_same = self.held["measure"] == self.measure
-        best = sign * self.held["value"] if is_same else -math.inf
-        if not sign * metrics[name] > best:
-            return False
-        self.held = {"measure": self.measure, "value": metrics[name]}
-        return True
-
-    def save(self, model: nn.Module) -> None:
-        """Write the adapter and its settings."""
-        folder = self.folder / "best"
-        folder.mkdir(exist_ok=True)
-        config = self.folder / "adapter_config.json"
-        if config.exists():
-            replace_file(folder / config.name, partial(shutil.copyfile, config))
-        save_adapter(model, folder / ADAPTER)
-
-    def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
-        return {}, self.held
-
-    def load_state_dict(self, arrays: dict[str, mx.array], info: dict) -> None:
-        self.held = info
 
 
 def data_fingerprint(dataset: Any) -> str:

@@ -24,6 +24,7 @@ from ..ranks import wait_for_all
 from ..step import scoring_step
 from ..terminal import rprint
 from . import checkpoint, state
+from .best import BestAdapter
 from .layouts import LayoutTrial
 from .plan import possible_layouts, training_plan
 from .screen import PreferenceTrainUI
@@ -70,7 +71,7 @@ class PreferenceRun:
         self.gradient = LastGradient()
         self.skipped = state.SkippedSteps()
         self.checkpoints = checkpoint.Checkpoints(self.folder, args.keep_checkpoints)
-        self.best = checkpoint.BestAdapter(self.folder, args.save_best)
+        self.best = BestAdapter(args)
         self.ui = PreferenceTrainUI(
             args.iters, rank=self.rank, noun=args.objective.noun
         )
@@ -127,14 +128,20 @@ class PreferenceRun:
             if self.val_set and pending:
                 self._validate(done)
                 if resume:
+                    self._ends_early(done)
                     self._save(done)
             self.policy_model.train()
-            for it, batch in zip(range(done + 1, args.iters + 1), batches):
+            last = done if self.best.is_past else args.iters
+            for it, batch in zip(range(done + 1, last + 1), batches):
                 self._take_step(it, batch)
                 if self._updates_at(it):
                     self._count_update()
                 self.ui.advance()
                 self._after_step(it)
+                if self.best.is_past:
+                    break
+        if args.load_best:
+            self.best.put_back(self.policy_model, self.world)
         if self.rank == 0:
             if not self.skipped.in_a_row:
                 self.checkpoints.drop_old()
@@ -177,6 +184,7 @@ class PreferenceRun:
             self._report(it)
         if self.val_set and (it % args.steps_per_eval == 0 or last):
             self._validate(it)
+            last = last or self._ends_early(it)
         due = it % args.steps_per_save == 0 or self.checkpoints.is_due
         self.checkpoints.is_due = due and doubtful > 0
         if due and not doubtful or last:
@@ -319,8 +327,18 @@ class PreferenceRun:
             named = {f"val_{k}": v for k, v in metrics.items()}
             info = {"iteration": it, **named, "val_time": seconds}
             self.callback.on_val_loss_report(info)
-        if it > 0 and self.best.improves(metrics) and self.rank == 0:
-            self.best.save(self.policy_model)
+        if it > 0:
+            self.best.judge(metrics, it, self.policy_model if self.rank == 0 else None)
+
+    def _ends_early(self, it):
+        """Tell whether a run stops early after a step, and report the rest then."""
+        if not self.best.is_past or it >= self.args.iters:
+            return False
+        if it % self.args.steps_per_report:
+            self._report(it)
+        if self.rank == 0:
+            self.best.say_past(it)
+        return True
 
     def _interruptible(self, advance):
         """Let a signal end a validation; several ranks must end it together."""

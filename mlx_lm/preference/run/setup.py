@@ -209,6 +209,13 @@ def find_checkpoint(
         train_on = "To train on, give a larger --iters."
         rprint(f"The run in {args.adapter_path} {how} {train_on}")
         return state
+    since = state.info["parts"]["best"].get("since", 0)
+    if 0 < (args.early_stopping or 0) <= since and not state.info["pending"]:
+        rprint(
+            f"The run in {args.adapter_path} stopped early after step {done:,}: it takes "
+            "no more. To train on, give a larger --early-stopping."
+        )
+        return state
     rprint(f"Going on after step {done:,} of {iters:,}.")
     before = adapter_config(args.adapter_path) or {}
     if before.get("iters") not in (None, args.iters):

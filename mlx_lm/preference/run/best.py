@@ -1,0 +1,129 @@
+# Copyright © 2026 MLX Contributors
+
+"""The adapter that validates best, and runs that stop early since none is better."""
+
+import math
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from ...tuner.trainer import DPOTrainingArgs
+from ..digest import digest
+from ..errors import InputError
+from ..files import replace_file
+from ..measure.metrics import BEST
+from ..policy.model import fitting_weights
+from ..ranks import sum_over_ranks
+from ..terminal import rprint
+from .checkpoint import ADAPTER, copy_adapter, save_adapter
+
+
+def check_validated(settings: Any, val_set: Any) -> None:
+    """Refuse to look for the best where nothing is validated."""
+    for name in ("early_stopping", "load_best", "save_best"):
+        if getattr(settings, name) and not val_set:
+            raise InputError(
+                f"{name} needs validation pairs: add a valid split, or give "
+                "valid_fraction more than 0."
+            )
+
+
+class BestAdapter:
+    """The best validation so far, its adapter in ``best/``, and how long ago it was."""
+
+    def __init__(self, args: DPOTrainingArgs):
+        asked = args.early_stopping or args.load_best
+        self.measure = args.save_best or ("accuracy" if asked else None)
+        self.keep = bool(args.save_best or args.load_best)
+        self.patience, self.iters = args.early_stopping, args.iters
+        self.path = Path(args.adapter_file).parent / "best" / ADAPTER
+        #: The best by a measure, and the number of validations since.
+        self.held: dict[str, Any] = {"measure": None, "value": None, "since": 0}
+
+    def judge(
+        self, metrics: dict[str, float], it: int, model: nn.Module | None
+    ) -> None:
+        """Compare a validation with the best so far, and keep its model if it is."""
+        if self.measure is None:
+            return
+        name, sign = BEST[self.measure]
+        if self.held["measure"] != self.measure:
+            self.held = {"measure": self.measure, "value": None, "since": 0}
+        value, best = metrics[name], self.held["value"]
+        is_more = best is None or sign * value > sign * best
+        if not (is_more and math.isfinite(value)):
+            self.held["since"] += 1
+            return
+        self.held = {"measure": self.measure, "value": value, "since": 0, "step": it}
+        if self.keep and model is not None:
+            self._save(model)
+            self.held["adapter"] = self._digest()
+
+    def _save(self, model):
+        self.path.parent.mkdir(exist_ok=True)
+        config = self.path.parents[1] / "adapter_config.json"
+        if config.exists():
+            copy = partial(shutil.copyfile, config)
+            replace_file(self.path.parent / config.name, copy)
+        save_adapter(model, self.path)
+
+    def _digest(self):
+        return digest(mx.load(str(self.path)))
+
+    @property
+    def is_past(self) -> bool:
+        """Whether the run has to stop, since too many validations brought nothing."""
+        is_same = self.patience is not None and self.held["measure"] == self.measure
+        return is_same and self.held["since"] >= self.patience
+
+    def say_past(self, it: int) -> None:
+        """Say that the run stops early."""
+        rprint(
+            f"Stopped early after step {it:,} of {self.iters:,}: no gain in the last "
+            f"{self.held['since']:,} validations of {self._describe()}."
+        )
+
+    def _describe(self):
+        name, _ = BEST[self.held["measure"]]
+        if self.held["value"] is None:
+            return f"{name}, which never was a finite number"
+        return f"{name}, best {self.held['value']:.4g} at step {self.held['step']:,}"
+
+    def _is_whole(self):
+        """Whether ``best/`` has the adapter that this run put there."""
+        named = self.held["measure"] == self.measure and self.held.get("adapter")
+        return bool(named) and self.path.is_file() and self._digest() == named
+
+    def put_back(self, model: nn.Module, world: mx.distributed.Group) -> None:
+        """Let it be what remains in the run's folder, and in the model of all ranks."""
+        is_first = world.rank() == 0
+        # Only the first rank's folder has it.
+        found = {"whole": mx.array(float(is_first and self._is_whole()))}
+        if not sum_over_ranks(found, world)["whole"].item():
+            if is_first:
+                rprint(
+                    f"[WARNING] load_best: {self.path} is not the best adapter of this "
+                    f"run, {ADAPTER} remains that of the last step."
+                )
+            return
+        ours = dict(tree_flatten(model.trainable_parameters()))
+        best = {k: mx.zeros_like(x) for k, x in ours.items()}
+        if is_first:
+            best = fitting_weights(model, self.path)
+            copy_adapter(self.path, self.path.parents[1] / ADAPTER)
+            rprint(f"{ADAPTER} is the best one by {self._describe()}.")
+        best = sum_over_ranks(best, world)
+        loaded = [(k, best[k].astype(x.dtype)) for k, x in ours.items()]
+        model.load_weights(loaded, strict=False)
+        mx.eval(model.parameters())
+
+    def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        return {}, self.held
+
+    def load_state_dict(self, arrays: dict[str, mx.array], info: dict) -> None:
+        self.held = {"since": 0, "step": 0, **info}
