@@ -223,7 +223,10 @@ class TestHits(CacheFolder):
         mixed += [{"chosen": turns + "a", "rejected": turns + "b"}]
         ranked = [{"prompt": f"{i}:", "ranking": ["a", " b", "c"]} for i in range(3)]
         labels = [{"prompt": f"{i}?", "completion": "a b", "label": i} for i in (0, 1)]
+        ids = make_tokenizer().encode("yes") + [1]
+        given = [{**CHAT, "chosen": "yes", "chosen_tokens": ids}] * 2
         cases = [
+            (given, {}),
             (mixed, {"weight_feature": "w", "margin_feature": "gap"}),
             (mixed, {"turns": True}),
             (mixed, {"wrap_text": True}),
@@ -242,7 +245,7 @@ class TestHits(CacheFolder):
                         found.update(array.tobytes())
         self.assertEqual(
             (token_cache.VERSION, found.hexdigest()),
-            (10, "ed18c492dbcb81c1"),
+            (11, "b795ae04e211aaaa"),
             "Rows became other tokens or notes: raise VERSION in data/cache.py, and "
             "write it here with its digest.",
         )

@@ -20,7 +20,7 @@ from .messages import (
     with_system,
 )
 from .prompts import PROMPTS, Prompt, find_prompt, read_system
-from .row import TOOLS, Reading, Row
+from .row import TOKENS, TOOLS, Reading, Row
 from .turns import (
     HELD_ANSWER,
     OTHER_PROMPT,
@@ -48,6 +48,9 @@ class PreferenceRow:
     wrapped: bool = False
     template_kwargs: dict[str, Any] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
+    # The ids that a model wrote, its end among them, which text need not give back.
+    chosen_tokens: list[int] | None = None
+    rejected_tokens: list[int] | None = None
     # Where it comes from, and what was read of that.
     row: Row | None = None
 
@@ -66,6 +69,7 @@ def make_pair(
     reading: Reading,
     shape: str = "",
     prompt: Prompt | None = None,
+    tokens: tuple = (None, None),
     **values: Any,
 ) -> PreferenceRow:
     """Make a pair of two answers and the prompt that the row has, or they share."""
@@ -86,9 +90,22 @@ def make_pair(
         pair.prompt = [{"role": "user", "content": pair.prompt}]
         pair.chosen, pair.rejected = _both(as_messages, pair.chosen, pair.rejected)
         pair.wrapped = True
+    else:
+        pair.chosen_tokens, pair.rejected_tokens = tokens
     if not isinstance(pair.prompt, str):
         pair.template_kwargs = _template_kwargs(row)
     return pair
+
+
+def read_tokens(row: Row, name: str) -> list[int] | None:
+    """The token ids of an answer, if a column has them."""
+    return row.take(name, TOKENS) if are_tokens(row.get(name)) else None
+
+
+def are_tokens(value: Any) -> bool:
+    """Whether a value is a list of token ids; other columns may have such a name."""
+    is_id = lambda x: type(x) is int and 0 <= x < 2**31
+    return isinstance(value, list) and bool(value) and all(map(is_id, value))
 
 
 def _both(read: Callable[[Any, str], Any], chosen: Any, rejected: Any) -> tuple:

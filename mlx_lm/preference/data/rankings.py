@@ -21,9 +21,9 @@ from typing import Any
 
 from ..errors import InputError
 from .messages import RowFault, as_messages
-from .pairs import TIE, PreferenceRow, make_pair
+from .pairs import TIE, PreferenceRow, are_tokens, make_pair
 from .prompts import Prompt, find_prompt, find_question
-from .row import ANSWERS, PREFERENCE, Reading, Row
+from .row import ANSWERS, PREFERENCE, TOKENS, Reading, Row
 
 KINDS = ("pairs", "rankings", "labels")
 RANKING_PAIRS = ("all", "neighbours", "best_and_worst")
@@ -65,6 +65,7 @@ def ranked_pairs(
     grades: Sequence[float],
     reading: Reading,
     shape: str,
+    tokens: Sequence[Any] = (),
 ) -> list[PreferenceRow]:
     """The pairs of answers with grades, high ones for good answers."""
     if reading.kind == "labels":
@@ -72,8 +73,16 @@ def ranked_pairs(
     prompt = need_prompt(row)
     if reading.kind == "pairs":
         row.choices.append(f"ranking_pairs {reading.ranking_pairs}")
+    ids = tokens or [None] * len(answers)
     pair = lambda i, j, **values: make_pair(
-        row, answers[i], answers[j], reading, shape, prompt, **values
+        row,
+        answers[i],
+        answers[j],
+        reading,
+        shape,
+        prompt,
+        tokens=(ids[i], ids[j]),
+        **values,
     )
     order = sorted(range(len(answers)), key=lambda i: -grades[i])
     if reading.kind == "rankings":
@@ -115,7 +124,10 @@ def read_ranking(row: Row, reading: Reading) -> list[PreferenceRow]:
     if any(a == b for a, b in combinations(answers, 2)):
         raise RowFault("equal answers", "ranking")
     grades = range(len(answers), 0, -1)
-    return ranked_pairs(row, answers, grades, reading, "ranking")
+    tokens = row.may("ranking_tokens", TOKENS)
+    is_known = isinstance(tokens, list) and len(tokens) == len(answers)
+    ids = [x if are_tokens(x) else None for x in tokens] if is_known else []
+    return ranked_pairs(row, answers, grades, reading, "ranking", ids)
 
 
 @dataclass
@@ -226,6 +238,16 @@ def singles(pair: PreferenceRow) -> list[PreferenceRow]:
     if pair.values:
         raise RowFault("criteria have no labels")
     return [
-        replace(pair, chosen=answer, rejected=None, values={"labels": label})
-        for answer, label in ((pair.chosen, 1.0), (pair.rejected, 0.0))
+        replace(
+            pair,
+            chosen=answer,
+            rejected=None,
+            chosen_tokens=tokens,
+            rejected_tokens=None,
+            values={"labels": label},
+        )
+        for answer, tokens, label in (
+            (pair.chosen, pair.chosen_tokens, 1.0),
+            (pair.rejected, pair.rejected_tokens, 0.0),
+        )
     ]

@@ -12,7 +12,7 @@ from typing import Any
 from .content import RowFault
 
 PROMPT, ANSWERS, PREFERENCE = "prompt", "answers", "preference"
-SYSTEM, TOOLS, VALUES = "system", "tools", "values"
+SYSTEM, TOOLS, VALUES, TOKENS = "system", "tools", "values", "tokens"
 # Of these a text may be the JSON of messages.
 _MAY_BE_MESSAGES = (PROMPT, ANSWERS)
 _KEYS = ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})

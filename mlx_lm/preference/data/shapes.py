@@ -14,7 +14,7 @@ from typing import Any
 
 from . import published
 from .content import RowFault
-from .pairs import PreferenceRow, make_pair
+from .pairs import PreferenceRow, make_pair, read_tokens
 from .rankings import is_number, read_label, read_ranking, singles
 from .row import ANSWERS, VALUES, Reading, Row
 
@@ -42,7 +42,8 @@ def _pair(
     shape: str = "",
 ) -> list[PreferenceRow]:
     chosen, rejected = (row.take(name, ANSWERS) for name in names)
-    return [make_pair(row, chosen, rejected, reading, shape)]
+    tokens = tuple(read_tokens(row, f"{name}_tokens") for name in names)
+    return [make_pair(row, chosen, rejected, reading, shape, tokens=tokens)]
 
 
 _OPENAI = partial(

@@ -17,6 +17,11 @@ from .pairs import PreferenceRow
 from .render import ChatRenderer
 from .special import SpecialTokens, is_marked, split_marked
 
+OTHER_TOKENS = (
+    "[WARNING] the token ids of an answer are not this tokenizer's for its text, which "
+    "is read instead"
+)
+
 
 @dataclass
 class TokenPair:
@@ -85,14 +90,19 @@ class PairTokenizer:
         texts: dict[int, list[str]] = {}
         chats: dict[int, list[str]] = {}
         notes: dict[int, dict[str, Any]] = {}
+        given: dict[int, list[tuple[Any, list[int] | None]]] = {}
         for i, row in enumerate(rows):
             is_text = isinstance(row.prompt, str)
+            given[i] = self._given(row)
+            answers = [x for x, ids in given[i] if ids is None]
+            read = self._texts if is_text else self._chats
             try:
-                parts, notes[i] = self._texts(row) if is_text else self._chats(row)
+                parts, notes[i] = read(row, answers)
             except RowFault as fault:
                 results[i] = fault
                 continue
             if isinstance(parts[0], list):
+                parts = _with_given(parts, given[i])
                 results[i] = _make_pair(row, *parts, **notes[i])
             else:
                 (texts if is_text else chats)[i] = parts
@@ -100,12 +110,36 @@ class PairTokenizer:
         ids += self._encode_chats([*chats.values()])
         for i, parts in zip([*texts, *chats], ids, strict=True):
             parts = _mark_other_turns(parts, notes[i].pop("borders", ()))
+            parts = _with_given(parts, given[i])
             results[i] = _make_pair(rows[i], *parts, **notes[i])
         return results
 
-    def _texts(self, row: PreferenceRow) -> tuple[list[str], dict[str, Any]]:
+    def _given(self, row: PreferenceRow) -> list[tuple[Any, list[int] | None]]:
+        """Each answer, with its token ids if the row has them and they are its text."""
+        sides = [(row.chosen, row.chosen_tokens), (row.rejected, row.rejected_tokens)]
+        found = [(x, ids if ids and self._says(ids, x) else None) for x, ids in sides]
+        if row.row and any(ids and not y for (_, ids), (_, y) in zip(sides, found)):
+            row.row.remarks.append(OTHER_TOKENS)
+        return found if row.rejected is not None else found[:1]
+
+    def _says(self, ids: list[int], answer: Any) -> bool:
+        if not isinstance(answer, str):
+            if len(answer) > 1:
+                return False
+            answer = answer[0]["content"]
+        ends = [self._raw.eos_token_id]
+        if isinstance(self.tokenizer, TokenizerWrapper):
+            ends = self.tokenizer.eos_token_ids
+        text = self._raw.decode(ids[:-1] if ids[-1] in ends else ids)
+        # Decoders differ in spaces, and in what is left of a cut character.
+        same, other = ("".join(x.replace("\ufffd", "").split()) for x in (text, answer))
+        return same == other
+
+    def _texts(
+        self, row: PreferenceRow, answers: list[str]
+    ) -> tuple[list[str], dict[str, Any]]:
         """The prompt and the prompt with each answer, and what is to be said of them."""
-        texts = [row.prompt, *_answers(row)]
+        texts = [row.prompt, *answers]
         prompt, *answers = self._special.mark(texts) if self._escapes else texts
         ends, eos = self._special.ends, self.tokenizer.eos_token or ""
         whole = [
@@ -115,9 +149,11 @@ class PairTokenizer:
         special = "" if self._escapes else self._special.first(texts)
         return [prompt, *whole], {"special": special}
 
-    def _chats(self, row: PreferenceRow) -> tuple[list, dict[str, Any]]:
+    def _chats(
+        self, row: PreferenceRow, answers: list[list]
+    ) -> tuple[list, dict[str, Any]]:
         """The same, rendered, or as ids where the tokenizer has its own renderer."""
-        texts = [row.prompt, row.template_kwargs, *_answers(row)]
+        texts = [row.prompt, row.template_kwargs, *answers]
         if self._escapes:
             texts, special = self._special.mark(texts), ""
         else:
@@ -257,8 +293,11 @@ class PairTokenizer:
             self._backend.encode_special_tokens = self._raw.split_special_tokens
 
 
-def _answers(row: PreferenceRow) -> list[Any]:
-    return [row.chosen] if row.rejected is None else [row.chosen, row.rejected]
+def _with_given(parts: list[list[int]], given: list[tuple]) -> list[list[int]]:
+    """The prompt, and behind it each answer's ids, which were given or made of text."""
+    prompt, *made = parts
+    rest = iter(made)
+    return [prompt, *(next(rest) if ids is None else prompt + ids for _, ids in given)]
 
 
 def _overlaps(other: str, token: str) -> bool:
