@@ -72,7 +72,7 @@ def run(args: SimpleNamespace) -> None:
 
 
 def _generate(args):
-    from .preference.collect.generate import generate_answers
+    from .preference.collect.generate import Sampling, generate_answers
 
     if args.model is None:
         raise InputError("Name the model that answers: --model.")
@@ -81,12 +81,7 @@ def _generate(args):
         args.prompts,
         args.model,
         args.adapter_path,
-        samples=args.samples,
-        temperature=args.temperature,
-        top_p=args.top_p,
-        max_tokens=args.max_tokens,
-        batch_size=args.batch_size,
-        seed=args.seed,
+        sampling=Sampling(**{f: getattr(args, f) for f in Sampling.__annotations__}),
         another_model=args.another_model,
         trust_remote_code=args.trust_remote_code,
     )

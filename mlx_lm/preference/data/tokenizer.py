@@ -73,6 +73,13 @@ class PairTokenizer:
         if escape_special_tokens:
             self._check_escapes()
 
+    def prompt_ids(self, prompt: Any, variables: dict[str, Any]) -> list[int]:
+        """The ids of a prompt alone, as those of a pair begin."""
+        if isinstance(prompt, str):
+            return self._encode_texts([[prompt]])[0][0]
+        (part,), _ = self._renderer(prompt, [], variables)
+        return part if isinstance(part, list) else self._encode_chats([[part]])[0][0]
+
     def _check_escapes(self) -> None:
         for token in self._special.tokens:
             is_token = self._raw.convert_tokens_to_ids(token) in self._piece(

@@ -4,6 +4,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
@@ -88,6 +89,16 @@ def _model_classes(config):
 def _unreadable(path, error):
     end = "" if str(error)[-1:] in ".?" else "."
     return InputError(f"Can't read the weights of {path}: {error}{end} Copy it again.")
+
+
+def most_positions(model: nn.Module) -> int | None:
+    """The longest sequence that a model is made for, if it says so."""
+    config = vars(getattr(model, "args", SimpleNamespace()))
+    text = config.get("text_config") or {}
+    config = {**(text if isinstance(text, dict) else vars(text)), **config}
+    names = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
+    found = (config.get(name) for name in names)
+    return next((x for x in found if isinstance(x, int)), None)
 
 
 def read_weights(model: nn.Module, path: str) -> None:

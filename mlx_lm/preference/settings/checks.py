@@ -14,7 +14,7 @@ from ..data.options import RowOptions
 from ..errors import InputError
 from ..files import check_writable
 from ..objective.objective import objective_of
-from ..policy.model import LEARNING_RATES
+from ..policy.model import LEARNING_RATES, most_positions
 from ..policy.optimizer import OPTIMIZERS, build_learning_rate, build_optimizer
 from ..run.folder import METRICS
 from ..setting import check_type
@@ -177,14 +177,7 @@ def _check_nested(args):
 
 def fit_to_model(args: SimpleNamespace, model: nn.Module) -> None:
     """Clamp defaults to what the model has and refuse explicit ones beyond it."""
-    limits = {"num_layers": len(model.layers), "max_seq_length": None}
-    config = vars(getattr(model, "args", SimpleNamespace()))
-    text = config.get("text_config") or {}
-    config = {**(text if isinstance(text, dict) else vars(text)), **config}
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-        if isinstance(positions := config.get(name), int):
-            limits["max_seq_length"] = positions
-            break
+    limits = {"num_layers": len(model.layers), "max_seq_length": most_positions(model)}
     for key, limit in limits.items():
         if limit is None or getattr(args, key) <= limit:
             continue

@@ -1,0 +1,400 @@
+# Copyright © 2026 MLX Contributors
+
+"""A model's answers to prompts, in batches, each prompt computed once for its samples."""
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from ...cli_ui import SquareBar, make_console
+from ...generate import BatchGenerator
+from ...models.cache import make_prompt_cache
+from ...sample_utils import apply_top_p
+from ...tuner.utils import load_adapters
+from ..data.messages import RowFault
+from ..data.pairs import template_kwargs
+from ..data.row import Row
+from ..data.tokenizer import PairTokenizer
+from ..digest import digest
+from ..errors import InputError
+from ..files import writing
+from ..forward.frozen import running
+from ..policy.model import load_model, most_positions, read_weights
+from ..reference.fingerprint import model_fingerprint
+from ..run.lock import folder_kept, keep_folder
+from ..run.screen import format_duration
+from ..terminal import rprint
+from .answers import (
+    ANSWERS,
+    LENGTH,
+    STOP,
+    Answers,
+    Response,
+    append_answers,
+    drop_cut_line,
+    read_answers,
+)
+from .prompts import PromptRow, read_prompts
+
+# Prompts are answered in groups that are begun anew as a whole after a kill: numbers
+# depend a little on what is computed beside them. So many batches make a group.
+GROUP_BATCHES = 4
+PREFILL_STEP = 2048
+# Seconds between lines of progress where there is no terminal.
+QUIET_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled."""
+
+    samples: int = 4
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_tokens: int = 256
+    batch_size: int = 32
+    seed: int = 0
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """What a line of answers holds of it; the size of a batch is no part of it."""
+        return {
+            k: x for k, x in asdict(self).items() if k not in ("batch_size", "seed")
+        }
+
+
+class _Sampler:
+    """Draws the tokens of one answer with keys of its own."""
+
+    def __init__(self, sampling: Sampling, *name: Any):
+        number = int(digest(sampling.seed, *name, size=8), 16)
+        self._keys = mx.random.split(mx.random.key(number), sampling.max_tokens + 1)
+        self._sampling, self._drawn = sampling, 0
+
+    def __call__(self, logprobs: mx.array) -> mx.array:
+        key, self._drawn = self._keys[self._drawn], self._drawn + 1
+        if not self._sampling.temperature:
+            return mx.argmax(logprobs, axis=-1)
+        if self._sampling.top_p < 1:
+            logprobs = apply_top_p(logprobs, self._sampling.top_p)
+        return mx.random.categorical(logprobs / self._sampling.temperature, key=key)
+
+
+class _Float32:
+    """A model whose logits are float32: sums over a vocabulary need them."""
+
+    def __init__(self, model: nn.Module):
+        self._model = model
+
+    def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
+        return self._model(tokens, cache=cache).astype(mx.float32)
+
+
+@dataclass
+class _Encoded:
+    """A prompt with its ids."""
+
+    row: PromptRow
+    ids: list[int]
+
+
+def generate_answers(
+    folder: str | Path,
+    prompts: str | Path,
+    model_path: str,
+    adapter_path: str | None = None,
+    *,
+    sampling: Sampling,
+    another_model: bool = False,
+    trust_remote_code: bool = False,
+) -> None:
+    """Answer the prompts of a file with a model, into a folder; go on where it ended."""
+    rows = read_prompts(prompts)
+    rprint(f"{prompts}: {len(rows):,} prompts.")
+    model, tokenizer = load_answering_model(model_path, adapter_path, trust_remote_code)
+    with folder_kept(folder), writing(folder):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        keep_folder(folder)
+        answer_prompts(
+            folder, rows, model, tokenizer, sampling, another_model=another_model
+        )
+
+
+def load_answering_model(
+    path: str, adapter_path: str | None = None, trust_remote_code: bool = False
+) -> tuple[nn.Module, Any]:
+    """Load a model with its weights, and an adapter of any of mlx-lm's commands."""
+    rprint("Loading pretrained model")
+    model, tokenizer = load_model(path, trust_remote_code)
+    if adapter_path is not None:
+        try:
+            load_adapters(model, adapter_path)
+        except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as e:
+            reason = " ".join(str(e).split())
+            raise InputError(
+                f"Can't load the adapter {adapter_path}: {reason}. Name the folder that "
+                "was trained from this model."
+            ) from e
+    read_weights(model, path)
+    return model.eval(), tokenizer
+
+
+def answer_prompts(
+    folder: str | Path,
+    rows: Sequence[PromptRow],
+    model: nn.Module,
+    tokenizer: Any,
+    sampling: Sampling,
+    round: int = 0,
+    another_model: bool = False,
+) -> list[Answers]:
+    """Answer prompts that have no answers in a folder yet; return those of the round."""
+    if not sampling.temperature and sampling.samples > 1:
+        raise InputError(
+            "At temperature 0 all samples are equal: raise --temperature, or take one "
+            "sample."
+        )
+    name = model_fingerprint(model)
+    done = _answered(folder, round, name, sampling, another_model)
+    encoded = encode_prompts(rows, tokenizer, model, sampling.max_tokens)
+    if not encoded:
+        raise InputError("No prompt is left to answer: see the lines above.")
+    size = GROUP_BATCHES * max(sampling.batch_size // sampling.samples, 1)
+    groups = [encoded[i : i + size] for i in range(0, len(encoded), size)]
+    left = sum(p.row.id not in done for p in encoded)
+    if len(encoded) > left:
+        rprint(f"{len(encoded) - left:,} of {len(encoded):,} prompts were answered.")
+    with running(model), _Progress(left * sampling.samples) as progress:
+        for group in groups:
+            if all(p.row.id in done for p in group):
+                continue
+            for prompt, responses in _answer(group, model, tokenizer, sampling, round):
+                if prompt.row.id in done:
+                    continue
+                answers = _line(prompt.row, responses, sampling, round, name)
+                append_answers(folder, answers)
+                done.add(prompt.row.id)
+                progress.add(answers)
+    found = read_answers(folder, round)
+    if left:
+        rprint(describe_answers(found))
+    return found
+
+
+def _answered(folder, round, name, sampling, another_model) -> set[str]:
+    """The ids that have answers of this round, of the same model and sampling."""
+    path = Path(folder) / ANSWERS
+    if not path.exists():
+        return set()
+    drop_cut_line(path)
+    before = read_answers(folder, round)
+    others = {
+        "another model": any(one.model != name for one in before),
+        "another sampling": any(one.sampling != sampling.shown for one in before),
+        "another seed": any(one.seed != sampling.seed for one in before),
+    }
+    if (
+        found := [what for what, is_so in others.items() if is_so]
+    ) and not another_model:
+        raise InputError(
+            f"The answers in {folder} come from {found[0]}: give a folder of its own "
+            "with --output, or go on there with --another-model."
+        )
+    return {one.id for one in before}
+
+
+def encode_prompts(
+    rows: Sequence[PromptRow], tokenizer: Any, model: nn.Module, max_tokens: int
+) -> list[_Encoded]:
+    """The ids of prompts as training has them; those too long for the model are named."""
+    encode = PairTokenizer(tokenizer)
+    most = most_positions(model)
+    found, too_long = [], []
+    for row in rows:
+        prompt = row.prompt
+        if isinstance(prompt, str) and encode.has_chat_template:
+            prompt = [{"role": "user", "content": prompt}]
+        try:
+            ids = encode.prompt_ids(prompt, template_kwargs(Row(row.row)))
+        except RowFault as fault:
+            raise InputError(
+                f"Prompt {row.id}: {fault}. Give a text, or messages that the chat "
+                "template of the model can write."
+            ) from fault
+        if not ids:
+            raise InputError(f"Prompt {row.id} has no tokens: remove it.")
+        if most is not None and len(ids) + max_tokens > most:
+            too_long.append(f"{row.id} ({len(ids):,} tokens)")
+        else:
+            found.append(_Encoded(PromptRow(row.id, prompt, row.row), ids))
+    if too_long:
+        rprint(
+            f"Left out, too long for {most:,} positions with max_tokens {max_tokens:,}: "
+            f"{', '.join(too_long[:3])}"
+            + (f" and {len(too_long) - 3:,} more." if len(too_long) > 3 else ".")
+        )
+    if encode.has_chat_template and found and not _opens_answer(tokenizer):
+        rprint(
+            "The chat template has no generation prompt: answers begin right after the "
+            "last turn."
+        )
+    return found
+
+
+def _opens_answer(tokenizer):
+    """Whether the template writes anything before an answer."""
+    turn = [{"role": "user", "content": "?"}]
+    both = (
+        tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=on)
+        for on in (False, True)
+    )
+    return len(set(both)) > 1
+
+
+def _prefill(model, ids):
+    """The cache after all but the last token of a prompt."""
+    cache, tokens = make_prompt_cache(model), mx.array([ids[:-1]])
+    while tokens.shape[1]:
+        model(tokens[:, :PREFILL_STEP], cache=cache)
+        mx.eval([c.state for c in cache])
+        tokens = tokens[:, PREFILL_STEP:]
+    return cache
+
+
+def _answer(
+    group: list[_Encoded], model: nn.Module, tokenizer: Any, sampling: Sampling, round
+) -> Iterator[tuple[_Encoded, list[Response]]]:
+    """Yield each prompt of a group with its samples, in their order."""
+    size, samples = sampling.batch_size, sampling.samples
+    generator = BatchGenerator(
+        _Float32(model),
+        max_tokens=sampling.max_tokens,
+        stop_tokens=[[token] for token in tokenizer.eos_token_ids],
+        completion_batch_size=size,
+        prefill_batch_size=size,
+    )
+    waiting, going = deque(group), deque[tuple[_Encoded, list[int]]]()
+    tokens: dict[int, list[int]] = {}
+    logps: dict[int, float] = {}
+    ended: dict[int, Response] = {}
+    try:
+        while waiting or going:
+            running_now = len(tokens) - len(ended)
+            while waiting and (not running_now or running_now + samples <= size):
+                prompt = waiting.popleft()
+                with mx.stream(generator.stream):
+                    cache = _prefill(model, prompt.ids)
+                uids = generator.insert(
+                    [prompt.ids[-1:]] * samples,
+                    # They are copied when they become parts of a batch.
+                    caches=[cache] * samples,
+                    samplers=[
+                        _Sampler(sampling, prompt.row.id, round, i)
+                        for i in range(samples)
+                    ],
+                )
+                going.append((prompt, uids))
+                tokens |= {uid: [] for uid in uids}
+                logps |= dict.fromkeys(uids, 0.0)
+                running_now += samples
+            responses = generator.next_generated()
+            chosen = mx.stack([r.logprobs[r.token] for r in responses]).tolist()
+            for r, logp in zip(responses, chosen):
+                tokens[r.uid].append(r.token)
+                logps[r.uid] += logp
+                if r.finish_reason is not None:
+                    ended[r.uid] = _response(tokenizer, tokens[r.uid], r, logps[r.uid])
+            while going and all(uid in ended for uid in going[0][1]):
+                prompt, uids = going.popleft()
+                yield prompt, [ended[uid] for uid in uids]
+    finally:
+        generator.close()
+
+
+def _response(tokenizer, tokens, last, logps):
+    is_stop = last.finish_reason == STOP
+    text = tokenizer.decode(tokens[:-1] if is_stop else tokens)
+    return Response(text, tokens, STOP if is_stop else LENGTH, logps)
+
+
+def _line(row, responses, sampling, round, name):
+    # Equal answers once, the first.
+    kept = {tuple(one.tokens): one for one in reversed(responses)}
+    kept = [one for one in responses if kept.get(tuple(one.tokens)) is one]
+    return Answers(
+        row.id,
+        row.prompt,
+        kept,
+        round,
+        row.row,
+        sampling.shown,
+        name,
+        sampling.seed,
+        len(responses),
+    )
+
+
+def describe_answers(answers: Sequence[Answers]) -> str:
+    """How many answers there are, how they ended, and how long they are."""
+    found = [one for line in answers for one in line.responses]
+    sampled = sum(line.sampled for line in answers)
+    text = f"{len(answers):,} prompts, {len(found):,} answers"
+    if sampled > len(found):
+        text += f" ({sampled - len(found):,} more were equal to others)"
+    stopped = sum(one.finished for one in found) / max(len(found), 1)
+    length = sum(len(one.tokens) for one in found) / max(len(found), 1)
+    return f"{text}, {length:.0f} tokens on average, {stopped:.0%} ended by the model."
+
+
+class _Progress:
+    """A bar with tokens a second and time left; lines now and then without a terminal."""
+
+    def __init__(self, total: int):
+        from rich.progress import Progress, TextColumn
+
+        self._total, self._answers, self._tokens = total, 0, 0
+        self._start = self._shown = time.perf_counter()
+        console = make_console()
+        self._is_live = console.is_terminal
+        self._bar = Progress(
+            TextColumn("[bold blue]{task.description}[/bold blue]"),
+            SquareBar(bar_width=30),
+            TextColumn("[progress.percentage]{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[text]}"),
+            console=console,
+            disable=not (self._is_live and total),
+        )
+        self._task = self._bar.add_task("answers", total=total or None, text="")
+
+    def __enter__(self) -> "_Progress":
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._bar.__exit__(*exc)
+        if self._answers and not self._is_live:
+            rprint(self._text())
+
+    def add(self, answers: Answers) -> None:
+        """Count the answers of a prompt."""
+        self._answers += answers.sampled
+        self._tokens += sum(len(one.tokens) for one in answers.responses)
+        self._bar.update(self._task, completed=self._answers, text=self._text())
+        now = time.perf_counter()
+        if not self._is_live and now - self._shown > QUIET_SECONDS:
+            self._shown = now
+            rprint(self._text())
+
+    def _text(self):
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        left = seconds / self._answers * (self._total - self._answers)
+        return (
+            f"{self._answers:,}/{self._total:,} answers · "
+            f"{self._tokens / seconds:,.0f} tok/s · {format_duration(left)} left"
+        )
