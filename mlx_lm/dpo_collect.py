@@ -88,10 +88,20 @@ def _generate(args):
 
 
 def _label(args):
-    if args.label.partition(":")[0] == "human":
-        from .preference.collect.server import serve_page
+    kind, _, name = args.label.partition(":")
+    if kind == "human":
+        from .preference.collect.server import label_by_hand
 
-        serve_page(args.output, review=args.review)
+        label_by_hand(
+            args.output,
+            name,
+            host=args.host,
+            port=args.port,
+            review=args.review,
+            model=args.model,
+            browse=not args.no_browser,
+            make_pairs=lambda: _make_pairs(args),
+        )
     else:
         from .preference.collect.judges import label_answers
 
@@ -101,7 +111,7 @@ def _label(args):
 def _make_pairs(args):
     from .preference.collect.pairs import write_pairs
 
-    write_pairs(args.output, pairs=args.pairs, weights=args.weights)
+    return write_pairs(args.output, pairs=args.pairs, weights=args.weights)
 
 
 def _export(args):

@@ -46,7 +46,8 @@ LABEL = [
     Setting(
         "label",
         None,
-        "Who judges: human, function:FILE.py:NAME, model:PATH, endpoint:URL or reward.",
+        "Who judges: human or human:NAME, function:FILE.py:NAME, model:PATH, "
+        "endpoint:URL or reward.",
         str,
         metavar="JUDGE",
     ),
@@ -75,6 +76,13 @@ PAIRS = [
     ),
 ]
 PAGE = [
+    Setting(
+        "host",
+        "127.0.0.1",
+        "Address of the page; 0.0.0.0 lets a phone in the same network vote.",
+    ),
+    Setting("port", 8421, "Port of the page; 0 takes a free one.", least=0, most=65535),
+    Setting("no_browser", False, "Open no browser: print the address alone."),
     Setting(
         "review",
         None,

@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -21,6 +22,7 @@ SCORES, RANKING, TIE, BAD, NONE = "scores", "ranking", "tie", "bad", "none"
 WITHDRAWN = "withdrawn"
 VERDICTS = (SCORES, RANKING, TIE, BAD, NONE)
 HUMAN = "human:"
+_NEEDED = ("id", "judge", "verdict")
 # A prompt: its round and its id.
 Key = tuple[int, str]
 
@@ -118,7 +120,7 @@ def read_labels(
     path = Path(folder) / LABELS
     found: dict[Key, dict[str, Label]] = {}
     strange = 0
-    for row in read_lines(path, id=(str,), judge=(str,), verdict=(str,)):
+    for row in read_lines(path, **dict.fromkeys(_NEEDED, (str,))):
         if (label := _as_label(row, sizes)) is None:
             strange += 1
         elif label.verdict == WITHDRAWN:
@@ -131,6 +133,22 @@ def read_labels(
             "left out."
         )
     return {key: labels for key, labels in found.items() if labels}
+
+
+def new_labels(path: str | Path, start: int) -> tuple[list[Label], int]:
+    """The labels, and withdrawals, behind so many bytes, and where they end."""
+    with open(path, "rb", opener=open_plain) as file:
+        file.seek(start)
+        # What has no end yet is being written.
+        whole, end, _ = file.read().rpartition(b"\n")
+    found = []
+    for line in whole.split(b"\n"):
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            named = isinstance(row, dict) and (row.get(k) for k in _NEEDED)
+            if named and all(isinstance(value, str) for value in named):
+                found.append(_as_label(row, None))
+    return [label for label in found if label], start + len(whole + end)
 
 
 def _as_label(row: dict, sizes: Mapping[Key, int] | None) -> Label | None:
@@ -223,12 +241,15 @@ def agreements(
             prompts += bool(both)
             counts.update(both)
         if counts:
-            yield Agreement(first, second, prompts, counts.total(), *_kappa(counts))
+            yield Agreement(
+                first, second, prompts, counts.total(), *share_and_kappa(counts)
+            )
 
 
-# The share beyond chance, of "the first", "the second" and "tie" as often as each says
-# them: https://doi.org/10.1177/001316446002000104
-def _kappa(counts: Counter) -> tuple[float, float | None]:
+def share_and_kappa(counts: Counter) -> tuple[float, float | None]:
+    """The share said alike, and Cohen's kappa: how much of it is beyond chance."""
+    # Chance says "the first", "the second" and "tie" as often as each judge does:
+    # https://doi.org/10.1177/001316446002000104
     total = counts.total()
     share = sum(n for (a, b), n in counts.items() if a == b) / total
     chance = 0.0
