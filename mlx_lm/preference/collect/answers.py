@@ -16,8 +16,8 @@ from ..files import append_text, json_text, read_plain, replace_file, writing
 ANSWERS = "answers.jsonl"
 STOP, LENGTH = "stop", "length"
 Messages = list[dict[str, Any]]
-# A line's name: the prompt's id and the round.
-Key = tuple[str, int]
+# A line's name: the round and the prompt's id, as labels have it.
+Key = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Answers:
     @property
     def key(self) -> Key:
         """What labels refer to."""
-        return self.id, self.round
+        return self.round, self.id
 
 
 def prompt_id(prompt: str | Messages) -> str:
