@@ -15,8 +15,11 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 
+from mlx_lm.preference.data.table import ColumnsBuilder
+from mlx_lm.preference.data.tokenizer import TokenPair
+from mlx_lm.preference.digest import digest
 from mlx_lm.preference.reference import cache as reference_cache
-from mlx_lm.preference.reference.cache import ReferenceCache, pair_key
+from mlx_lm.preference.reference.cache import ReferenceCache, pair_key, pair_keys
 
 NAME = "0" * 64
 
@@ -44,6 +47,24 @@ class TestPairKey(unittest.TestCase):
         self.assertEqual({len(key) for key in keys}, {16})
         arrays = [np.array(ids, dtype=np.int64) for ids in base]
         self.assertEqual(pair_key(*arrays), pair_key(*base))
+
+    def test_is_a_digest_of_their_bytes(self):
+        parts = [np.array(ids, "<i4").tobytes() for ids in ([7] * 300, [], [1])]
+        self.assertEqual(pair_key([7] * 300, [], [1]).hex(), digest(*parts))
+
+    def test_all_pairs_of_a_data_set(self):
+        builder = ColumnsBuilder(6)
+        for i in range(9):
+            pair = TokenPair([*range(i % 5)], [i] * 3, [i, ~i, 2], [], "s", "f")
+            builder.add(i, pair)
+        for columns in (c := builder.finish(), c.select([4, 8, 2]), c.mismatch(4)):
+            pairs = [columns.pair(i) for i in range(len(columns))]
+            keys = [pair_key(*pair[:3]) for pair in pairs]
+            self.assertEqual(pair_keys(columns), keys)
+            last = [ids.tobytes() for ids in pairs[-1][:3]]
+            self.assertEqual([*columns.id_bytes()][-1], tuple(last))
+            self.assertEqual(pair_keys(pairs), keys)
+        self.assertEqual(pair_keys([]) + pair_keys(None), [])
 
 
 class TestReferenceCache(unittest.TestCase):

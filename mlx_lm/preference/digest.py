@@ -27,6 +27,12 @@ def digest(*values: Any, size: int = 16) -> str:
     return state.hexdigest()
 
 
+def bytes_digest(*parts: bytes, size: int = 16) -> bytes:
+    """What ``digest`` of some bytes stands for, in a tenth of the time."""
+    named = b"".join([b"%d bytes:%b" % (len(part), part) for part in parts])
+    return blake2b(b"[%b]" % named, digest_size=size).digest()
+
+
 def file_digest(path: Path) -> str:
     """Name the bytes of a file, without holding them in memory."""
     with open(path, "rb") as file:
@@ -47,7 +53,10 @@ def _parts(value: Any) -> Iterator[bytes]:
     elif isinstance(value, (list, tuple, Iterator)):
         yield b"["
         for child in value:
-            yield from _parts(child)
+            if type(child) is bytes:
+                yield b"%d bytes:%b" % (len(child), child)
+            else:
+                yield from _parts(child)
         yield b"]"
     elif isinstance(value, dict):
         yield b"{"

@@ -2,7 +2,7 @@
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -81,6 +81,8 @@ class PreferenceDataset:
         (3, 1, 3)
         >>> dataset.pair_lengths().tolist(), dataset.shape, dataset.format
         ([[2, 3, 3], [2, 3, 3]], 'text', 'text')
+        >>> [np.frombuffer(x, "<i4").tolist() for x in next(dataset.id_bytes())]
+        [[0, 1], [2], [3]]
         >>> dataset.unscored.tolist()
         [[0, 0], [0, 0]]
         >>> train, valid = dataset.hold_out(0.5)
@@ -166,6 +168,16 @@ class PreferenceDataset:
             prompt and rejected answer. int32, shape: ``(n, 3)``.
         """
         return self._columns.lengths
+
+    def id_bytes(self) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """
+        Go over the token ids of all pairs, a few times as fast as pair by pair.
+
+        Yields:
+            tuple: The ids of prompt, chosen and rejected answer, each as the bytes of
+            little-endian int32 numbers.
+        """
+        return self._columns.id_bytes()
 
     @property
     def num_rows(self) -> int:
@@ -269,13 +281,13 @@ class PreferenceDataset:
         size = min(500, max(1, round(fraction * len(self))))
         if not fraction or len(self) <= size:
             return self, []
-        prompts = [self[i][0].tobytes() for i in range(len(self))]
+        prompts = [prompt for prompt, _, _ in self.id_bytes()]
         rows = self._columns.rows.tolist()
         held = choose_held_out(prompts, rows, size, seed, self.kind == "labels")
         if not held:
             return self, []
         valid = self.select(held, f"{self.source} (held out)")
-        train = self.select(sorted(set(range(len(self))) - set(held)))
+        train = self.select(np.delete(np.arange(len(self)), held))
         train.notes = replace(self.notes, num_rows=self.num_rows - valid.num_rows)
         return train, valid
 

@@ -4,7 +4,7 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -59,6 +59,19 @@ class TokenColumns:
         answer = self.ids[other : other + rejected - prompt]
         return ids[:prompt], ids[prompt:], answer, (prompt, chosen, rejected)
 
+    def id_bytes(self) -> Iterator[tuple[bytes, bytes, bytes]]:
+        """The ids of each pair's prompt and answers as bytes, in little-endian order."""
+        ids = memoryview(np.ascontiguousarray(self.ids, "<i4")).cast("B")
+        # A part at a time: lists of all numbers would be larger than the ids.
+        for first in range(0, len(self), 2**16):
+            part = slice(first, first + 2**16)
+            starts, others = 4 * self.starts[part], 4 * self.others[part]
+            prompt, chosen, rejected = 4 * self.lengths[part].astype(np.int64).T
+            middles, ends = starts + prompt, others + rejected - prompt
+            edges = starts, middles, starts + chosen, others, ends
+            for a, b, c, d, e in zip(*(edge.tolist() for edge in edges)):
+                yield bytes(ids[a:b]), bytes(ids[b:c]), bytes(ids[d:e])
+
     def unscored(self) -> np.ndarray:
         """Count the tokens of each answer that are another's turn."""
         before = np.concatenate([[0], np.cumsum(self.ids < 0)])
@@ -111,7 +124,7 @@ class TokenColumns:
 
     def mismatch(self, max_length: int) -> "TokenColumns":
         """Give each prompt the answer to another one as its rejected answer."""
-        prompts = [self.pair(i)[0].tobytes() for i in range(len(self))]
+        prompts = [prompt for prompt, _, _ in self.id_bytes()]
         last = len(prompts) - 1
         while last > 0 and prompts[last] == prompts[0]:
             last -= 1

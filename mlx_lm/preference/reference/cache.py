@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..digest import digest
+from ..digest import bytes_digest, digest
 from ..files import allow_as_usual, drop_oldest
 from ..terminal import rprint
 
@@ -33,7 +33,14 @@ def pair_key(
 ) -> bytes:
     """Name a pair by its token ids."""
     parts = (np.asarray(ids, "<i4").tobytes() for ids in (prompt, chosen, rejected))
-    return bytes.fromhex(digest(*parts, size=KEY_BYTES))
+    return bytes_digest(*parts, size=KEY_BYTES)
+
+
+def pair_keys(dataset: Any) -> list[bytes]:
+    """Name all pairs of a data set."""
+    if hasattr(dataset, "id_bytes"):
+        return [bytes_digest(*parts, size=KEY_BYTES) for parts in dataset.id_bytes()]
+    return [pair_key(*dataset[i][:3]) for i in range(len(dataset or []))]
 
 
 def _pack(entries: Entries) -> bytes:

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..forward.answers import sequence_logps
 from ..forward.frozen import FrozenStart, running
 from ..terminal import rprint
-from .cache import ReferenceCache, pair_key
+from .cache import ReferenceCache, pair_key, pair_keys
 
 # How many remembered pairs a run compares with its model, out of how many.
 CHECKED, LOOKED_AT = 3, 64
@@ -113,10 +113,9 @@ class RememberedReference:
 
     def unknown(self, *datasets: Any) -> int:
         """Count the pairs that the reference has yet to see."""
-        return sum(
-            self.cache.unknown(_keys(dataset, range(len(dataset or []))))
-            for dataset in datasets
-        )
+        if not len(self.cache):
+            return sum(len(dataset or []) for dataset in datasets)
+        return sum(self.cache.unknown(pair_keys(dataset)) for dataset in datasets)
 
     def release(self, *datasets: Any) -> bool:
         """Let the model go if every pair of some data sets is known."""

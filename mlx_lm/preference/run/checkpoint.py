@@ -24,7 +24,7 @@ from mlx.utils import tree_flatten
 from ..digest import digest, file_digest
 from ..errors import InputError
 from ..files import json_text, replace_file, writing
-from ..reference.cache import pair_key
+from ..reference.cache import pair_keys
 from ..terminal import rprint
 
 VERSION = 4
@@ -209,10 +209,9 @@ class Checkpoints:
 
 def data_fingerprint(dataset: Any) -> str:
     """A name for the pairs of a data set and their weights, labels and the like."""
-    keys = [pair_key(*dataset[i][:3]) for i in range(len(dataset or []))]
     named = getattr(dataset, "values", {}).items()
     values = {name: np.asarray(column, "<f4") for name, column in named}
-    return digest(keys, values, size=8)
+    return digest(pair_keys(dataset), values, size=8)
 
 
 _MEANINGS = {
