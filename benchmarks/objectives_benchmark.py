@@ -49,6 +49,7 @@ OWN: dict[str, dict[str, Any]] = {
     "sppo_hard": {"beta": 0.001},
     "sigmoid_norm": {"beta": 5.0},
     "simpo": {"beta": 2.0, "gamma": 1.0},
+    "alphapo": {"beta": 2.0, "gamma": 1.0},
 }
 COMBINED: dict[str, dict[str, Any]] = {
     "sigmoid + sft (RPO)": {"loss_type": ["sigmoid", "sft"]},

@@ -9,7 +9,9 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from test_dpo_command import CommandCase, metrics_of
 from test_preference_dataset import CHATML, make_tokenizer, pair, text_of
+from tiny import save_rows
 
 from mlx_lm.preference.batch.buckets import check_batch_size
 from mlx_lm.preference.batch.collate import iterate_preference_batches, value_arrays
@@ -19,6 +21,7 @@ from mlx_lm.preference.data.rankings import check_criteria
 from mlx_lm.preference.data.shapes import criteria_names, read_rows
 from mlx_lm.preference.data.table import ColumnsBuilder, TokenColumns, choose_held_out
 from mlx_lm.preference.data.tokenizer import TokenPair
+from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.run.checkpoint import data_fingerprint
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 
@@ -363,7 +366,9 @@ class TestLabels(Faults):
         self.refuse("no assistant answer", label("A", USER, 1), kind="labels")
         row = {"completion": "1", "label": 1}
         self.refuse("missing column", row, kind="labels")
-        self.refuse("labels need loss_type kto", label("A", "1", 1))
+        self.refuse(
+            "labels need loss_type kto or apo_zero_unpaired", label("A", "1", 1)
+        )
         row = {"prompt": "A", "ranking": ["1", "2"]}
         self.refuse("a ranking has no labels", row, kind="labels")
         rows = [label("A", "1", 1), label("B", "2", 1)]
@@ -397,6 +402,41 @@ class TestLabels(Faults):
         held = choose_held_out([b"a"] * 6, [0, 0, 0, 1, 1, 1], 2)
         self.assertIn(held, ([0, 1, 2], [3, 4, 5]))
         self.assertEqual(choose_held_out([b"a"] * 2, [0, 0], 1), [])
+
+
+class TestAnswersAlone(CommandCase):
+    """A loss that looks at each answer alone needs none to other prompts."""
+
+    def test_of_one_prompt_in_every_layout(self):
+        rows = [
+            {"prompt": "Say it: ", "completion": word, "label": i % 3 > 0}
+            for i, word in enumerate(
+                "tea, pen and ink|hat|oak|a cup of it|sun".split("|")
+            )
+        ]
+        save_rows(self.data, rows)
+        found = {}
+        for way in ("--share-prompt", "--no-share-prompt", "--pack"):
+            self.succeed(
+                *self.flags(
+                    "--loss-type", "apo_zero_unpaired", "--steps-per-report", 1
+                ),
+                *("--batch-size", 1, "--iters", 5, "--learning-rate", 1e-2, way),
+            )
+            lines = metrics_of(self.adapters)
+            self.assertEqual(lines[0]["val_loss"], 0.5)
+            found[way] = [x["loss"] for x in lines if "loss" in x]
+        first, *others = found.values()
+        self.assertEqual(len(set(first)), 5)
+        for losses in others:
+            np.testing.assert_allclose(losses, first, rtol=1e-4)
+
+    def test_only_where_nothing_is_compared(self):
+        rows = [label("A", "x", 1), label("A", "y", 0)]
+        with self.assertRaisesRegex(InputError, "All rows have the same prompt"):
+            make(rows, kind="labels")
+        alone = make(rows, kind="labels", mismatch=False)
+        self.assertEqual([len(rejected) for _, _, rejected, _ in alone], [0, 0])
 
 
 class TestColumns(unittest.TestCase):

@@ -100,6 +100,11 @@ class TestChecks(unittest.TestCase):
         ):
             self.assertIs(Objective(loss_type=names).takes_margins, takes)
         self.assertEqual(Objective(loss_type="kto").noun, "answers")
+        for name in LOSSES:
+            compares = Objective(
+                label_smoothing=0.1 * (name == "exo_pair"), loss_type=name
+            )
+            self.assertEqual(compares.compares_prompts, name == "kto")
         self.assertEqual(Objective(loss_type="plackett_luce").noun, "pairs")
         self.assertEqual(Objective(loss_type="aot").least_batch, 2)
 

@@ -109,6 +109,10 @@ def kto(k):
     return np.where(k.labels > 0, good, bad)
 
 
+def alpha_reward(x, alpha=0.3):
+    return (1 - np.exp(x) ** -alpha) / alpha
+
+
 def discopop(k):
     s = k.beta * k.h - k.m
     m = sigmoid(s / 0.05)
@@ -201,6 +205,16 @@ FORMULAS = {
         lambda k: smoothed(k.beta * (k.pc / k.lc - k.pr / k.lr) - k.m - 0.7, k.e),
         True,
     ),
+    "alphapo": (
+        {"gamma": 0.7, "alphapo_alpha": 0.3},
+        lambda k: smoothed(
+            k.beta * (alpha_reward(k.pc / k.lc) - alpha_reward(k.pr / k.lr))
+            - k.m
+            - 0.7,
+            k.e,
+        ),
+        True,
+    ),
     "orpo": (
         {},
         lambda k: token_mean(k)
@@ -213,6 +227,13 @@ FORMULAS = {
         True,
     ),
     "kto": ({"undesirable_weight": 1.5}, kto, False),
+    "apo_zero_unpaired": (
+        {"undesirable_weight": 1.5},
+        lambda k: np.where(
+            k.labels > 0, 1 - sigmoid(k.beta * k.c), 1.5 * sigmoid(k.beta * k.c)
+        ),
+        False,
+    ),
     "plackett_luce": ({}, rankings, False),
 }
 # Losses of a policy that is its own reference, by hand, beta 0.1.
@@ -232,6 +253,7 @@ AT_START = {
     "sigmoid_norm": np.log(2),
     "dpop": np.log(2),
     "kto": 0.5,
+    "apo_zero_unpaired": 0.5,
     "plackett_luce": np.log(24),
     # KL((1/2, 1/2) || (0.8, 0.2))
     "exo_pair": -0.5 * np.log(4 * 0.8 * 0.2),
@@ -447,12 +469,19 @@ class TestModifiers(unittest.TestCase):
             ("cpo", k.beta * k.pc),
             ("simpo", k.beta * k.pc / k.lc),
             ("orpo", k.beta * k.pc / k.lc),
+            ("alphapo", k.beta * alpha_reward(k.pc / k.lc, 0.25)),
         ):
             objective = Objective(k.beta, name)
             pairs = pair_logps(*k.logps(), k.batch(), objective)
             np.testing.assert_allclose(
                 pair_rewards(pairs, objective)[0], reward, rtol=1e-5
             )
+
+    def test_alphapo_of_zero_is_simpo(self):
+        expected = self.losses(Objective(0.2, "simpo", gamma=0.3))
+        for alpha, rtol in ((0.0, 0), (1e-5, 1e-3), (-1e-5, 1e-3)):
+            objective = Objective(0.2, "alphapo", gamma=0.3, alphapo_alpha=alpha)
+            np.testing.assert_allclose(self.losses(objective), expected, rtol=rtol)
 
     def test_confidences_multiply(self):
         doubled = self.losses(Objective(), confidences=2 * mx.ones((5,)))

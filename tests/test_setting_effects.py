@@ -98,6 +98,7 @@ EFFECTS = {
     "use_weighting": Effect("weights", True),
     "reference_free": Effect("weights", True),
     "gamma": Effect("weights", 1.0, {"loss_type": "simpo"}),
+    "alphapo_alpha": Effect("weights", 1.0, {"loss_type": "alphapo"}),
     "cpo_alpha": Effect("weights", 0.5, {"loss_type": "cpo"}),
     "dpop_lambda": Effect("weights", 5.0, {"loss_type": "dpop"}),
     "discopop_tau": Effect("weights", 0.5, {"loss_type": "discopop"}),

@@ -60,6 +60,8 @@ class PreferenceDataset:
         kind (str): ``"pairs"``; ``"rankings"``, every row ``group_size`` pairs with
             their places; or ``"labels"``, every pair an answer with a label and, as
             the rejected one, the answer to another prompt. Default: ``"pairs"``.
+        mismatch (bool): Give labelled answers that one, which losses like ``kto``
+            need; ``apo_zero_unpaired`` looks at no other. Default: ``True``.
         options (Any): The fields of :class:`RowOptions`: how rows are read.
 
     Raises:
@@ -111,6 +113,7 @@ class PreferenceDataset:
         source: str | None = None,
         token_cache: str | Path | None = None,
         kind: str = "pairs",
+        mismatch: bool = True,
         **options: Any,
     ):
         row_options = RowOptions(**options)
@@ -120,7 +123,7 @@ class PreferenceDataset:
         encode = PairTokenizer(tokenizer, special, day)
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.kind = kind
+        self.kind, self.mismatch = kind, mismatch
         self.source = source or "preference data"
         self._has_chat_template = encode.has_chat_template
         arguments = row_arguments(row_options, encode, kind)
@@ -283,7 +286,7 @@ class PreferenceDataset:
             return self, []
         prompts = [prompt for prompt, _, _ in self.id_bytes()]
         rows = self._columns.rows.tolist()
-        held = choose_held_out(prompts, rows, size, seed, self.kind == "labels")
+        held = choose_held_out(prompts, rows, size, seed, self._compares)
         if not held:
             return self, []
         valid = self.select(held, f"{self.source} (held out)")
@@ -330,8 +333,12 @@ class PreferenceDataset:
             answers = {label: chosen}
         return show_pair(self.tokenizer, prompt, answers)
 
+    @property
+    def _compares(self) -> bool:
+        return self.kind == "labels" and self.mismatch
+
     def _pair_up(self) -> None:
-        if self.kind != "labels" or not len(self):
+        if not (self._compares and len(self)):
             return
         try:
             self._columns = self._columns.mismatch(self.max_length)
@@ -353,6 +360,7 @@ def load_preference_dataset(
     test: bool = False,
     inspect: bool = False,
     kind: str = "pairs",
+    mismatch: bool = True,
     max_length: int = 2048,
     data_dir: str | None = None,
     valid_fraction: float = 0.02,
@@ -374,6 +382,7 @@ def load_preference_dataset(
         inspect (bool): Load a test set or, where there is none, a validation set.
             Default: ``False``.
         kind (str): As :class:`PreferenceDataset` takes it. Default: ``"pairs"``.
+        mismatch (bool): As :class:`PreferenceDataset` takes it. Default: ``True``.
         max_length (int): The most tokens of prompt and answer. Default: ``2048``.
         data_dir (str, optional): Folder inside ``data``.
         valid_fraction (float): Share of the pairs held out, at most 500, if there is
@@ -414,6 +423,7 @@ def load_preference_dataset(
                 tokenizer,
                 max_length,
                 kind=kind,
+                mismatch=mismatch,
                 source=f"{source} ({SPLIT_NAMES[name]})",
                 token_cache=token_cache or None,
                 **vars(row_options.updated(own)),

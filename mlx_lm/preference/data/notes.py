@@ -236,7 +236,7 @@ def describe(
     if len(labels) == 1:
         lines.append(
             f"[WARNING] All {counted(len(columns), noun)} have the label "
-            f"{labels[0]:g}, and KTO learns by comparing both kinds: add "
+            f"{labels[0]:g}, and a loss of labels needs both kinds: add "
             f"{'undesirable' if labels[0] else 'desirable'} answers."
         )
     if parted := np.count_nonzero(columns.flags & PARTED):

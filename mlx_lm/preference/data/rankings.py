@@ -204,7 +204,7 @@ def read_label(row: Row, reading: Reading) -> list[PreferenceRow]:
     """One answer, and whether it is desired."""
     name = "kto_tag" if "kto_tag" in row else "label"
     if reading.kind != "labels":
-        raise RowFault("labels need loss_type kto")
+        raise RowFault("labels need loss_type kto or apo_zero_unpaired")
     label = row.take(name, PREFERENCE)
     if not isinstance(label, (bool, int, float)) or label not in (0, 1):
         raise RowFault("label is not 0 or 1")

@@ -38,6 +38,8 @@ class PreferenceLoss:
     margins: bool = False  # margins make sense without that
     per_token: bool = False  # divides by lengths or counts tokens
     mean_rewards: bool = False  # rewards are means over tokens
+    # What a mean log-prob counts as reward, but for beta.
+    reward: Callable[[mx.array, Any], mx.array] | None = None
     couples: bool = False  # a pair's loss depends on its batch, of all ranks then
     least_batch: int = 1  # the fewest pairs a batch that make sense
     data: str = "pairs"  # or "labels", "rankings"

@@ -15,6 +15,8 @@ from .losses import SMOOTHED, loss, scaled, smoothed
 from .pairs import kl_baseline
 
 FAR = 1e30
+# Beyond it, no log-prob a token makes alphapo's reward larger.
+MOST_SHAPED = 60.0
 _SORTED: dict[str, Any] = {"couples": True, "least_batch": 2, "smoothing": "may"}
 
 
@@ -196,6 +198,35 @@ def _simpo(pairs, o):
     return smoothed(s, o.label_smoothing)
 
 
+def _alpha_reward(x, o):
+    """``(1 - p^-alpha) / alpha`` of ``p = exp(x)``, which is ``x`` where alpha is 0."""
+    a = o.alphapo_alpha
+    if abs(a) < 1e-6:
+        return x
+    return -mx.expm1(mx.minimum(-a * x, MOST_SHAPED)) / a
+
+
+@loss(
+    "alphapo",
+    "sigmoid's loss of beta (u(chosen) - u(rejected)) - gamma, u(y) = (1 - p(y)^(-a / "
+    "|y|)) / a",
+    "2501.03884",
+    reference=False,
+    smoothing="may",
+    margins=True,
+    per_token=True,
+    mean_rewards=True,
+    reward=_alpha_reward,
+    options=("alphapo_alpha", "gamma"),
+)
+def _alphapo(pairs, o):
+    """SimPO with its reward in another shape, ``a`` is ``alphapo_alpha``."""
+    chosen = _alpha_reward(pairs.chosen / pairs.chosen_lengths, o)
+    rejected = _alpha_reward(pairs.rejected / pairs.rejected_lengths, o)
+    s = o.beta * (chosen - rejected) - pairs.margins - o.gamma
+    return smoothed(s, o.label_smoothing)
+
+
 @loss(
     "orpo",
     "sft - beta log sigmoid(log of the odds ratio of the mean token probabilities)",
@@ -244,6 +275,20 @@ def _cpo(pairs, o):
 def _kto(pairs, o):
     """Eq. 7 and 8."""
     ahead = o.beta * (pairs.logratios[0] - kl_baseline(pairs))
+    good = o.desirable_weight * mx.sigmoid(-ahead)
+    return mx.where(pairs.labels > 0, good, o.undesirable_weight * mx.sigmoid(ahead))
+
+
+@loss(
+    "apo_zero_unpaired",
+    "1 - sigmoid(beta c) if desirable, else sigmoid(beta c), weighted",
+    "2408.06266",
+    data="labels",
+    options=("desirable_weight", "undesirable_weight"),
+)
+def _apo_zero_unpaired(pairs, o):
+    """Eq. 7, each of its two terms of an answer alone: KTO without a baseline."""
+    ahead = o.beta * pairs.logratios[0]
     good = o.desirable_weight * mx.sigmoid(-ahead)
     return mx.where(pairs.labels > 0, good, o.undesirable_weight * mx.sigmoid(ahead))
 

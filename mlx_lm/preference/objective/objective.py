@@ -38,6 +38,8 @@ class Objective:
         ('log-ratios', 'pairs', 'pairs', 1)
         >>> objective.takes_margins, Objective(loss_type="bco_pair").takes_margins
         (True, False)
+        >>> Objective(loss_type="kto").compares_prompts
+        True
     """
 
     beta: float = _own(
@@ -75,14 +77,16 @@ class Objective:
     reference_free: bool = _own(
         False, "Compare log-probs instead of log-ratios to a reference."
     )
-    gamma: float = _own(0.5, "Target margin of simpo, in nats.", least=0)
+    gamma: float = _own(0.5, "Target margin of simpo and alphapo, in nats.", least=0)
+    alphapo_alpha: float = _own(
+        0.25,
+        "Shape of alphapo's reward; 0 is simpo's, above it unlikely tokens cost more.",
+    )
     cpo_alpha: float = _own(1.0, "What sft counts in cpo.", least=0)
     dpop_lambda: float = _own(50.0, "Weight of dpop's penalty.", least=0)
     discopop_tau: float = _own(0.05, "Temperature of discopop.", above=0)
-    desirable_weight: float = _own(1.0, "What kto's desirable answers count.", above=0)
-    undesirable_weight: float = _own(
-        1.0, "What kto's undesirable answers count.", above=0
-    )
+    desirable_weight: float = _own(1.0, "What desirable answers count.", above=0)
+    undesirable_weight: float = _own(1.0, "What undesirable answers count.", above=0)
 
     def __post_init__(self) -> None:
         _check_losses(self)
@@ -139,9 +143,17 @@ class Objective:
         """``"log-ratios"``, ``"log-probs"``, or ``"mean log-probs"`` a token."""
         if self.needs_reference:
             return "log-ratios"
-        # Those of the first loss that is more than likelihood.
-        name = next((n for n in self.losses if n != "sft"), "sft")
-        return "mean log-probs" if LOSSES[name].mean_rewards else "log-probs"
+        return "mean log-probs" if self._rewarding.mean_rewards else "log-probs"
+
+    @property
+    def _rewarding(self) -> PreferenceLoss:
+        """The loss that says what rewards are, the first that is no likelihood."""
+        return LOSSES[next((n for n in self.losses if n != "sft"), "sft")]
+
+    @property
+    def compares_prompts(self) -> bool:
+        """Whether labelled answers need those to other prompts beside them."""
+        return self.data == "labels" and self.couples
 
 
 def _check_losses(o):
@@ -189,7 +201,7 @@ def _check_modifiers(o):
         owners = [n for n, s in LOSSES.items() if f.name in s.options]
         if owners and f.name not in own and getattr(o, f.name) != f.default:
             raise InputError(
-                f"{f.name} is a setting of {owners[0]} alone: leave it out."
+                f"{f.name} is a setting of {' and '.join(owners)} alone: leave it out."
             )
     if o.f_alpha != Objective.f_alpha and o.f_divergence != "alpha":
         raise InputError("f_alpha is a setting of f_divergence alpha: leave it out.")
@@ -246,6 +258,8 @@ def pair_rewards(pairs: PairLogps, objective: Objective) -> tuple[mx.array, mx.a
     if objective.rewards_are == "mean log-probs":
         chosen = chosen / pairs.chosen_lengths
         rejected = rejected / pairs.rejected_lengths
+    if shape := objective._rewarding.reward:
+        chosen, rejected = shape(chosen, objective), shape(rejected, objective)
     chosen, rejected = mx.stop_gradient(chosen), mx.stop_gradient(rejected)
     return objective.beta * chosen, objective.beta * rejected
 

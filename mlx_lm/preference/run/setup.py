@@ -52,13 +52,15 @@ def load_data(args: SimpleNamespace, tokenizer: Any) -> tuple:
     """Load the sets that the settings ask for: train, valid, test."""
     # A run that goes on, or is tested, another day has the date of its start.
     args.template_date = fix_date(tokenizer, args.template_date)
+    objective = objective_of(args)
     return load_preference_dataset(
         getattr(args, "secrets", None) or args.hf_dataset or args.data,
         tokenizer,
         train=args.train,
         test=args.test,
         inspect=bool(args.inspect),
-        kind=objective_of(args).data,
+        kind=objective.data,
+        mismatch=objective.compares_prompts,
         max_length=args.max_seq_length,
         data_dir=args.data_dir,
         valid_fraction=args.valid_fraction,
