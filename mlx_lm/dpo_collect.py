@@ -105,7 +105,14 @@ def _label(args):
     else:
         from .preference.collect.judges import label_answers
 
-        label_answers(args.output, args.label, model=args.model)
+        label_answers(
+            args.output,
+            args.label,
+            longest=args.judge_timeout,
+            model=args.model,
+            adapter_path=args.adapter_path,
+            trust_remote_code=args.trust_remote_code,
+        )
 
 
 def _make_pairs(args):

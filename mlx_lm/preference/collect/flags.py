@@ -47,9 +47,16 @@ LABEL = [
         "label",
         None,
         "Who judges: human or human:NAME, function:FILE.py:NAME, model:PATH, "
-        "endpoint:URL or reward.",
+        "endpoint:URL:MODEL, or reward, which is what the adapter in --adapter-path "
+        "learned.",
         str,
         metavar="JUDGE",
+    ),
+    Setting(
+        "judge_timeout",
+        60.0,
+        "Most seconds of a function for one prompt, or of an endpoint for one reply.",
+        above=0,
     ),
 ]
 PAIRS = [

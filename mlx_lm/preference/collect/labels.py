@@ -16,6 +16,7 @@ from typing import Any
 from ..files import json_text, open_plain, writing
 from ..run.folder import read_lines
 from ..terminal import rprint
+from .answers import Key
 
 LABELS = "labels.jsonl"
 SCORES, RANKING, TIE, BAD, NONE = "scores", "ranking", "tie", "bad", "none"
@@ -23,8 +24,6 @@ WITHDRAWN = "withdrawn"
 VERDICTS = (SCORES, RANKING, TIE, BAD, NONE)
 HUMAN = "human:"
 _NEEDED = ("id", "judge", "verdict")
-# A prompt: its round and its id.
-Key = tuple[int, str]
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,9 @@ class Label:
     scores: list[float] | None = None
     ranking: list[list[int]] | None = None
     certainty: float | None = None
+    # Of each two that were compared: their numbers, and how likely the one shown
+    # first is better, with the first of them there and with the second.
+    orders: list[list[float]] | None = None
     edited: dict[str, Any] | None = None
     shown: list[int] | None = None
     seconds: float | None = None
@@ -45,6 +47,7 @@ class Label:
 
     @property
     def key(self) -> Key:
+        """What names the prompt, as its answers have it."""
         return self.round, self.id
 
     @property

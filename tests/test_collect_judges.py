@@ -1,0 +1,292 @@
+# Copyright © 2026 MLX Contributors
+
+import tempfile
+import textwrap
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import mlx.core as mx
+import numpy as np
+from collecting import TOKENIZER, answers, collect, read_lines, save_answers
+from test_dpo_command import command
+from tiny import ROWS, save_rows, save_tiny_model
+
+from mlx_lm import load
+from mlx_lm.preference.collect.compare import compare, question
+from mlx_lm.preference.collect.labels import LABELS
+from mlx_lm.preference.collect.local import ModelJudge
+from mlx_lm.preference.errors import InputError
+
+
+class JudgesCase(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def judged(self, text, *options, rows=None, name="judge"):
+        """What a function says of answers: labels by prompt, code, out, err."""
+        path = self.folder / "own.py"
+        path.write_text(textwrap.dedent(text))
+        data = Path(tempfile.mkdtemp(dir=self.folder))
+        save_answers(data, *(rows or [answers(1, "long answer", "short")]))
+        spec = f"function:{path}:{name}"
+        result = collect("--label", spec, "--output", data, *options)
+        labels = {line["id"]: line for line in read_lines(data / LABELS)}
+        return labels, *result
+
+
+class TestFunctions(JudgesCase):
+    def test_what_it_is_given(self):
+        rows = [answers(1, "a", "b", row={"key": "b"}), answers(2, "a", "b")]
+        text = """
+            def judge(prompt, responses, row):
+                assert prompt[0]["content"].startswith("Question")
+                prompt.clear(), row.setdefault("own", 1)
+                if "key" not in row:
+                    return None
+                return [float(r == row["key"]) for r in responses]
+        """
+        labels, code, out, err = self.judged(text, rows=rows)
+        self.assertEqual(code, 0, err)
+        self.assertEqual(labels["p1"]["scores"], [0, 1])
+        self.assertEqual(labels["p2"]["verdict"], "none")
+        self.assertIn("1 prompt with a best answer, 1 without a verdict", out)
+
+    def test_what_is_no_verdict_is_none_with_a_reason(self):
+        for said, verdict, why in (
+            ("[2, 1]", "scores", None),
+            ("(True, False)", "scores", None),
+            ("__import__('numpy').array([2.0, 1.0])", "scores", None),
+            ("[[1], [0]]", "ranking", None),
+            ("[[0, 1]]", "tie", None),
+            ("[1, 1]", "tie", None),
+            ("'tie'", "tie", None),
+            ("'bad'", "bad", None),
+            ("None", "none", "can't tell"),
+            ("[float('nan'), 1]", "none", "not finite"),
+            ("[1.0]", "none", "1 scores for 2 responses"),
+            ("[1, 2, 3]", "none", "3 scores for 2"),
+            ("[[0], [2]]", "none", "no verdict"),
+            ("[[0], [0]]", "none", "no verdict"),
+            ("[[0], []]", "none", "no verdict"),
+            ("'A'", "none", "no verdict"),
+            ("[None, 1]", "none", "no verdict"),
+            ("1", "none", "no verdict"),
+            ("{}", "none", "no verdict"),
+            ("1 / 0", "none", r"ZeroDivisionError: .* \(line 2\)"),
+            ("exit()", "none", "SystemExit"),
+        ):
+            text = f"def judge(prompt, responses, row):\n    return {said}\n"
+            labels, code, out, err = self.judged(text)
+            self.assertEqual(code, 0, err)
+            label = labels["p1"]
+            self.assertEqual(label["verdict"], verdict, said)
+            self.assertRegex(label.get("why", ""), why or r"\A\Z", said)
+            if verdict == "none":
+                self.assertRegex(out, "1 prompt without a verdict: ")
+                self.assertIn("0 pairs of 1 prompt", out)
+
+    def test_one_that_hangs(self):
+        text = """
+            import time
+            def judge(prompt, responses, row):
+                while row.get("slow"):
+                    try:
+                        time.sleep(60)
+                    except Exception:
+                        pass
+                return [1, 0]
+        """
+        rows = [answers(i, "a", "b", row={"slow": i in (1, 3)}) for i in range(5)]
+        labels, code, out, err = self.judged(text, "--judge-timeout", "0.1", rows=rows)
+        self.assertEqual(code, 0, err)
+        self.assertEqual(
+            [labels[f"p{i}"]["verdict"] for i in range(5)],
+            ["scores", "none", "scores", "none", "scores"],
+        )
+        self.assertIn("2 prompts without a verdict: no answer in 0.1 s", out)
+        rows = [answers(i, "a", "b", row={"slow": i > 1}) for i in range(9)]
+        labels, code, out, err = self.judged(text, "--judge-timeout", "0.1", rows=rows)
+        self.assertEqual(code, 2)
+        self.assertIn("longer than 0.1 s 3 times in a row", err)
+        self.assertEqual(len(labels), 4)
+
+    def test_files_that_hold_no_judge(self):
+        for text, name, expected in (
+            ("def judge(:", "judge", "SyntaxError"),
+            ("import no_such_module", "judge", "ModuleNotFoundError"),
+            ("import os\nexit(3)", "judge", r"SystemExit: 3 \(line 2\)"),
+            ("def score(p, r, row): pass", "judge", "It has: score"),
+            ("judge = 3", "judge", "no function 'judge'"),
+            ("judge = 3", "not a name", "function:FILE.py:NAME"),
+        ):
+            labels, code, _, err = self.judged(text, name=name)
+            self.assertEqual((code, labels), (2, {}))
+            self.assertRegex(err, expected)
+        data = save_answers(self.folder / "x", answers(1, "a", "b"))
+        for spec, expected in (
+            ("function:none.py:judge", "none.py does not exist"),
+            ("function:judge.py", "function:FILE.py:NAME"),
+            ("model:", "A judge is one of"),
+            ("jury", "A judge is one of"),
+            ("reward", "needs --model and the --adapter-path"),
+            ("endpoint:localhost:m", "endpoint:URL:MODEL"),
+        ):
+            code, _, err = collect("--label", spec, "--output", data)
+            self.assertEqual(code, 2, spec)
+            self.assertIn(expected, err)
+
+    def test_goes_on_and_asks_again_where_it_failed(self):
+        rows = [answers(i, "a", "b", row={"n": i}) for i in range(4)]
+        data = save_answers(self.folder / "data", *rows)
+        path = self.folder / "own.py"
+        spec = f"function:{path}:judge"
+        path.write_text(
+            "def judge(p, r, row): return [1, 0] if row['n'] != 2 else None"
+        )
+        collect("--label", spec, "--output", data)
+        path.write_text("def judge(p, r, row): return [0, 1]")
+        _, out, _ = collect("--label", spec, "--output", data)
+        self.assertIn("3 prompts labelled before", out)
+        last = {line["id"]: line["scores"] for line in read_lines(data / LABELS)[4:]}
+        self.assertEqual(last, {"p2": [0, 1]})
+        path.unlink()
+        # Nothing to ask: the file is not needed.
+        code, out, _ = collect("--label", spec, "--output", data)
+        self.assertEqual((code, "4 prompts with a best answer" in out), (0, True))
+
+    def test_several_judges_agree(self):
+        rows = [answers(i, "a", "b", row={"n": i}) for i in range(4)]
+        data = save_answers(self.folder / "data", *rows)
+        path = self.folder / "own.py"
+        path.write_text(
+            "def first(p, r, row): return [1, 0] if row['n'] < 2 else [0, 1]\n"
+            "def second(p, r, row): return [1, 0] if row['n'] < 1 else [0, 1]\n"
+        )
+        for name in ("first", "second"):
+            spec = f"function:{path}:{name}"
+            _, out, _ = collect("--label", spec, "--output", data)
+        # 3 of 4 alike; by chance 0.5 * 0.25 + 0.5 * 0.75.
+        self.assertIn("agree on 75% of 4 pairs of answers, kappa 0.50", out)
+
+
+class TestOrders(unittest.TestCase):
+    def test_swapping_the_sides_leaves_the_label(self):
+        # Prefers the longer one, and what is shown first.
+        def prefer(text):
+            first, second = text.split("=== Reply A ===")[1].split("=== Reply B ===")
+            return 1 / (1 + np.exp(-0.1 * (len(first) - len(second) + 16) - 0.3))
+
+        words = ["a" * n for n in (40, 10, 25)]
+        whole = compare("?", words, prefer)
+        self.assertEqual(whole.verdict, "scores")
+        self.assertEqual(np.argsort(whole.scores).tolist(), [1, 2, 0])
+        for order in ([1, 0, 2], [2, 1, 0]):
+            other = compare("?", [words[i] for i in order], prefer)
+            np.testing.assert_allclose(
+                other.scores, np.take(whole.scores, order), atol=1e-5
+            )
+            self.assertAlmostEqual(other.certainty, whole.certainty, places=5)
+
+    def test_orders_that_disagree_are_a_tie(self):
+        self.assertEqual(compare("?", ["a", "b"], lambda text: 0.9).verdict, "tie")
+        self.assertEqual(compare("?", ["a", "b"], lambda text: 0.5).verdict, "tie")
+        found = compare("?", ["a", "b"], lambda text: "broken")
+        self.assertEqual((found.verdict, found.why), ("none", "broken"))
+
+    def test_mean_probability_is_the_certainty(self):
+        said = iter([0.9, 0.3])
+        found = compare("?", ["a", "b"], lambda text: next(said))
+        self.assertAlmostEqual(found.certainty, (0.9 + 0.7) / 2)
+        self.assertEqual(found.orders, [[0, 1, 0.9, 0.3]])
+
+
+class TestModels(JudgesCase):
+    @classmethod
+    def setUpClass(cls):
+        shared = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(shared.cleanup)
+        cls.model = save_tiny_model(
+            Path(shared.name) / "model", max_position_embeddings=2048
+        )
+
+    def test_probabilities_of_two_letters(self):
+        judge = ModelJudge(str(self.model))
+        model, tokenizer = load(str(self.model))
+        prompt = [{"role": "user", "content": "Tea?"}]
+        found = judge(prompt, ["yes", "no, never"], {})
+        expected = []
+        for pair in (("yes", "no, never"), ("no, never", "yes")):
+            text = question(prompt, *pair) + "\nReply with one letter, A or B.\n"
+            ids = tokenizer.apply_chat_template(
+                [{"role": "user", "content": text}], add_generation_prompt=True
+            )
+            logits = np.array(model(mx.array([ids]))[0, -1], np.float64)
+            odds = np.exp(logits - logits.max())
+            # A letter, or a space and a letter: here the space is a token.
+            a, b = (odds[tokenizer.convert_tokens_to_ids(x)] for x in "AB")
+            expected.append(a / (a + b))
+        np.testing.assert_allclose(found.orders[0][2:], expected, atol=1e-5)
+
+    def test_through_the_command(self):
+        data = save_answers(
+            self.folder / "data",
+            *(answers(i, "a", f"another {i}", "third") for i in range(3)),
+            answers(4, "a", "b " * 3000),
+        )
+        spec = f"model:{self.model}"
+        code, out, err = collect("--label", spec, "--output", data)
+        self.assertEqual(code, 0, err)
+        labels = read_lines(data / LABELS)
+        self.assertEqual(len(labels[0]["orders"]), 3)
+        self.assertIn("longer than the 2,048 tokens", labels[3]["why"])
+        self.assertIn("takes the answer that is shown first in", out)
+        self.assertIn("of the probability of what it would write", out)
+
+    def test_reward_of_a_policy_against_its_start(self):
+        data = save_rows(self.folder / "pairs")
+        adapters = self.folder / "adapters"
+        code, _, err = command(
+            *("--model", self.model, "--data", data, "--train", "--iters", "8"),
+            *("--adapter-path", adapters, "--learning-rate", "1e-2", "--beta", "0.3"),
+        )
+        self.assertEqual(code, 0, err)
+        row = ROWS[0]
+        texts = [row[name][0]["content"] for name in ("rejected", "chosen")]
+        rows = [answers(1, *texts, "tea", cut=[2], prompt=row["prompt"])]
+        folder = save_answers(self.folder / "data", *rows)
+        own = ["--label", "reward", "--output", folder, "--model", self.model]
+        code, out, err = collect(*own, "--adapter-path", adapters)
+        self.assertEqual(code, 0, err)
+        (label,) = read_lines(folder / LABELS)
+        tokenizer = TOKENIZER
+        prompt = tokenizer.apply_chat_template(
+            row["prompt"], add_generation_prompt=True, return_dict=False
+        )
+        rewards = []
+        for response in rows[0].responses:
+            ids = prompt + response.tokens
+            sums = []
+            for path in (adapters, None):
+                model, _ = load(str(self.model), adapter_path=path and str(path))
+                logits = np.array(model(mx.array([ids[:-1]]))[0], np.float64)
+                top = logits.max(-1, keepdims=True)
+                logps = logits - top - np.log(np.exp(logits - top).sum(-1))[:, None]
+                at = np.arange(len(prompt) - 1, len(ids) - 1)
+                sums.append(logps[at, ids[len(prompt) :]].sum())
+            rewards.append(0.3 * (sums[0] - sums[1]))
+        np.testing.assert_allclose(label["scores"], rewards, atol=2e-4)
+        margin = max(rewards) - min(rewards)
+        self.assertAlmostEqual(label["certainty"], 1 / (1 + np.exp(-margin)), places=4)
+
+    def test_a_model_that_has_no_letters(self):
+        judge = ModelJudge(str(self.model))
+        with mock.patch.object(judge, "_encode", lambda text: [*text.encode(), 1]):
+            with self.assertRaisesRegex(InputError, "no token of its own"):
+                judge("?", ["a", "b"], {})
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,223 @@
+# Copyright © 2026 MLX Contributors
+
+import json
+import tempfile
+import unittest
+from pathlib import Path
+
+from collecting import answers, collect, read_lines, save_answers
+from test_dpo_command import command
+from tiny import save_tiny_model
+
+from mlx_lm.preference.collect.labels import Label, append_label
+
+
+def text(row, name):
+    return row[name][0]["content"]
+
+
+class PairsCase(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def pairs(self, rows, labels, *options):
+        """The pairs of some answers and labels, (chosen, rejected), and the output."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        save_answers(folder, *rows)
+        for label in labels:
+            append_label(folder, label)
+        options = options or ("--pairs", "best")
+        code, out, err = collect("--output", folder, *options)
+        self.assertEqual(code, 0, err)
+        self.rows = read_lines(folder / "train.jsonl")
+        self.rows += read_lines(folder / "valid.jsonl")
+        return [(text(r, "chosen"), text(r, "rejected")) for r in self.rows], out
+
+
+def scored(number, *scores, judge="a", **more):
+    return Label(f"p{number}", judge, "scores", scores=list(scores), **more)
+
+
+class TestPairs(PairsCase):
+    def test_best_against_worst(self):
+        rows = [answers(1, "mid", "best", "worst")]
+        found, out = self.pairs(rows, [scored(1, 2, 3, 1)])
+        self.assertEqual(found, [("best", "worst")])
+        (row,) = self.rows
+        self.assertEqual(row["chosen_tokens"], rows[0].responses[1].tokens)
+        self.assertEqual(row["rejected_tokens"], rows[0].responses[2].tokens)
+        self.assertEqual(row["prompt"], rows[0].prompt)
+        self.assertIn("1 pair of 1 prompt", out)
+
+    def test_what_is_left_out_is_counted(self):
+        rows = [answers(i, "a", "b") for i in range(4)]
+        rows += [answers(4, "a"), answers(5, "", "b"), answers(6, "a", "b", cut=[0])]
+        rows += [answers(7, "a", "b"), answers(8, "a", " a".strip(), cut=[0])]
+        labels = [
+            Label("p0", "a", "tie"),
+            Label("p1", "a", "bad"),
+            Label("p2", "a", "none", why="it hung"),
+            *(scored(i, 2, 1) for i in (5, 6, 7)),
+            scored(8, 1, 2),
+        ]
+        found, out = self.pairs(rows, labels)
+        self.assertEqual(found, [("a", "b")])
+        for reason in (
+            "1 ties",
+            "1 all bad",
+            "1 without a verdict",
+            "1 not labelled",
+            "1 with one answer",
+            "1 empty answers",
+            "1 won by a cut answer",
+            "1 equal answers",
+        ):
+            self.assertIn(reason, out)
+
+    def test_a_cut_answer_wins_over_no_finished_one(self):
+        rows = [answers(1, "cut", "whole", "short", "late", cut=[0, 3])]
+        labels = [scored(1, 4, 3, 2, 1)]
+        # The widest pair that may be is cut over cut.
+        self.assertEqual(self.pairs(rows, labels)[0], [("cut", "late")])
+        found, _ = self.pairs(rows, labels, "--pairs", "all")
+        self.assertNotIn(("cut", "whole"), found)
+        self.assertNotIn(("cut", "short"), found)
+        self.assertEqual(len(found), 4)
+
+    def test_people_before_programs(self):
+        rows = [answers(1, "a", "b")]
+        labels = [
+            scored(1, 0, 1, judge="function:x.py:y"),
+            scored(1, 0, 1, judge="model:m"),
+            Label("p1", "human:anna", "ranking", ranking=[[0], [1]]),
+        ]
+        self.assertEqual(self.pairs(rows, labels)[0], [("a", "b")])
+        # A person who skipped it says nothing.
+        skipped = Label("p1", "human:anna", "none", why="skipped")
+        self.assertEqual(self.pairs(rows, labels + [skipped])[0], [("b", "a")])
+
+    def test_mean_of_ranks(self):
+        rows = [answers(1, "a", "b", "c")]
+        labels = [
+            scored(1, 9, 8, 0, judge="x"),
+            scored(1, 1, 5, 3, judge="y"),
+            # Of two only: it moves these two alone.
+            Label("p1", "z", "ranking", ranking=[[1], [0]]),
+        ]
+        # Places around 0: a -1 1 .5, b 0 -1 -.5, c 1 0.
+        self.assertEqual(self.pairs(rows, labels)[0], [("b", "c")])
+        self.assertEqual(self.rows[0]["agreement"], 1)
+
+    def test_weight_is_how_sure_the_label_is(self):
+        for said, expected in (
+            # 2 p - 1; p is the mean of 1, 1, 0.
+            ([(1, 0), (1, 0), (0, 1)], 1 / 3),
+            # A tie is half.
+            ([(1, 0), (1, 1)], 0.5),
+            ([(1, 0)], 1),
+        ):
+            labels = [scored(1, *pair, judge=f"{i}") for i, pair in enumerate(said)]
+            found, _ = self.pairs(
+                [answers(1, "a", "b")], labels, "--weights", "agreement"
+            )
+            self.assertEqual(found, [("a", "b")])
+            self.assertAlmostEqual(self.rows[0]["weight"], expected, places=5)
+        sure = [scored(1, 1, 0, certainty=0.8), scored(1, 0, 1, judge="b")]
+        found, out = self.pairs([answers(1, "a", "b")], sure, "--weights", "agreement")
+        self.assertEqual((found, "1 ties" in out), ([], True))
+        sure = [scored(1, 1, 0, certainty=0.8)]
+        self.pairs([answers(1, "a", "b")], sure, "--weights", "agreement")
+        self.assertAlmostEqual(self.rows[0]["weight"], 2 * 0.8 - 1)
+
+    def test_an_edited_answer_is_chosen(self):
+        edited = {"response": 0, "text": "better a"}
+        rows = [answers(1, "a", "b")]
+        for verdict, rejected in (
+            (scored(1, 1, 0, judge="human:x", edited=edited), "b"),
+            (scored(1, 0, 1, judge="human:x", edited=edited), "a"),
+            (Label("p1", "human:x", "bad", edited=edited), "a"),
+        ):
+            found, _ = self.pairs(rows, [verdict], "--weights", "agreement")
+            self.assertEqual(found, [("better a", rejected)])
+            self.assertNotIn("chosen_tokens", self.rows[0])
+            self.assertIn("rejected_tokens", self.rows[0])
+        same = {"response": 0, "text": "a"}
+        label = scored(1, 0, 1, judge="human:x", edited=same)
+        self.assertEqual(self.pairs(rows, [label])[0], [("b", "a")])
+
+    def test_prompts_are_on_one_side(self):
+        rows, labels = [], []
+        for number in range(60):
+            for round_ in (0, 1):
+                rows.append(answers(number, "a", "b", round=round_))
+                labels.append(scored(number, 1, 0, round=round_))
+        self.pairs(rows, labels)
+        sides = {"train": set(), "valid": set()}
+        (folder,) = self.folder.iterdir()
+        for name, prompts in sides.items():
+            for row in read_lines(folder / f"{name}.jsonl"):
+                prompts.add(json.dumps(row["prompt"]))
+        self.assertEqual(len(sides["train"]) + len(sides["valid"]), 60)
+        self.assertTrue(0 < len(sides["valid"]) < 20)
+        # More answers move no prompt to the other side.
+        before = {name: set(prompts) for name, prompts in sides.items()}
+        save_answers(folder, *(answers(i, "a", "b") for i in range(60, 90)))
+        for i in range(60, 90):
+            append_label(folder, scored(i, 1, 0))
+        collect("--output", folder, "--pairs", "best")
+        for name in sides:
+            now = {
+                json.dumps(r["prompt"]) for r in read_lines(folder / f"{name}.jsonl")
+            }
+            self.assertLessEqual(before[name], now)
+
+    def test_export(self):
+        save_answers(self.folder, *(answers(i, "a", "b") for i in range(30)))
+        file = self.folder / "pairs.json"
+        code, _, err = collect("--output", self.folder, "--export", file)
+        self.assertEqual(code, 2)
+        self.assertIn("label its answers first", err)
+        for i in range(30):
+            append_label(self.folder, scored(i, 1, 0))
+        collect("--output", self.folder, "--export", file)
+        rows = read_lines(file)
+        self.assertEqual(len(rows), 30)
+        self.assertEqual({*rows[0]}, {"prompt", "chosen", "rejected"})
+        self.assertEqual(rows[0]["prompt"][0]["role"], "user")
+
+
+class TestFolderIsData(PairsCase):
+    """What is collected trains, is tested and inspected as it is."""
+
+    def test_trains_on_the_tokens_that_were_generated(self):
+        model = save_tiny_model(self.folder / "model", max_position_embeddings=2048)
+        data = self.folder / "data"
+        save_answers(
+            data,
+            *(answers(i, f"the answer {i}", "in", "no", cut=[1]) for i in range(40)),
+        )
+        for i in range(40):
+            append_label(data, scored(i, 3, 1, 2))
+        for kind, loss in (("ranking", "plackett_luce"), ("best", "sigmoid")):
+            code, _, err = collect("--output", data, "--pairs", kind)
+            self.assertEqual(code, 0, err)
+            own = ["--model", model, "--data", data, "--adapter-path"]
+            own.append(self.folder / kind)
+            options = ["--iters", "2", "--num-layers", "1", "--batch-size", "2"]
+            code, out, err = command(*own, *options, "--train", "--loss-type", loss)
+            self.assertEqual(code, 0, err)
+            for sign in ("[WARNING]", "Skipped"):
+                self.assertNotIn(sign, out)
+        code, out, err = command(*own, "--inspect", "1")
+        self.assertEqual(code, 0, err)
+        # A cut answer has no end, and is trained on without.
+        chosen, _, rejected = out.partition("rejected, scored")
+        self.assertIn("</s>", chosen.split("chosen, scored")[1])
+        self.assertIn("in", rejected)
+        self.assertNotIn("</s>", rejected)
+
+
+if __name__ == "__main__":
+    unittest.main()
