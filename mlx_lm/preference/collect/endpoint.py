@@ -191,7 +191,8 @@ def read_address(address: str) -> tuple[str, str]:
         parts = urlsplit(url)
     except ValueError as e:
         raise InputError(f"{url} is no address: {e}.") from e
-    if parts.username or parts.password or parts.query or "@" in parts.netloc:
+    # A password before a host would read as a model.
+    if parts.query or "@" in address:
         raise InputError(
             "An address is kept with each label, so it must hold no password or key: "
             f"set {KEY} instead."
