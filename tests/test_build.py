@@ -261,7 +261,13 @@ class TestMetadata(unittest.TestCase):
         self.assertEqual(got["project_urls"], {"Issues": "https://x.org/a,b"})
         self.assertEqual(got["install_requires"], ["numpy"])
         extras = {"cpu": ["mlx[cpu]"], "bare": [], "report": ["matplotlib"]}
-        extras["test"] = ["hypothesis", "pytest>=9", "pytest-xdist", "matplotlib"]
+        extras["test"] = [
+            "hypothesis",
+            "selenium",
+            "pytest>=9",
+            "pytest-xdist",
+            "matplotlib",
+        ]
         self.assertEqual(got["extras_require"], extras)
         self.assertEqual(
             got["entry_points"],

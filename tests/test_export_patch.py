@@ -223,7 +223,7 @@ class TestMadeUpUpstream(Export):
         project = self.read("pyproject.toml")
         for name in ("mlx_lm.dpo", "mlx_lm.dpo_collect"):
             self.assertIn(f'"{name}" = "{name}:main"\n', project)
-        self.assertIn('test = ["hypothesis", "Pillow"]\n', project)
+        self.assertIn('test = ["hypothesis", "Pillow", "selenium"]\n', project)
         self.assertIn('    "*.md",\n', project)
         self.assertEqual(
             self.read("README.md").splitlines()[2],
