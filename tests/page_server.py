@@ -11,10 +11,12 @@ import json
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import tiny  # noqa: F401, which keeps the user's own cache folder as it is
 
+from mlx_lm.preference.collect.pairs import write_pairs
 from mlx_lm.preference.collect.server import PageServer, label_by_hand
 from mlx_lm.preference.collect.voting import Voting
 
@@ -55,10 +57,10 @@ def labels(folder):
 
 
 @contextlib.contextmanager
-def serving(folder, name="anna", finish=lambda: "Two pairs are written.", **more):
+def serving(folder, name="anna", **more):
     """Serve the page in a thread; yields the server and its address."""
-    voting = Voting(folder, name, **more)
-    with PageServer(voting, "127.0.0.1", 0, COMMANDS, finish) as server:
+    voting, make_pairs = Voting(folder, name, **more), partial(write_pairs, folder)
+    with PageServer(voting, "127.0.0.1", 0, COMMANDS, make_pairs) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
@@ -87,8 +89,8 @@ def main():
     folder, name, port, *cache = sys.argv[1:]
     if any(cache):
         os.environ["XDG_CACHE_HOME"] = cache[0]
-    finish = lambda: "Two pairs are written."
-    label_by_hand(folder, name, port=int(port), browse=False, make_pairs=finish)
+    make_pairs = partial(write_pairs, folder)
+    label_by_hand(folder, name, port=int(port), browse=False, make_pairs=make_pairs)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ class TestVotes(PageTest):
         self.wait_for("#end h2")
         self.assertIn("All 9 prompts are judged", self.find("#end").text)
         self.assertIn(COMMANDS["train"], self.find("#end").text)
-        self.wait(lambda: "Two pairs are written." in self.find("#end").text)
+        self.wait(lambda: "5 pairs in the folder" in self.find("#end").text)
         self.assertEqual(self.errors(), [])
         self.press("s")
         self.prompt("Q6")

@@ -94,8 +94,17 @@ class TestVotes(CollectTest):
             first = labels(self.folder)[0]
             # Whatever the side, the label is about the response.
             self.assertEqual(first["ranking"], [[0], [1]])
-            said = call(url, "finish", {})[1]["said"]
-            self.assertEqual(said, "Two pairs are written.")
+            made = call(url, "finish", {})[1]["made"]
+            counts = {
+                "without a verdict": 1,
+                "ties": 1,
+                "all bad": 1,
+                "with one answer": 1,
+            }
+            self.assertEqual(made, {"rows": 1, "train": 1, "valid": 0, **counts})
+            self.assertEqual(call(url, "finish", {})[1]["made"], made)
+        (row,) = (self.folder / "train.jsonl").read_text().splitlines()
+        self.assertIn("good", json.loads(row)["chosen"][0]["content"])
 
     def test_sides_are_drawn_once_for_each_person(self):
         self.write(*(answers(f"q{i}", "a", "b") for i in range(400)))

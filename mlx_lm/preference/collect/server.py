@@ -23,7 +23,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -97,10 +97,11 @@ class PageServer(ThreadingHTTPServer):
         host: str,
         port: int,
         commands: dict[str, str],
-        finish: Callable[[], str | None],
+        make_pairs: Callable[[], Mapping[str, int]],
     ):
-        self.voting, self.commands, self.finish = voting, commands, finish
+        self.voting, self.commands, self.make_pairs = voting, commands, make_pairs
         self.finishing = threading.Lock()
+        self.made: dict[int, dict[str, int]] = {}
         self.title = voting.folder.resolve().name
         self.token = page_token(voting.folder, voting.judge)
         self.page, self.policy = read_page()
@@ -284,8 +285,13 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.voting.state(key)
 
     def _finish(self, _):
-        with self.server.finishing:
-            return {"said": self.server.finish() or ""}
+        """Make pairs of the labels, once for each state of them."""
+        server = self.server
+        with server.finishing:
+            version = server.voting.version()
+            if version not in server.made:
+                server.made = {version: dict(server.make_pairs())}
+            return {"made": server.made[version]}
 
     def _send(self, status, content, kind):
         self.send_response(status)
@@ -313,7 +319,7 @@ def label_by_hand(
     review: str | None = None,
     model: str | None = None,
     browse: bool = True,
-    make_pairs: Callable[[], str | None],
+    make_pairs: Callable[[], Mapping[str, int]],
 ) -> None:
     """Let a person judge the answers of a folder in the browser, until Ctrl-C."""
     name = name or user_name()
