@@ -31,12 +31,8 @@ from mlx_lm.preference.policy.model import (
     read_weights,
 )
 from mlx_lm.preference.report.evaluate import score_pairs
-from mlx_lm.preference.run.setup import (
-    find_sharing,
-    load_data,
-    make_policy,
-    training_args,
-)
+from mlx_lm.preference.run.layouts import find_sharing
+from mlx_lm.preference.run.setup import load_data, make_policy, training_args
 from mlx_lm.preference.settings.checks import fit_to_model
 from mlx_lm.preference.settings.finished import finished_runs
 from mlx_lm.sample_utils import make_sampler

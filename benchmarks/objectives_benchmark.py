@@ -32,12 +32,8 @@ from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.objective import objective_of
 from mlx_lm.preference.policy.model import load_model
 from mlx_lm.preference.report.evaluate import score_pairs
-from mlx_lm.preference.run.setup import (
-    find_sharing,
-    load_data,
-    make_policy,
-    training_args,
-)
+from mlx_lm.preference.run.layouts import find_sharing
+from mlx_lm.preference.run.setup import load_data, make_policy, training_args
 from mlx_lm.preference.settings.checks import check_args, fit_to_model
 from mlx_lm.tuner.utils import remove_lora_layers
 

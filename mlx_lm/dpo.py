@@ -1,57 +1,34 @@
 # Copyright © 2026 MLX Contributors
 
-import copy
 import gc
 import os
 import signal
 import sys
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from . import lora
 from .preference.data.secrets import without_secrets
-from .preference.device import (
-    compiles,
-    prepare_backend,
-    slow_blas_notice,
-    slow_dtype_notice,
-)
+from .preference.device import prepare_backend, slow_blas_notice, slow_dtype_notice
 from .preference.errors import InputError
+from .preference.features import around, features
 from .preference.files import user_cache_folder
-from .preference.forward.frozen import FrozenStart
-from .preference.objective.objective import objective_of
 from .preference.policy import model as models
-from .preference.policy.optimizer import with_master_weights
 from .preference.ranks import is_lost_rank, start_together
-from .preference.reference.remembered import RememberedReference
-from .preference.report import evaluate
-from .preference.report.inspect import show_pairs
-from .preference.report.page import LEFT_BY_TESTS, show_report
-from .preference.report.table import short_names
 from .preference.run import setup
-from .preference.run.best import check_validated
-from .preference.run.folder import CallbackList, check_folder, open_folder
-from .preference.run.forecast import check_memory, check_test_memory
-from .preference.run.lock import folder_kept
+from .preference.run.folder import check_folder, open_folder
+from .preference.run.job import Job
 from .preference.run.loop import TrainingStopped
 from .preference.run.plan import describe_plan, training_plan
 from .preference.run.screen import print_header
-from .preference.settings.checks import check_keys, fit_to_model
-from .preference.settings.finished import finished_runs, settle
+from .preference.settings.begin import agree, load_models
+from .preference.settings.checks import check_keys
+from .preference.settings.finished import settle
 from .preference.settings.parser import build_parser, read_config
-from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS, names
+from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
 from .preference.terminal import lasting_output, rprint, visible
-from .preference.watch.retained_text import scored_text
-from .preference.watch.trackers import reporting_callbacks
-from .preference.watch.watchers import WatchedRun, run_watchers
 from .tuner.callbacks import TrainingCallback
 from .tuner.trainer import train_dpo
 from .tuner.utils import print_trainable_parameters
@@ -90,203 +67,79 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
     return SimpleNamespace(**{**CONFIG_DEFAULTS, **given}, explicit=explicit)
 
 
-def train_model(
-    args: SimpleNamespace,
-    model: nn.Module,
-    train_set: Any,
-    valid_set: Any,
-    training_callback: TrainingCallback | None = None,
-    reference_model: nn.Module | None = None,
-) -> RememberedReference:
+def train_model(job: Job, training_callback: TrainingCallback | None = None) -> None:
     """Train the policy and write the adapter, its settings and its metrics."""
+    args, model, train_set = job.args, job.model, job.train_set
     if len(train_set) < args.batch_size:
         raise InputError(
             f"The training set has {len(train_set)} usable pairs, fewer than "
             f"batch_size={args.batch_size}. Lower batch_size or add pairs."
         )
-    check_validated(args, valid_set)
     setup.make_policy(args, model)
-    optimizer, _ = setup.make_optimizer(args, len(train_set))
-    settings = setup.training_args(args, setup.likely_sharing(args))
-    compared = settings.objective.needs_reference
-    start = (reference_model or FrozenStart(model)) if compared else None
-    joins = compiles(settings.compile) and not settings.debug_gradients
-    masters = with_master_weights(optimizer, model, joins)
-    estimate = check_memory(model, start, masters, train_set, settings)
-    del start, masters
+    job.optimizer, _ = setup.make_optimizer(args, len(train_set))
+    job.settings = setup.training_args(args)
+    for feature in features():
+        feature.before_weights(job)
     models.read_weights(model, args.model)
-    if reference_model is not None:
-        models.read_weights(reference_model, args.reference_model)
-    sharing = setup.find_sharing(args, model, reference_model)
-    settings = replace(settings, sharing=sharing.grade)
-    sets = train_set, valid_set or []
-    reference = setup.remember_reference(args, model, reference_model, *sets)
-    identity = setup.run_identity(model, reference_model, reference, *sets)
+    if job.reference_model is not None:
+        models.read_weights(job.reference_model, args.reference_model)
+    job.reference = setup.make_reference(args, model, job.reference_model)
+    for feature in features():
+        feature.after_weights(job)
     # Where all its numbers are known, nothing else holds it.
-    del reference_model
-    # A test measures from the start, wherever training moves the reference to.
-    kept = FrozenStart(model) if args.sync_reference and args.test else None
-    resumes = args.resume and not args.dry_run
-    state = setup.find_checkpoint(args, identity) if resumes else None
-    optimizer, notices = setup.make_optimizer(args, len(train_set), state)
-    if state:
-        models.fitting_weights(model, state.adapter)
-    watched = WatchedRun(
-        Path(args.adapter_path),
-        model,
-        train_set.tokenizer,
-        valid_set,
-        # Rewards are measured from the policy as it was.
-        compared and not (args.reference_model or args.sync_reference),
-        args.sample_prompts,
-        args.sample_tokens,
-    )
+    job.reference_model = None
+    optimizer, notices = setup.make_optimizer(args, len(train_set), job.state)
+    job.optimizer = optimizer
     is_first = mx.distributed.init().rank() == 0
     if is_first:
-        plan = training_plan(train_set, settings)
-        rows = setup.header_rows(args, train_set, valid_set, reference, plan, estimate)
-        print_header("mlx_lm.dpo", rows)
-        for line in filter(None, (sharing.notice, sharing.warning)):
-            rprint(line)
-        for line in describe_plan(plan, args.batch_size) if args.dry_run else []:
-            rprint(line)
-        watched.check()
-        check_folder(args.adapter_path)
+        _announce(job)
     # Whatever any rank refuses, nothing of an earlier run is touched until here.
-    _start_together(args, lambda: setup.rank_inputs(identity, state))
+    agree(args, lambda: _inputs(job))
     if args.dry_run:
-        return reference
+        return
     if is_first:
-        training_callback = _open_folder(args, state, watched, training_callback)
+        training_callback = open_folder(job, training_callback)
     for notice in notices:
         rprint(notice)
     print_trainable_parameters(model)
-    with _scored_text(args, model, train_set.tokenizer):
+    with around("around_training", job):
         train_dpo(
             model,
             optimizer,
             train_set,
-            valid_set or None,
-            settings,
-            reference,
+            job.valid_set or None,
+            job.settings,
+            job.reference,
             training_callback,
-            resume=state,
-            identity=identity,
+            resume=job.state,
+            identity=job.identity,
         )
-    reference.model = kept or reference.model
-    return reference
+    for feature in features():
+        feature.after_training(job)
 
 
-def _start_together(args, loaded):
-    """Wait for all ranks, and refuse any that has other settings or inputs."""
-    settings = {name: getattr(args, name) for name in names(per_rank=False)}
-    start_together(inputs=lambda: {**settings, **loaded()})
+def _announce(job):
+    """Say what the run will be, and refuse what could not be written."""
+    args = job.args
+    plan = training_plan(job.train_set, job.settings)
+    rows = setup.header_rows(args, job.train_set, job.valid_set, job.reference, plan)
+    for feature in features():
+        feature.header_rows(job, rows)
+    print_header("mlx_lm.dpo", [(label, text) for label, text in rows.items() if text])
+    for line in job.lines:
+        rprint(line)
+    for line in describe_plan(plan, args.batch_size) if args.dry_run else []:
+        rprint(line)
+    for feature in features():
+        feature.before_folder(job)
+    check_folder(args.adapter_path)
 
 
-def _open_folder(args, state, watched, training_callback):
-    """Make the adapter folder ready, and what gets the run's reports."""
-    services = args.report_to, args.project_name, args.adapter_path
-    metrics = open_folder(
-        args.adapter_path,
-        vars(args),
-        state,
-        training_callback,
-        partial(reporting_callbacks, *services),
-    )
-    watchers = run_watchers(watched, state, LEFT_BY_TESTS)
-    return CallbackList([metrics, CallbackList(watchers, careful=True)])
-
-
-def evaluate_model(
-    args: SimpleNamespace,
-    model: nn.Module,
-    dataset: Any,
-    reference_model: Any,
-    is_test: bool = True,
-    show: bool = True,
-) -> dict[str, Any]:
-    """Score held-out pairs, keep a test's numbers, and show them or single pairs."""
-    sharing = setup.find_sharing(args, model, reference_model)
-    if sharing.warning and not args.train:
-        rprint(sharing.warning)
-    settings = setup.training_args(args, sharing.grade)
-    metrics, scored = evaluate.score_pairs(
-        model, reference_model, dataset, settings, args.test_batches
-    )
-    if args.test and args.adapter_path:
-        data, longest = str(args.hf_dataset or args.data), args.max_seq_length
-        metrics |= evaluate.keep_test(
-            args.adapter_path,
-            metrics,
-            dataset,
-            scored,
-            {"test/data": data, "test/max_seq_length": longest},
-            ordinary_text=args.retain_data is not None,
-            pair_texts=args.report,
-        )
-    if args.test and show:
-        before = "start" if isinstance(reference_model, FrozenStart) else "reference"
-        evaluate.show_metrics({"policy": metrics}, before, settings.objective.noun)
-    if args.inspect:
-        again = copy.copy(args)
-        # More tokens than any row has.
-        again.max_seq_length, again.token_cache = 2**30, False
-        if is_test:
-            again.train, again.test = False, True
-        read_uncut = partial(setup.load_data, again, dataset.tokenizer)
-        show_pairs(dataset, scored, args.inspect, read_uncut)
-    return metrics
-
-
-def _compare(args):
-    """Test finished runs on one test set, and print one table."""
-    runs = {run.adapter_path: run for run in finished_runs(args)}
-    sets: dict[tuple, Any] = {}
-
-    def test(folder):
-        run = runs[folder]
-        rprint(f"Loading {run.model} with {folder}")
-        model, tokenizer, reference_model = _load_models(run)
-        # What only the loss reads; but rows without a usable number are left out.
-        columns = (run.weight_feature, run.margin_feature)
-        if columns not in sets:
-            _, _, sets[columns] = setup.load_data(run, tokenizer)
-            for line in sets[columns].summary():
-                rprint(line)
-            evaluate.check_same_pairs(folder, sets[columns], next(iter(sets.values())))
-            models.check_token_ids(model, sets[columns].largest_token())
-        reference = _load_trained(run, model, tokenizer, reference_model)
-        models.read_weights(model, run.model)
-        _start_together(run, partial(setup.tested, model, reference, sets[columns]))
-        return evaluate_model(run, model, sets[columns], reference, show=False)
-
-    results = [test(folder) for folder in runs]
-    first = next(iter(runs.values()))
-    starts = {(run.reference_model, run.resume_adapter_file) for run in runs.values()}
-    before = "reference" if first.reference_model else "start"
-    if len(starts) > 1:
-        before = None
-        rprint("The runs have different references: rewards and KL are from each own.")
-    table = dict(zip(short_names(list(runs)), results))
-    evaluate.show_metrics(table, before, objective_of(first).noun)
-    for folder in runs if args.report else []:
-        show_report(folder)
-
-
-def _load_models(args):
-    """Load the model, its tokenizer, and the reference model if one is named."""
-    model, tokenizer = models.load_model(args.model, args.trust_remote_code)
-    fit_to_model(args, model)
-    reference_model = models.load_reference_model(
-        args.reference_model, tokenizer, args.trust_remote_code
-    )
-    return model, tokenizer, reference_model
-
-
-def _scored_text(args, model, tokenizer, start=True):
-    """Score ordinary text before and after what happens inside."""
-    given = (args.retain_data, args.model, args.max_seq_length, args.adapter_path)
-    return scored_text(model, tokenizer, *given, start=start)
+def _inputs(job):
+    found = {}
+    for feature in features():
+        found |= feature.inputs(job)
+    return found
 
 
 def run(
@@ -323,79 +176,39 @@ def run(
             f"Not saved: {', '.join(secrets)} of hf_dataset. To resume, give it again, "
             "or log in to the Hugging Face Hub."
         )
-    if isinstance(args.adapter_path, list):
-        _compare(args)
+    if any(feature.takes_over(args) for feature in features()):
         return
     settle(args)
-    writes = args.train and not args.dry_run and mx.distributed.init().rank() == 0
-    with folder_kept(args.adapter_path) if writes else nullcontext():
+    with around("around_command", args):
         _run(args, training_callback)
 
 
 def _run(args, training_callback):
-    """Load what the settings name, then train, test, or both."""
+    """Load what the settings name, then train, and do what else they ask for."""
     np.random.seed(args.seed)
     if args.mask_prompt:
         rprint("mask_prompt has no effect: preference losses never score prompts.")
     if (notice := slow_blas_notice()) is not None:
         rprint(f"[WARNING] {notice}")
-
     rprint("Loading pretrained model")
-    model, tokenizer, reference_model = _load_models(args)
-    if (notice := slow_dtype_notice(model)) is not None:
+    model, tokenizer, reference_model = load_models(args)
+    job = Job(args, model, tokenizer, reference_model=reference_model)
+    del reference_model
+    if (notice := slow_dtype_notice(job.model)) is not None:
         rprint(f"[WARNING] {notice}")
-
     rprint("Loading datasets")
-    train_set, valid_set, test_set = setup.load_data(args, tokenizer)
-    if args.inspect and not (test_set or valid_set):
-        raise InputError(
-            "inspect shows held-out pairs, and there are none: add a test or validation "
-            "set, raise valid_fraction, or leave it out."
-        )
-    sets = [dataset for dataset in (train_set, valid_set, test_set) if dataset]
-    models.check_token_ids(model, max(dataset.largest_token() for dataset in sets))
-    # A warning that holds for every set is said once.
-    for line in dict.fromkeys(line for dataset in sets for line in dataset.summary()):
-        rprint(line)
-    if train_set:
-        rprint(train_set.preview())
-
+    job.train_set, job.valid_set, job.test_set = setup.load_data(args, job.tokenizer)
+    for feature in features():
+        feature.after_loading(job)
+    setup.introduce(job)
     if args.train:
-        # Handed over, not kept: it is freed as soon as its numbers are known.
-        handed = [reference_model]
-        del reference_model
-        remembered = train_model(
-            args, model, train_set, valid_set, training_callback, handed.pop()
-        )
-        reference = remembered.model
+        train_model(job, training_callback)
         if args.dry_run:
             rprint("Dry run: nothing was trained.")
             return
         rprint(f"Saved the adapter to {args.adapter_path}")
-    else:
-        reference = _load_trained(args, model, tokenizer, reference_model)
-    if args.test or args.inspect:
-        held_out = test_set or valid_set
-        if not args.train:
-            settings = setup.training_args(args, setup.likely_sharing(args))
-            check_test_memory(model, reference, held_out, settings)
-        models.read_weights(model, args.model)
-        _start_together(args, partial(setup.tested, model, reference, held_out))
-        evaluate_model(args, model, held_out, reference, is_test=bool(test_set))
-    if args.report:
-        show_report(args.adapter_path)
-
-
-def _load_trained(args, model, tokenizer, reference_model):
-    """Load what a run trained, if there is any, and return the reference."""
-    reference = reference_model or model
-    if args.adapter_path:
-        setup.make_policy(args, model)
-        reference = reference_model or FrozenStart(model)
-    with _scored_text(args, model, tokenizer, start=bool(args.adapter_path)):
-        if args.adapter_path:
-            models.load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
-    return reference
+    for feature in features():
+        feature.finish(job)
 
 
 def main() -> None:

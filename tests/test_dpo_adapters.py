@@ -30,6 +30,7 @@ from mlx_lm.generate import generate
 from mlx_lm.generate import main as generate_main
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.policy.model import load_model, load_weights, prepare_policy
+from mlx_lm.preference.report import testing
 from mlx_lm.preference.run.folder import adapter_config
 from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.settings.adopt import adopt_adapter_config, adopt_finished_run
@@ -61,7 +62,7 @@ def loaded_logits(path, adapter_path=None):
 def watched_command(*argv):
     """Run mlx_lm.dpo: the trained model and what evaluate_model returned."""
     seen = SimpleNamespace(model=None, metrics=None)
-    evaluate, train = dpo.evaluate_model, dpo.train_dpo
+    evaluate, train = testing.evaluate_model, dpo.train_dpo
 
     def watch_evaluation(*args, **kwargs):
         seen.metrics = evaluate(*args, **kwargs)
@@ -71,8 +72,10 @@ def watched_command(*argv):
         seen.model = model
         return train(model, *args, **kwargs)
 
-    watches = {"evaluate_model": watch_evaluation, "train_dpo": watch_training}
-    with mock.patch.multiple(dpo, **watches):
+    with (
+        mock.patch.object(testing, "evaluate_model", watch_evaluation),
+        mock.patch.object(dpo, "train_dpo", watch_training),
+    ):
         code, seen.out, seen.err = command(*argv)
     if code:
         raise AssertionError(seen.err)

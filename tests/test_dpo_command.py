@@ -23,6 +23,8 @@ from mlx_lm import cli, dpo
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.policy.model import load_model
+from mlx_lm.preference.report.testing import evaluate_model
+from mlx_lm.preference.run.job import Job
 from mlx_lm.preference.run.setup import load_data
 from mlx_lm.preference.settings.checks import check_args
 from mlx_lm.tuner import callbacks
@@ -312,8 +314,10 @@ class TestReports(CommandCase):
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             model, tokenizer = load_model(args.model, args.trust_remote_code)
             train, valid, test = load_data(args, tokenizer)
-            remembered = dpo.train_model(args, model, train, valid)
-            metrics = dpo.evaluate_model(args, model, test, remembered.model)
+            job = Job(args, model, tokenizer, train, valid)
+            dpo.train_model(job)
+            remembered = job.reference
+            metrics = evaluate_model(args, model, test, remembered.model)
         self.assertIsInstance(remembered.model, FrozenStart)
         self.assertEqual(remembered.unknown(train, valid), 0)
         # Validation and test set hold the same rows; the test has the exact KL.
@@ -329,7 +333,7 @@ class TestReports(CommandCase):
             )
         args.batch_size = 12
         with self.assertRaisesRegex(ValueError, "fewer than batch_size=12"):
-            dpo.train_model(args, model, train, valid)
+            dpo.train_model(Job(args, model, tokenizer, train, valid))
 
     def test_loading_the_reference_model(self):
         args = dpo.resolve_args(["--reference-model", str(self.model)])

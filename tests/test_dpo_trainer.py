@@ -27,13 +27,13 @@ from mlx_lm.preference.forward.answers import (
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.parts import calls_replaced
 from mlx_lm.preference.measure.metrics import sum_values
+from mlx_lm.preference.policy.masters import with_master_weights
 from mlx_lm.preference.policy.model import (
     check_same_tokens,
     check_token_ids,
     prepare_policy,
 )
-from mlx_lm.preference.policy.optimizer import with_master_weights
-from mlx_lm.preference.run.checkpoint import save_adapter
+from mlx_lm.preference.run.adapters import save_adapter
 from mlx_lm.preference.run.folder import CallbackList, MetricsFile
 from mlx_lm.tuner import trainer as training_step
 from mlx_lm.tuner.trainer import dpo_step, evaluate_dpo, gradient_accumulator

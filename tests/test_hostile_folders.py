@@ -163,7 +163,9 @@ class TestRefusedRuns(FolderCase):
         asked += ["--model", plain, "--data", texts]
         self.refused("has messages, which need a chat", *asked)
         # Another rank has no data: this one has not begun yet.
-        with mock.patch("mlx_lm.dpo.start_together", side_effect=SystemExit(2)):
+        with mock.patch(
+            "mlx_lm.preference.settings.begin.start_together", side_effect=SystemExit(2)
+        ):
             before = content(self.adapters)
             self.assertEqual(command(*self.flags())[0], 2)
             self.assertEqual(content(self.adapters), before)

@@ -10,7 +10,7 @@ from tiny import random_pairs, tiny_model, weights_of
 
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.forward.frozen import FrozenStart
-from mlx_lm.preference.policy.optimizer import (
+from mlx_lm.preference.policy.masters import (
     JoinedWeights,
     MasterWeights,
     with_master_weights,

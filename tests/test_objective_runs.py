@@ -34,6 +34,7 @@ from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.objective import Objective, objective_of
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.run import forecast
 from mlx_lm.preference.step import reference_pass, scoring_step
 from mlx_lm.tuner.trainer import dpo_step
 
@@ -201,7 +202,7 @@ class TestCommand(RunCase):
         (folder, calls), plain = self.shared(name), self.root / f"{name} plain"
         # What it needs was found out by the other one.
         estimate = mock.Mock(return_value=MemoryEstimate(0, 0, 0, 0, 0))
-        with mock.patch.object(dpo, "check_memory", estimate):
+        with mock.patch.object(forecast, "check_memory", estimate):
             self.runs.run(name, plain, share_prompt=False, test=True)
         self.assert_alike(plain, folder)
         objective = objective_of(SimpleNamespace(**CASES[name]))

@@ -43,7 +43,7 @@ from mlx_lm.preference.forward.answers import sequence_logps
 from mlx_lm.preference.forward.packed import PackedKeysValues, packed_states
 from mlx_lm.preference.forward.probe import Sharing, check_packing
 from mlx_lm.preference.forward.recompute import NOT_RECOMPUTABLE
-from mlx_lm.preference.run import setup as run_setup
+from mlx_lm.preference.run import layouts
 from mlx_lm.preference.run.forecast import predict_run
 from mlx_lm.preference.run.plan import training_plan
 from mlx_lm.tuner.trainer import DPOTrainingArgs, training_step
@@ -286,7 +286,7 @@ class TestRun(unittest.TestCase):
             self.assertIn("not shared, rows packed", text)
             self.assertNotIn("packed", self.command(folder, model))
             with mock.patch.object(
-                run_setup, "check_packing", side_effect=ValueError("no")
+                layouts, "check_packing", side_effect=ValueError("no")
             ):
                 with self.assertRaisesRegex(ValueError, "no"):
                     self.command(folder, model, "--pack")

@@ -39,7 +39,7 @@ from mlx_lm.preference.forward.parts import (
 from mlx_lm.preference.forward.probe import Sharing, check_sharing
 from mlx_lm.preference.forward.shared import shared_states
 from mlx_lm.preference.forward.states import plain_states
-from mlx_lm.preference.run.setup import find_sharing
+from mlx_lm.preference.run.layouts import find_sharing
 
 
 class TestCheck(unittest.TestCase):

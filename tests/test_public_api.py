@@ -73,8 +73,7 @@ CLASSES = (
     "mlx_lm.preference.data.options.RowOptions",
 )
 # Public by their spelling alone: the command, the loop and the tests share them.
-INNER = ["mlx_lm.dpo.train_model", "mlx_lm.dpo.evaluate_model"]
-INNER += ["mlx_lm.tuner.trainer.training_step"]
+INNER = ["mlx_lm.dpo.train_model", "mlx_lm.tuner.trainer.training_step"]
 
 
 def is_public(name):

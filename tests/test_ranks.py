@@ -36,9 +36,10 @@ from mlx_lm.preference.ranks import (
     sum_over_ranks,
     wait_for_all,
 )
-from mlx_lm.preference.run import setup
+from mlx_lm.preference.run import identity
 from mlx_lm.preference.run.checkpoint import TrainingState
-from mlx_lm.preference.run.loop import PreferenceRun
+from mlx_lm.preference.run.resume import Stoppable
+from mlx_lm.preference.settings import begin
 from mlx_lm.preference.settings.table import CONFIG_DEFAULTS, names
 
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
@@ -415,8 +416,8 @@ class TestMessages(unittest.TestCase):
     def test_every_setting_is_compared_or_a_ranks_own(self):
         def start(**change):
             args = SimpleNamespace(**{**CONFIG_DEFAULTS, **change})
-            with mock.patch.object(dpo, "start_together") as told:
-                dpo._start_together(args, dict)
+            with mock.patch.object(begin, "start_together") as told:
+                begin.agree(args, dict)
             return told.call_args.kwargs["inputs"]()
 
         for name in CONFIG_DEFAULTS:
@@ -429,18 +430,18 @@ class TestMessages(unittest.TestCase):
 
     def test_what_was_loaded_is_compared(self):
         model, pairs = tiny_model("lora"), random_pairs(4)
-        seen = [str(setup.tested(model, FrozenStart(model), pairs))]
-        seen.append(str(setup.tested(model, FrozenStart(model), pairs[:3])))
-        seen.append(str(setup.tested(model, tiny_model(), pairs)))
+        seen = [str(identity.tested(model, FrozenStart(model), pairs))]
+        seen.append(str(identity.tested(model, FrozenStart(model), pairs[:3])))
+        seen.append(str(identity.tested(model, tiny_model(), pairs)))
         model.update(tree_map(lambda x: x + 1, model.trainable_parameters()))
-        seen.append(str(setup.tested(model, FrozenStart(model), pairs)))
+        seen.append(str(identity.tested(model, FrozenStart(model), pairs)))
         with tempfile.TemporaryDirectory() as folder:
             adapter = Path(folder) / "adapters.safetensors"
             for value in (1.0, 2.0):
                 mx.save_safetensors(str(adapter), {"x": mx.array(value)})
                 for step in (3, 4):
                     state = TrainingState(step, {"m": mx.zeros(2)}, {}, adapter)
-                    seen.append(str(setup.rank_inputs({"train": "0"}, state)))
+                    seen.append(str(identity.rank_inputs({"train": "0"}, state)))
         self.assertEqual(len(set(seen)), 8)
 
     def test_whatever_ends_a_rank_is_told_to_the_others(self):
@@ -498,7 +499,7 @@ class TestMessages(unittest.TestCase):
             return code
 
         with mock.patch.object(ranks.mx.distributed, "all_max", wait):
-            self.assertFalse(PreferenceRun._must_stop(run))
+            self.assertFalse(Stoppable.must_stop(run, run.world))
         self.assertEqual(run.stop.exit_code, 143)
 
     def test_large_trees_take_several_messages(self):

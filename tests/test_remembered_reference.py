@@ -37,6 +37,7 @@ from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.reference import fingerprint
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.run import forecast
 from mlx_lm.preference.step import loss_and_values, reference_pass
 
 
@@ -205,7 +206,7 @@ class TestThroughTheCommand(CommandCase):
         super().setUp()
         self.runs = CountingRuns(self)
         self.kept = self.folder / "references"
-        check_memory = dpo.check_memory
+        check_memory = forecast.check_memory
 
         def not_counted(*args):
             # The prediction follows a step without computing it.
@@ -214,7 +215,7 @@ class TestThroughTheCommand(CommandCase):
             self.runs.count = count
             return estimate
 
-        patch = mock.patch.object(dpo, "check_memory", not_counted)
+        patch = mock.patch.object(forecast, "check_memory", not_counted)
         patch.start()
         self.addCleanup(patch.stop)
 

@@ -32,6 +32,7 @@ from test_folder_lock import taken
 from tiny import save_tiny_model
 
 from mlx_lm import dpo
+from mlx_lm.preference.run import forecast
 from mlx_lm.preference.run.forecast import check_memory
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 
@@ -388,7 +389,7 @@ class TestReportedRows(CommandCase):
             return loaded
 
         load_data = dpo.setup.load_data
-        patched = mock.patch.multiple(dpo, check_memory=self.check_memory)
+        patched = mock.patch.multiple(forecast, check_memory=self.check_memory)
         with mock.patch.object(dpo.setup, "load_data", load), patched:
             code, out, err = command(
                 *("--model", model, "--data", data, "--adapter-path", self.adapters),

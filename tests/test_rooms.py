@@ -170,21 +170,32 @@ class TestMarkdown(unittest.TestCase):
 
 
 class TestSettingsStayAbove(unittest.TestCase):
-    """The command's settings go no further than dpo, settings and run/setup."""
+    """The command's settings go no further than dpo, settings, setup and features."""
 
     ABOVE = ("mlx_lm.dpo", "mlx_lm.preference.settings", "mlx_lm.preference.run.setup")
+    # What a feature of the command is made of.
+    ABOVE += ("mlx_lm.preference.features", "mlx_lm.preference.run.job")
+    ABOVE += ("mlx_lm.preference.run.layouts", "mlx_lm.preference.run.resume")
+    ABOVE += ("mlx_lm.preference.run.forecast", "mlx_lm.preference.report.testing")
 
     def test_no_function_below_takes_them(self):
         taking = []
         for module, path in own_modules():
             # There it is what a function is called with.
-            if module.startswith(self.ABOVE) or room_of(module) in (
-                "forward",
-                "memory",
-            ):
+            if module.startswith(self.ABOVE) or module.endswith(".feature"):
                 continue
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if not isinstance(node, ast.FunctionDef):
+            if room_of(module) in ("forward", "memory"):
+                continue
+            tree = ast.parse(path.read_text("utf-8"))
+            features = [
+                method
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ClassDef)
+                and "Feature" in map(ast.unparse, node.bases)
+                for method in node.body
+            ]
+            for node in ast.walk(tree):
+                if not isinstance(node, ast.FunctionDef) or node in features:
                     continue
                 for one in (*node.args.args, *node.args.kwonlyargs):
                     hint = ast.unparse(one.annotation) if one.annotation else ""
@@ -202,6 +213,7 @@ class TestLight(unittest.TestCase):
         "errors",
         "setting",
         "plug_ins",
+        "features",
         "digest",
         "files",
         "terminal",

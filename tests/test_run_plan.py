@@ -18,8 +18,8 @@ from mlx_lm import dpo
 from mlx_lm.preference.batch.collate import iterate_preference_batches
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.memory.predict import MemoryEstimate
+from mlx_lm.preference.policy.masters import with_master_weights
 from mlx_lm.preference.policy.model import read_weights
-from mlx_lm.preference.policy.optimizer import with_master_weights
 from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.run import forecast
 from mlx_lm.preference.run.forecast import check_memory, describe_memory, predict_run

@@ -19,23 +19,23 @@ from mlx_lm.preference.batch.buckets import length_buckets
 from mlx_lm.preference.batch.shape import pair_lengths
 from mlx_lm.preference.data.notes import RowNotes
 from mlx_lm.preference.device import cache_limit, device_memory, trim_cache
+from mlx_lm.preference.features import features
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.probe import Sharing
 from mlx_lm.preference.measure.evaluation import evaluate_pairs
 from mlx_lm.preference.memory.predict import MemoryEstimate
-from mlx_lm.preference.reference.remembered import NoReference, RememberedReference
+from mlx_lm.preference.reference.feature import remember_reference
+from mlx_lm.preference.reference.live import NoReference
+from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.run.checkpoint import numbered, save_state
 from mlx_lm.preference.run.folder import open_folder
+from mlx_lm.preference.run.identity import run_identity
+from mlx_lm.preference.run.job import Job
+from mlx_lm.preference.run.layouts import find_sharing, likely_sharing
 from mlx_lm.preference.run.plan import training_plan
-from mlx_lm.preference.run.setup import (
-    find_checkpoint,
-    find_sharing,
-    header_rows,
-    likely_sharing,
-    make_optimizer,
-    remember_reference,
-    run_identity,
-)
+from mlx_lm.preference.run.resume import find_checkpoint
+from mlx_lm.preference.run.setup import header_rows, make_optimizer
+from mlx_lm.preference.watch.watchers import WatchedRun
 from mlx_lm.tuner.trainer import DPOTrainingArgs
 
 # The command finds one for what is trained.
@@ -62,7 +62,7 @@ class TestSetup(unittest.TestCase):
         self.assertEqual(find_sharing(args, model, reference).grade, "ragged")
         grades = {id(model): "ragged", id(reference): "plain"}
         found = lambda m: Sharing(grades[id(m)], "why")
-        with unittest.mock.patch("mlx_lm.preference.run.setup.check_sharing", found):
+        with unittest.mock.patch("mlx_lm.preference.run.layouts.check_sharing", found):
             self.assertEqual(find_sharing(args, model, reference).grade, "plain")
             self.assertEqual(find_sharing(args, model, None).grade, "ragged")
             args.share_prompt = False
@@ -139,9 +139,12 @@ class TestSetup(unittest.TestCase):
             numbered(folder, 4, "adapters").write_bytes(b"x")
             old = save_state(folder, 4, {}, {})
             recorder = Recorder()
-            open_folder(folder, vars(args), None, recorder).on_train_loss_report(
-                {"iteration": 1}
-            )
+            job = Job(args, None, None)
+            for feature in features():
+                feature.after_loading(job)
+            job.kept["watched"] = WatchedRun(Path(folder), None, None, [], True)
+            opened = open_folder(job, recorder)
+            opened.on_train_loss_report({"iteration": 1})
             self.assertFalse(Path(old).exists())
             text = Path(folder, "metrics.jsonl").read_text()
             self.assertEqual(text, '{"iteration": 1}\n')
@@ -161,7 +164,16 @@ class TestSetup(unittest.TestCase):
         reference = RememberedReference(FrozenStart(tiny_model()))
         plan = training_plan(pairs, DPOTrainingArgs(batch_size=2))
         estimate = MemoryEstimate(10**9, 0, 0, 0, 0)
-        rows = dict(header_rows(args, pairs, [], reference, plan, estimate))
+
+        def all_rows(args, reference, plan):
+            job = Job(args, None, None, pairs, [], reference=reference)
+            job.kept["memory"] = estimate
+            rows = header_rows(args, pairs, [], reference, plan)
+            for feature in features():
+                feature.header_rows(job, rows)
+            return {label: text for label, text in rows.items() if text}
+
+        rows = all_rows(args, reference, plan)
         self.assertEqual(rows["data"], "[x]")
         self.assertEqual(rows["type"], "lora · 16 layers · rank 8")
         self.assertEqual(rows["loss"], "sigmoid · beta 0.1")
@@ -171,14 +183,14 @@ class TestSetup(unittest.TestCase):
         self.assertRegex(rows["prompts"], r"· 1 batch shape · \d+% padding")
         plan = length_buckets(pair_lengths(pairs), 2, min_batches=1)
         self.assertEqual(len(plan), 2)
-        rows = dict(header_rows(args, pairs, [], reference, plan, estimate))
+        rows = all_rows(args, reference, plan)
         self.assertIn("· 2 batch shapes ·", rows["prompts"])
         self.assertIn("1.00 GB", rows["peak memory"])
         self.assertNotIn("loss has", rows)
 
         def header(*flags, reference=reference):
             args = resolve_args(["--iters", "5", "--data", "d", *RATE, *flags])
-            return dict(header_rows(args, pairs, [], reference, plan, estimate))
+            return all_rows(args, reference, plan)
 
         rows = header("--reference-free", reference=NoReference())
         self.assertEqual(rows["reference"], "none")

@@ -9,11 +9,11 @@ from resuming import FolderCase, Setup
 from tiny import tiny_model
 
 from mlx_lm.preference.measure.window import LastGradient, MetricsWindow
-from mlx_lm.preference.policy.optimizer import MasterWeights
+from mlx_lm.preference.policy.masters import MasterWeights
 from mlx_lm.preference.run import state as run_state
+from mlx_lm.preference.run.loop import SkippedSteps
 from mlx_lm.preference.run.state import (
     OptimizerState,
-    SkippedSteps,
     TreeState,
     apply_snapshot,
     take_snapshot,

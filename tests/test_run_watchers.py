@@ -14,7 +14,7 @@ from tiny import HAS_MATPLOTLIB, Recorder, save_rows, save_tiny_model
 
 from mlx_lm.dpo import resolve_args, run
 from mlx_lm.preference.run.folder import CallbackList, read_lines
-from mlx_lm.preference.settings.checks import check_args, check_watchers
+from mlx_lm.preference.settings.checks import check_args
 from mlx_lm.preference.watch.falling_chosen import FallingChosen
 from mlx_lm.preference.watch.retained_text import retained_metrics
 from mlx_lm.preference.watch.samples import PromptSamples
@@ -125,9 +125,8 @@ class TestRun(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "nowhere has no metrics.jsonl"):
             flags = ["--test", "--data", "d", "--adapter-path", "nowhere", "--report"]
             args = resolve_args(flags)
-            with mock.patch("mlx_lm.preference.settings.checks.check_matplotlib"):
+            with mock.patch("mlx_lm.preference.report.feature.check_matplotlib"):
                 check_args(args)
-        check_watchers(resolve_args(["--train"]))
 
     def test_what_a_run_gets(self):
         model, tokenizer = load(str(save_tiny_model(self.folder / "model")))

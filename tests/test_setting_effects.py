@@ -23,6 +23,7 @@ from mlx_lm import dpo
 from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.memory.predict import MemoryEstimate
+from mlx_lm.preference.run import forecast
 from mlx_lm.preference.settings.table import SETTINGS
 
 
@@ -243,7 +244,7 @@ class TestEffects(unittest.TestCase):
         estimate = mock.Mock(return_value=MemoryEstimate(0, 0, 0, 0, 0))
         for patch in (
             # Predicting a step takes as long as the run.
-            mock.patch.object(dpo, "check_memory", estimate),
+            mock.patch.object(forecast, "check_memory", estimate),
             mock.patch.object(token_cache, "MIN_ROWS", 2),
         ):
             patch.start()

@@ -19,7 +19,7 @@ from tiny import Recorder, random_pairs, tiny_model, train
 from mlx_lm.preference import step as preference_step
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.objective.objective import pair_losses
-from mlx_lm.preference.policy.optimizer import with_master_weights
+from mlx_lm.preference.policy.masters import with_master_weights
 from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.run.checkpoint import newest_state
 from mlx_lm.preference.run.loop import PreferenceRun, TrainingStopped
@@ -286,7 +286,7 @@ class TestCommand(CommandCase):
             fail = mock.Mock(side_effect=RuntimeError(error))
             original = PreferenceRun.train
 
-            def train(run, resume, method=method, fail=fail, original=original):
+            def train(run, method=method, fail=fail, original=original):
                 compiled = run.reference.compiled
                 calls = iter(("step", "score"))
 
@@ -295,7 +295,7 @@ class TestCommand(CommandCase):
                     return fail if next(calls) == method else real
 
                 with mock.patch.object(run.reference, "compiled", replace):
-                    return original(run, resume)
+                    return original(run)
 
             with self.subTest(where), mock.patch.object(PreferenceRun, "train", train):
                 if where:

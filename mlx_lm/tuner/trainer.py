@@ -1,7 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
@@ -319,22 +319,17 @@ def train_dpo(
         >>> metrics["trained_pairs"]
         2.0
     """
-    from ..preference.forward.recompute import keyed_layers
-    from ..preference.policy.optimizer import with_master_weights
-    from ..preference.reference.remembered import NoReference, RememberedReference
-    from ..preference.run.best import check_validated
-    from ..preference.run.lock import folder_kept
+    from ..preference.features import features
+    from ..preference.reference.live import LiveReference, NoReference
     from ..preference.run.loop import PreferenceRun
     from ..preference.terminal import lasting_output
 
     args = args or DPOTrainingArgs()
     if args.grad_accumulation_steps < 1:
         raise InputError("grad_accumulation_steps must be at least 1")
-    check_validated(args, val_dataset)
     maybe_set_recommended_wired_limit()
     folder = Path(args.adapter_file).parent
-    is_first = mx.distributed.init().rank() == 0
-    if is_first:
+    if mx.distributed.init().rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
     else:
         training_callback = None
@@ -342,19 +337,22 @@ def train_dpo(
     if not args.objective.needs_reference:
         # Another one would remember, as its own, the zeros that stand for it.
         reference = NoReference()
-    elif not isinstance(reference, RememberedReference):
-        start = reference or FrozenStart(policy_model)
-        reference = RememberedReference(start, moving=args.sync_reference)
-    # Few launches matter there, where nobody looks at single gradients.
-    joins = compiles(args.compile) and not args.debug_gradients
-    optimizer = with_master_weights(optimizer, policy_model, joins)
+    elif not isinstance(reference, LiveReference):
+        start = reference = LiveReference(reference or FrozenStart(policy_model))
+        for feature in features():
+            reference = feature.reference(start.model, args) or reference
+    for feature in features():
+        optimizer = feature.optimizer(optimizer, policy_model, args)
     sets = train_dataset, val_dataset
     run = PreferenceRun(policy_model, reference, optimizer, args, *sets)
-    run.callback, run.identity = training_callback, identity or {}
-    keeping = folder_kept(folder) if is_first else nullcontext()
-    recomputed = keyed_layers(policy_model, args.grad_checkpoint)
-    with keeping, lasting_output(), run.ui, recomputed:
-        run.train(resume)
+    run.callback, run.identity, run.resume = training_callback, identity or {}, resume
+    run.take_part(features())
+    with ExitStack() as stack:
+        for feature in features():
+            stack.enter_context(feature.around(policy_model, args, folder))
+        stack.enter_context(lasting_output())
+        stack.enter_context(run.ui)
+        run.train()
     policy_model.eval()
     return run.metrics
 

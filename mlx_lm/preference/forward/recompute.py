@@ -3,7 +3,7 @@
 """Gradient checkpointing and dropout that agree with each other."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
 from inspect import getattr_static
 from types import FunctionType
@@ -16,6 +16,7 @@ from mlx.utils import tree_map, tree_unflatten
 from ...models.activations import swiglu as _swiglu
 from ...tuner.lora import LoRALinear
 from ..errors import InputError
+from ..features import Feature
 from .caches import leaves
 from .parts import calls_replaced
 
@@ -187,3 +188,11 @@ def keyed_layers(model: nn.Module, checkpoint: bool) -> Iterator[None]:
             calls.append((layer, partial(_keyed_call, layer, dropouts, checkpoint)))
         with lean_layers(model), calls_replaced(calls):
             yield
+
+
+class _Recompute(Feature):
+    def around(self, model: Any, args: Any, folder: Any) -> AbstractContextManager:
+        return keyed_layers(model, args.grad_checkpoint)
+
+
+FEATURE = _Recompute()

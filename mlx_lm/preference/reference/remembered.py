@@ -3,7 +3,6 @@
 """A reference that is asked once about each pair, and let go when all are known."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -12,11 +11,11 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from ..batch.collate import PairBatch, collate_pairs
-from ..errors import InputError
 from ..forward.answers import sequence_logps
 from ..forward.frozen import FrozenStart, running
 from ..terminal import rprint
 from .cache import ReferenceCache, pair_key, pair_keys
+from .live import LiveReference, with_reference
 
 # How many remembered pairs a run compares with its model, out of how many.
 CHECKED, LOOKED_AT = 3, 64
@@ -24,7 +23,7 @@ CHECKED, LOOKED_AT = 3, 64
 SHARE = {mx.float32: 2e-3, mx.float16: 1e-2, mx.bfloat16: 3e-2}
 
 
-class RememberedReference:
+class RememberedReference(LiveReference):
     """A reference and the log-probs that it has given so far."""
 
     def __init__(
@@ -34,7 +33,7 @@ class RememberedReference:
         keep: bool = True,
         moving: bool = False,
     ):
-        self.model = model
+        super().__init__(model)
         # An empty one counts as False.
         self.cache = ReferenceCache(None, "") if cache is None else cache
         self.keep, self.moving = keep or moving, moving
@@ -62,14 +61,31 @@ class RememberedReference:
 
     def sync(self, mixing: float) -> None:
         """Move the reference towards the policy, and forget what the old one gave."""
-        if not isinstance(self.model, FrozenStart):
-            raise InputError(
-                "sync_reference mixes the policy into its own frozen start, and this "
-                "run's reference is not that. Leave out reference_model or "
-                "sync_reference."
-            )
-        self.model.sync(mixing)
+        super().sync(mixing)
         self.forget()
+
+    @property
+    def fingerprint(self) -> str:
+        return self.cache.fingerprint
+
+    def begin(self, run: Any, it: int) -> None:
+        """Tell other ranks what is known."""
+        self.cache.exchange(run.world)
+
+    def after_report(self, run: Any, it: int, metrics: dict[str, float]) -> None:
+        """Tell other ranks what is known, and let the model go once that is all."""
+        self.cache.exchange(run.world)
+        if self.release(run.train_set, run.validated):
+            mx.clear_cache()
+
+    def after_save(self, run: Any, it: int) -> None:
+        """Keep on disk what is known."""
+        self.cache.save()
+
+    def end(self, run: Any, it: int) -> None:
+        """Keep on disk what is known."""
+        if run.rank == 0:
+            self.cache.save()
 
     def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
         """What a checkpoint holds: the numbers that any rank knows."""
@@ -146,31 +162,11 @@ class RememberedReference:
             known = "reference_logps" in batch
             if known not in forms:
                 model = None if known else self.model
-                forms[known] = partial(function, model)
-                if compile:
-                    # An argument, not a constant: it may change during the run.
-                    given = [*inputs, getattr(model, "state", {})]
-                    forms[known] = mx.compile(forms[known], given, outputs)
+                given = function, model, inputs, outputs
+                forms[known] = with_reference(*given, compile)
             return forms[known](batch, *args)
 
         return run
-
-
-class NoReference(RememberedReference):
-    """What a loss without a reference gets: log-probs of 0, which cost nothing."""
-
-    def recall(self, dataset: Any, batch: PairBatch) -> dict[str, mx.array]:
-        zeros = mx.zeros((2 * len(batch.indices),))
-        return batch.arrays | {"reference_logps": zeros}
-
-    def remember(self, dataset: Any, batch: PairBatch, logps: mx.array) -> None:
-        pass
-
-    def check(self, dataset: Any, ld_alpha: float = 1.0) -> None:
-        pass
-
-    def unknown(self, *datasets: Any) -> int:
-        return 0
 
 
 def _keys(dataset, indices):

@@ -15,12 +15,13 @@ from mlx.utils import tree_flatten
 from ...tuner.trainer import DPOTrainingArgs
 from ..digest import digest
 from ..errors import InputError
+from ..features import Feature
 from ..files import replace_file
 from ..measure.metrics import BEST
 from ..policy.model import fitting_weights
 from ..ranks import sum_over_ranks
 from ..terminal import rprint
-from .checkpoint import ADAPTER, copy_adapter, save_adapter
+from .adapters import ADAPTER, copy_adapter, save_adapter
 
 
 def check_validated(settings: Any, val_set: Any) -> None:
@@ -75,6 +76,28 @@ class BestAdapter:
     def _digest(self):
         return digest(mx.load(str(self.path)))
 
+    def begin(self, run: Any, it: int) -> None:
+        """Take no step of a run that had stopped early."""
+        if self.is_past:
+            run.last = run.done
+
+    def after_validation(self, run: Any, it: int, metrics: dict[str, float]) -> None:
+        """Judge the adapter of a run, and end it if none was better for long."""
+        if it > 0:
+            self.judge(metrics, it, run.policy_model if run.rank == 0 else None)
+            if self.is_past:
+                run.last = it
+
+    def ends_early(self, run: Any, it: int) -> None:
+        """Say so on the first rank."""
+        if run.rank == 0:
+            self.say_past(it)
+
+    def end(self, run: Any, it: int) -> None:
+        """Let the best be what remains, if that is asked for."""
+        if run.args.load_best:
+            self.put_back(run.policy_model, run.world)
+
     @property
     def is_past(self) -> bool:
         """Whether the run has to stop, since too many validations brought nothing."""
@@ -127,3 +150,16 @@ class BestAdapter:
 
     def load_state_dict(self, arrays: dict[str, mx.array], info: dict) -> None:
         self.held = {"since": 0, "step": 0, **info}
+
+
+class _Best(Feature):
+    def after_loading(self, job: Any) -> None:
+        if job.args.train:
+            check_validated(job.args, job.valid_set)
+
+    def parts(self, run: Any) -> dict[str, Any]:
+        check_validated(run.args, run.val_set)
+        return {"best": BestAdapter(run.args)}
+
+
+FEATURE = _Best()

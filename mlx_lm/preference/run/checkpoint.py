@@ -7,28 +7,23 @@ numbers and the order of the data are functions of the seed and the step, so the
 need no state. Written last and in one step, a state is whole or not there.
 """
 
-import filecmp
 import json
 import math
 import re
-import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from ..digest import digest, file_digest
 from ..errors import InputError
 from ..files import json_text, replace_file, writing
 from ..reference.cache import pair_keys
 from ..terminal import rprint
+from .adapters import ADAPTER, numbered
 
 VERSION = 4
-ADAPTER = "adapters.safetensors"
 _STATE = re.compile("([0-9]{7,})_state.safetensors")
 # Older ones are only needed where the newest is damaged.
 KEPT_STATES = 2
@@ -45,11 +40,6 @@ class TrainingState(NamedTuple):
     arrays: dict[str, mx.array]
     info: dict[str, Any]
     adapter: Path
-
-
-def numbered(folder: str | Path, iteration: int, name: str) -> Path:
-    """The path of a checkpoint's file."""
-    return Path(folder) / f"{iteration:07d}_{name}.safetensors"
 
 
 def save_state(
@@ -142,29 +132,12 @@ def drop_newer(folder: str | Path, iteration: int) -> None:
             path.unlink(missing_ok=True)
 
 
-def save_adapter(model: nn.Module, path: str | Path) -> None:
-    """Write the trainable parameters, completely or not at all."""
-    weights = dict(sorted(tree_flatten(model.trainable_parameters())))
-    with writing(path):
-        replace_file(path, lambda name: mx.save_safetensors(name, weights))
-
-
-def copy_adapter(source: Path, target: str | Path) -> None:
-    """Copy an adapter, completely or not at all, unless it is there."""
-    target = Path(target)
-    if not target.is_file() or not filecmp.cmp(source, target, shallow=False):
-        with writing(target):
-            replace_file(target, partial(shutil.copyfile, source))
-
-
 class Checkpoints:
     """The numbered files of one run; those of others in its folder stay."""
 
     def __init__(self, folder: str | Path, keep: int | None = None):
         self.folder, self.keep = Path(folder), keep
         self.steps: list[int] = []
-        #: Whether one could not be written when it was time.
-        self.is_due = False
         # A killed process may not have come to it.
         self._has_old = True
 
@@ -183,7 +156,6 @@ class Checkpoints:
 
     def add(self, iteration: int) -> None:
         """Count a checkpoint that is about to be written."""
-        self.is_due = False
         if iteration not in self.steps[-1:]:
             self.steps.append(iteration)
             self._has_old = True

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import stat
-from collections.abc import Callable
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +16,7 @@ import mlx.core as mx
 from ...tuner.callbacks import TrainingCallback
 from ...utils import save_config
 from ..errors import InputError
+from ..features import features
 from ..files import (
     append_text,
     check_plain,
@@ -28,8 +28,7 @@ from ..files import (
     writing,
 )
 from ..terminal import rprint
-from .checkpoint import TrainingState, drop_newer
-from .lock import keep_folder
+from .job import Job
 
 
 class CallbackList(TrainingCallback):
@@ -180,27 +179,25 @@ def check_folder(folder: str | Path) -> None:
 
 
 def open_folder(
-    folder: str | Path,
-    settings: dict[str, Any],
-    state: TrainingState | None = None,
-    training_callback: TrainingCallback | None = None,
-    reporting: Callable[[dict], TrainingCallback | None] = lambda config: None,
+    job: Job, training_callback: TrainingCallback | None = None
 ) -> CallbackList:
-    """Make the adapter folder ready, and what will write a run's metrics there."""
-    folder = Path(folder)
+    """Make the adapter folder ready, and what gets the run's reports."""
+    folder = Path(job.args.adapter_path)
     check_folder(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    keep_folder(folder)
-    config = saved_settings(settings)
-    services = reporting(config)
+    for feature in features():
+        feature.claim_folder(job)
+    config = saved_settings(vars(job.args))
+    services = [one for x in features() for one in x.services(job, config)]
     for place in (folder, folder / "best"):
         remove_leftovers(place)
-    # An earlier run's states do not belong to these settings.
-    drop_newer(folder, state.iteration if state else -1)
+    for feature in features():
+        feature.clear_folder(job)
     config_file = folder / "adapter_config.json"
     with writing(config_file):
         replace_file(config_file, lambda name: save_config(config, name))
-    written = state.info["metrics_bytes"] if state else 0
-    metrics_file = MetricsFile(folder / METRICS, written)
-    return CallbackList([metrics_file, services, training_callback])
+    metrics_file = MetricsFile(folder / METRICS, job.metrics_bytes)
+    watchers = [one for x in features() for one in x.watchers(job)]
+    careful = CallbackList(watchers, careful=True)
+    return CallbackList([metrics_file, *services, training_callback, careful])

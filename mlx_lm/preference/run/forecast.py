@@ -16,9 +16,11 @@ from ...tuner.trainer import DPOTrainingArgs, training_step
 from ..batch.collate import collate_pairs, value_arrays
 from ..batch.shape import Bucket, padded_tokens, pair_lengths
 from ..device import compiles, device_memory
+from ..features import Feature, features
+from ..forward.frozen import FrozenStart
 from ..forward.recompute import keyed_layers
 from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
-from ..policy.optimizer import as_float32
+from ..policy.masters import as_float32
 from ..step import testing_step
 from .plan import possible_layouts, training_plan
 
@@ -170,3 +172,22 @@ def describe_memory(estimate: MemoryEstimate) -> str:
     parts = {k: v / size for k, v in vars(estimate).items()}
     shown = [f"{k} {v:.2f}" for k, v in parts.items() if v >= 0.005]
     return f"{estimate.total / size:.2f} {unit}: {' · '.join(shown)}"
+
+
+class _Forecast(Feature):
+    def before_weights(self, job: Any) -> None:
+        model, settings = job.model, job.settings
+        start = None
+        if settings.objective.needs_reference:
+            start = job.reference_model or FrozenStart(model)
+        optimizer = job.optimizer
+        for feature in features():
+            optimizer = feature.optimizer(optimizer, model, settings)
+        given = model, start, optimizer, job.train_set, settings
+        job.kept["memory"] = check_memory(*given)
+
+    def header_rows(self, job: Any, rows: dict[str, str]) -> None:
+        rows["peak memory"] = describe_memory(job.kept["memory"])
+
+
+FEATURE = _Forecast()

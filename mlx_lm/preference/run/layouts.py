@@ -9,11 +9,22 @@ pairs of a batch never depend on it, and its numbers agree within rounding.
 """
 
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 
+from ...tuner.trainer import DPOTrainingArgs
+from ..batch.buckets import LAYOUTS
 from ..batch.shape import BatchShape, Bucket
+from ..features import Feature
+from ..forward.probe import Sharing, check_packing, check_sharing
+from ..setting import Setting
+from ..terminal import rprint
+from .plan import possible_layouts
 
 NAMES = {
     "plain": "whole rows",
@@ -70,6 +81,15 @@ class LayoutTrial:
         """The shape of the run's first batches, and how many of them there are."""
         return (self.shape, self.steps) if self.steps else None
 
+    def batches(self) -> dict[str, Any]:
+        """What the run's batches are made with."""
+        return {"lead": self.lead, "reshape": self.reshape}
+
+    def after_step(self, run: Any, it: int) -> None:
+        """Time a step of the run."""
+        if (found := self.time(run.seconds)) and run.rank == 0:
+            rprint(found)
+
     def reshape(self, shape: BatchShape) -> BatchShape:
         """The shape of the next batch, whose pairs the plan gave this one."""
         self._in_trial = self.chosen is None and shape == self.shape
@@ -117,3 +137,62 @@ class LayoutTrial:
             return
         self.chosen, self.taken = info["chosen"], info["taken"]
         self.seconds, self._turn = info["seconds"], info["turn"]
+
+
+def find_sharing(
+    args: SimpleNamespace, model: nn.Module, reference_model: Any
+) -> Sharing:
+    """Share or pack as the settings ask for, as far as policy and reference can."""
+    # The reference runs on the same batches.
+    models = [m for m in (model, reference_model) if isinstance(m, nn.Module)]
+    if args.pack:
+        return [check_packing(m, args.max_seq_length) for m in models][0]
+    # Also finds out whether a model can be taken apart, shared or not.
+    checked = [check_sharing(m) for m in models]
+    grade, notice, _ = max(checked, key=lambda s: LAYOUTS.index(s.grade))
+    warning = next((s.warning for s in checked if s.warning), "")
+    if args.share_prompt is False:
+        grade, notice = "plain", "" if grade == "plain" else notice
+    return Sharing(grade, notice, warning)
+
+
+def likely_sharing(args: SimpleNamespace) -> str:
+    """What ``find_sharing`` will find, as far as the settings tell."""
+    if args.pack:
+        return "packed"
+    # Every family but one in a hundred can, and asking would allocate the model.
+    return "plain" if args.share_prompt is False else "equal"
+
+
+class _Layouts(Feature):
+    def settings(self) -> dict[str, Iterable[Setting]]:
+        what = (
+            "Compute each prompt once for both answers, where that gives the same "
+            "numbers. Default: what is quicker in the first steps."
+        )
+        return {"What to do": [Setting("share_prompt", None, what, kind=bool)]}
+
+    def before_weights(self, job: Any) -> None:
+        job.settings = shared_settings(job.args, job.settings, likely_sharing(job.args))
+
+    def after_weights(self, job: Any) -> None:
+        sharing = find_sharing(job.args, job.model, job.reference_model)
+        job.settings = shared_settings(job.args, job.settings, sharing.grade)
+        job.lines += filter(None, (sharing.notice, sharing.warning))
+
+    def parts(self, run: Any) -> dict[str, Any]:
+        args, plan = run.args, run.train_buckets
+        layouts = possible_layouts(run.train_set, args, plan)
+        given = plan, args.batch_size, layouts
+        return {"layouts": LayoutTrial(*given, args.grad_accumulation_steps)}
+
+
+def shared_settings(
+    args: SimpleNamespace, settings: DPOTrainingArgs, grade: str
+) -> DPOTrainingArgs:
+    """A run's settings, with its batches laid out in some way."""
+    tries = args.share_prompt is None and not args.pack
+    return replace(settings, sharing=grade, try_layouts=tries)
+
+
+FEATURE = _Layouts()

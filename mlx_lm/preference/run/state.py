@@ -17,13 +17,18 @@ Part = Any
 APART = ("accumulator", "window")
 
 
+def stateful(parts: dict[str, Part]) -> dict[str, Part]:
+    """The parts of a run that a checkpoint holds something of."""
+    return {name: part for name, part in parts.items() if hasattr(part, "state_dict")}
+
+
 def take_snapshot(
     parts: dict[str, Part], group: mx.distributed.Group
 ) -> tuple[Arrays, dict[str, Any]]:
     """Collect the states of all parts of a run; every rank has to call it."""
     arrays: Arrays = {}
     info: dict[str, Any] = {}
-    for name, part in parts.items():
+    for name, part in stateful(parts).items():
         found, info[name] = part.state_dict()
         if name in APART and group.size() > 1:
             found = sum_over_ranks(found, group)
@@ -38,7 +43,7 @@ def apply_snapshot(
     group: mx.distributed.Group,
 ) -> None:
     """Give the parts of a new run the states of a run that was stopped."""
-    for name, part in parts.items():
+    for name, part in stateful(parts).items():
         prefix = f"{name}."
         saved = [(k, x) for k, x in arrays.items() if k.startswith(prefix)]
         found = {k.removeprefix(prefix): x for k, x in saved}
@@ -77,33 +82,3 @@ class OptimizerState(TreeState):
         if rate is not None and "learning_rate" not in self._inner._schedulers:
             self._inner.state["learning_rate"] = rate
         mx.eval(self.tree)
-
-
-class MovedReference(TreeState):
-    """A reference that follows the policy, as exact as it moved."""
-
-    def __init__(self, start: Any):
-        super().__init__(start.exact)
-        self._start = start
-
-    def load_state_dict(self, arrays: Arrays, info: dict[str, Any]) -> None:
-        super().load_state_dict(arrays, info)
-        self._start.round()
-
-
-class SkippedSteps:
-    """How many steps changed nothing, because their numbers were not finite."""
-
-    def __init__(self) -> None:
-        self.total = self.in_a_row = 0
-
-    def count(self) -> None:
-        """Count one more."""
-        self.total += 1
-        self.in_a_row += 1
-
-    def state_dict(self) -> tuple[Arrays, dict[str, Any]]:
-        return {}, dict(vars(self))
-
-    def load_state_dict(self, arrays: Arrays, info: dict[str, Any]) -> None:
-        vars(self).update(info)

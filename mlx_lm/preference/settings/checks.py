@@ -4,7 +4,6 @@
 
 import difflib
 from collections.abc import Iterable
-from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
@@ -12,37 +11,17 @@ import mlx.nn as nn
 
 from ..data.options import RowOptions
 from ..errors import InputError
+from ..features import features
 from ..files import check_writable
 from ..objective.objective import objective_of
 from ..policy.model import LEARNING_RATES, most_positions
 from ..policy.optimizer import OPTIMIZERS, build_learning_rate, build_optimizer
-from ..run.folder import METRICS
 from ..setting import check_type
 from ..terminal import rprint
-from ..watch import retained_text
-from ..watch.samples import read_prompts
-from ..watch.trackers import SERVICES, check_matplotlib, missing_tracker
 from .table import DATASET_KEYS, LORA_KEYS, SETTINGS, names
 
 # More than any layer is wide.
 MOST_RANK = 2**20
-
-
-def check_watchers(args: SimpleNamespace) -> None:
-    """Check the settings of samples, ordinary text and report before anything loads."""
-    if args.sample_prompts is not None:
-        read_prompts(args.sample_prompts)
-    if args.retain_data is not None:
-        retained_text.read_text(args.retain_data)
-    if args.report:
-        check_matplotlib()
-        if not args.adapter_path:
-            raise InputError("report needs adapter_path: it is written there.")
-        if not args.train and not (Path(args.adapter_path) / METRICS).exists():
-            raise InputError(
-                f"report shows a run, but {args.adapter_path} has no {METRICS}. Leave "
-                "it out, or give --adapter-path the folder of a run."
-            )
 
 
 def check_keys(config: dict, known: Iterable[str], where: str = "the config") -> None:
@@ -66,8 +45,6 @@ def check_args(args: SimpleNamespace) -> None:
         raise InputError("Must provide at least one of --train or --test")
     if not args.data and not args.hf_dataset:
         raise InputError("No data: give --data a folder or a Hugging Face dataset.")
-    if args.restart and not args.resume:
-        raise InputError("restart needs resume: without it a run begins anew anyway.")
     if args.train and not args.adapter_path:
         raise InputError("adapter_path is empty: name a folder for the adapter.")
     world = mx.distributed.init()
@@ -88,7 +65,8 @@ def check_args(args: SimpleNamespace) -> None:
             f"{args.fine_tune_type}. Name it in lora_parameters.keys to adapt it."
         )
     _check_nested(args)
-    check_watchers(args)
+    for feature in features():
+        feature.check(args)
     if args.learning_rate is None:
         args.learning_rate = LEARNING_RATES[args.fine_tune_type]
     args.learning_rate = float(args.learning_rate)
@@ -165,14 +143,6 @@ def _check_nested(args):
             f"lora_parameters needs a rank of at least 1 and at most {MOST_RANK:,} and "
             f"a dropout of at least 0 and below 1, got {lora}."
         )
-    services = [name.strip().lower() for name in (args.report_to or "").split(",")]
-    for name in filter(None, services):
-        if name not in SERVICES:
-            raise InputError(
-                f"Unknown report_to {name!r}, choose from {', '.join(SERVICES)}."
-            )
-        if missing := missing_tracker(name):
-            raise InputError(f"report_to needs {missing}: pip install {missing}")
 
 
 def fit_to_model(args: SimpleNamespace, model: nn.Module) -> None:

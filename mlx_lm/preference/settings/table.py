@@ -13,6 +13,7 @@ from typing import Any
 from ... import lora
 from ...tuner.trainer import DPOTrainingArgs
 from ..data.options import RowOptions
+from ..features import features
 from ..policy.model import LEARNING_RATES
 from ..policy.optimizer import OPTIMIZERS
 from ..setting import Setting, declared
@@ -96,13 +97,12 @@ def _data() -> Iterable[Setting]:
     yield from declared(RowOptions)
     what = "Share of the pairs held out, at most 500, if there is no validation split."
     yield Setting("valid_fraction", 0.02, what, least=0, below=1, **_YAML)
-    folder: dict[str, Any] = {**_TEXT, **_FREE, **_OWN, "off": True, "metavar": "DIR"}
-    folder |= _OUTSIDE
-    where = "for later runs. Default: in the user's cache folder; false: nowhere."
-    what = f"Folder that keeps the reference's log-probs {where}"
-    yield Setting("reference_cache", None, what, **folder)
-    what = f"Folder that keeps the token ids of large data sets {where}"
-    yield Setting("token_cache", None, what, **folder)
+    what = (
+        "Folder that keeps the token ids of large data sets for later runs. Default: in "
+        "the user's cache folder; false: nowhere."
+    )
+    folder: dict[str, Any] = {**_TEXT, **_FREE, **_OWN, **_OUTSIDE}
+    yield Setting("token_cache", None, what, off=True, metavar="DIR", **folder)
     yield _shared("mask_prompt", "No effect: prompts are never scored.")
 
 
@@ -113,8 +113,6 @@ def _run() -> Iterable[Setting]:
     yield _shared("train", "Train; needs a train split.", **_FREE)
     what = "Evaluate the test split, after training if both are set."
     yield _shared("test", what, **_FREE)
-    what = "Show so many held-out pairs, the surest mistakes first."
-    yield Setting("inspect", None, what, **_COUNT, metavar="N", **_FREE)
     what = (
         "Folder to write to, or to test; '' with --test alone tests the model as it "
         "is, several folders compare runs."
@@ -124,46 +122,10 @@ def _run() -> Iterable[Setting]:
     yield Setting("epochs", None, what, **_COUNT, **_FREE)
     what = "Batches of the test; -1 for all."
     yield _shared("test_batches", what, least=1, all=True, **_FREE)
-    what = (
-        "Compute each prompt once for both answers, where that gives the same numbers. "
-        "Default: what is quicker in the first steps."
-    )
-    yield Setting("share_prompt", None, what, kind=bool)
     what = "Put several sequences in a row, instead of sharing prompts."
     yield Setting("pack", False, what)
-    what = "Go on with the run in this adapter folder; needs no other flag."
-    yield Setting("resume", None, what, **_TEXT, metavar="DIR", **_FREE, **_OWN)
-    what = "Go on although data, model or settings are not those of the start."
-    yield Setting("resume_anyway", False, what, **_FREE, **_OWN)
-    what = (
-        "Let resume begin again at step 0 where no checkpoint can be used, and overwrite "
-        "what is there."
-    )
-    yield Setting("restart", False, what, **_FREE)
     what = "Print plan, batches and predicted memory, and stop."
     yield Setting("dry_run", False, what, **_FREE)
-
-
-def _watchers() -> Iterable[Setting]:
-    file: dict[str, Any] = {"metavar": "FILE", **_FREE, **_OWN, **_OUTSIDE}
-    what = "Write report.html and curves.png beside the adapter; needs matplotlib."
-    yield Setting("report", False, what, **_FREE, **_OWN)
-    what = (
-        "Prompts to answer greedily at every validation: a file, one a line or .jsonl; "
-        "in YAML also a list."
-    )
-    yield Setting("sample_prompts", None, what, **file)
-    yield Setting(
-        "sample_tokens", 100, "Most tokens of such an answer.", least=1, **_FREE, **_OWN
-    )
-    what = "File of an ordinary text, whose perplexity is taken before and after."
-    yield Setting("retain_data", None, what, **_TEXT, **file)
-    what = (
-        "Where to log: wandb, swanlab, tensorboard, trackio, or several such as "
-        "wandb,trackio."
-    )
-    yield _shared("report_to", what, **_TEXT, **_FREE, **_OWN, **_OUTSIDE)
-    yield _shared("project_name", "Project name for them.", **_TEXT, **_FREE, **_OWN)
 
 
 def _loop() -> Iterable[Setting]:
@@ -178,8 +140,10 @@ GROUPS = {
     "Model and optimizer": [*_policy()],
     "Rows and pairs": [*_data()],
     "Loss and steps": [*_loop()],
-    "What looks on": [*_watchers()],
 }
+for feature in features():
+    for group, more in feature.settings().items():
+        GROUPS[group] = [*GROUPS.get(group, ()), *more]
 SETTINGS = {one.name: one for group in GROUPS.values() for one in group}
 CONFIG_DEFAULTS = {name: one.default for name, one in SETTINGS.items()}
 

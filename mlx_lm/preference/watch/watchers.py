@@ -42,12 +42,12 @@ class WatchedRun:
 
 
 def run_watchers(
-    run: WatchedRun, state: TrainingState | None = None, left: tuple[str, ...] = ()
+    run: WatchedRun, state: TrainingState | None = None
 ) -> list[TrainingCallback]:
     """The callbacks of a run beside its metrics, on the first rank."""
     keep = -1
     if state is None:
-        for name in (*LEFT_BY_RUNS, *left):
+        for name in LEFT_BY_RUNS:
             (run.folder / name).unlink(missing_ok=True)
     else:
         # A validation that was interrupted is done again.

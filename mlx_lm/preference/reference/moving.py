@@ -1,0 +1,64 @@
+# Copyright © 2026 MLX Contributors
+
+"""A reference that follows the policy."""
+
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+
+from ..features import Feature
+from ..forward.frozen import FrozenStart
+from ..update import fill
+from .live import NoReference
+
+
+class MovingReference:
+    """A run's reference that moves every so many updates, as exact as it moved."""
+
+    def __init__(self, reference: Any, mixing: float, updates: int):
+        self._reference, self._mixing, self._updates = reference, mixing, updates
+        start = reference.model
+        self._start = start if isinstance(start, FrozenStart) else None
+
+    def after_update(self, run: Any, it: int) -> None:
+        """Let the reference follow the policy if it is due."""
+        if run.updates % self._updates == 0:
+            self._reference.sync(self._mixing)
+
+    def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
+        exact = self._start.exact if self._start else {}
+        return dict(tree_flatten(exact)), {}
+
+    def load_state_dict(self, arrays: dict[str, mx.array], info: dict) -> None:
+        # A run that moves its reference may follow one that did not.
+        if arrays and self._start:
+            fill(self._start.exact, arrays)
+            self._start.round()
+
+
+class _Moving(Feature):
+    def after_weights(self, job: Any) -> None:
+        # A test measures from the start, wherever training moves the reference to.
+        if job.args.sync_reference and job.args.test:
+            job.kept["start"] = FrozenStart(job.model)
+
+    def header_rows(self, job: Any, rows: dict[str, str]) -> None:
+        args = job.args
+        if args.sync_reference and not isinstance(job.reference, NoReference):
+            start = args.resume_adapter_file or "the start"
+            every = f"follows the policy every {args.sync_steps:,} updates"
+            rows["reference"] = f"{start} · {every}"
+
+    def after_training(self, job: Any) -> None:
+        job.reference.model = job.kept.get("start") or job.reference.model
+
+    def parts(self, run: Any) -> dict[str, Any]:
+        args = run.args
+        if not args.sync_reference:
+            return {}
+        moved = MovingReference(run.reference, args.sync_alpha, args.sync_steps)
+        return {"moved": moved}
+
+
+FEATURE = _Moving()
