@@ -164,14 +164,14 @@ def masks_drawn():
 
 
 @contextlib.contextmanager
-def signals(name, *at, number=signal.SIGTERM):
+def signals(name, *at, number=signal.SIGTERM, owner=PreferenceRun):
     """Send the process a signal when a method of the run is called for these times."""
-    original, calls = getattr(PreferenceRun, name), iter(range(1, 1000))
+    original, calls = getattr(owner, name), iter(range(1, 1000))
 
     def method(*args):
         if next(calls) in at:
             signal.raise_signal(number)
         return original(*args)
 
-    with mock.patch.object(PreferenceRun, name, method):
+    with mock.patch.object(owner, name, method):
         yield

@@ -16,6 +16,7 @@ from tiny import Pairs, pair, random_pairs, tiny_model, train
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.run.best import BestAdapter
 from mlx_lm.preference.run.checkpoint import newest_state, numbered
+from mlx_lm.preference.run.resume import Stoppable
 
 ADAPTER = "adapters.safetensors"
 # Of pairs learned by heart others are worth less and less.
@@ -69,7 +70,8 @@ class TestEarlyStopping(FolderCase):
         SETUP.start(whole)
         stop = newest_state(whole).iteration
         # Three batches each, and a first validation before the first step.
-        with signals("_interruptible", 3 * (stop // 2) + 1):
+        at = 3 * (stop // 2) + 1
+        with signals("after_validation_batch", at, owner=Stoppable):
             with self.assertRaises(SystemExit):
                 SETUP.start(broken)
         state = newest_state(broken)

@@ -27,12 +27,10 @@ PLUG_INS = (
 
 
 class Feature:
-    """
-    Something that a run may have. None of its methods has to do anything.
+    """Something that a run may have. None of its methods has to do anything."""
 
-    ``args`` are the command's settings where a ``job`` is theirs, see ``run.job``, and
-    ``DPOTrainingArgs`` where a run is trained.
-    """
+    # The command's settings come in a job, see run/job.py, or alone to what is asked
+    # before there is one. train_dpo asks the last four methods, with DPOTrainingArgs.
 
     def settings(self) -> dict[str, Iterable[Setting]]:
         """Settings of the command, by the group in which they are listed."""
@@ -101,18 +99,14 @@ class Feature:
         return None
 
     def parts(self, run: Any) -> dict[str, Any]:
-        """
-        Parts of a run's loop, by the names that they have in a checkpoint.
-
-        A part may have ``state_dict()`` and ``load_state_dict(arrays, info)``, a
-        context ``around(run)`` of all steps, options of the batches in
-        ``batches()``, and any of these, which get the run and the step:
-        ``begin``, ``after_step``, ``after_update``, ``after_report`` (and metrics),
-        ``after_validation_batch``, ``after_validation`` (and metrics),
-        ``after_first_validation``, ``ends_early``,
-        ``before_save`` on every rank, ``after_save`` on the first, ``at_rest`` when
-        all that a step brings along is done, ``end``, and ``name_last``.
-        """
+        """Parts of a run's loop, by the names that they have in a checkpoint."""
+        # A part may have state_dict() and load_state_dict(arrays, info), a context
+        # around(run) of all steps, options of the batches in batches(), a sentence in
+        # name_last(step), and what gets the run and the step: begin, after_step,
+        # after_update, after_report (and metrics), after_validation_batch,
+        # after_validation (and metrics), after_first_validation, ends_early,
+        # before_save on every rank, after_save on the first, at_rest when all that a
+        # step brings along is done, and end.
         return {}
 
     def around(self, model: Any, args: Any, folder: Any) -> AbstractContextManager:
