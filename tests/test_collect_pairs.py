@@ -98,6 +98,12 @@ class TestPairs(PairsCase):
         skipped = Label("p1", "human:anna", "none", why="skipped")
         self.assertEqual(self.pairs(rows, labels + [skipped])[0], [("b", "a")])
 
+    def test_a_reward_does_not_overrule_what_it_learned_from(self):
+        rows, reward = [answers(1, "a", "b")], scored(1, 0, 9, judge="reward")
+        self.assertEqual(self.pairs(rows, [reward])[0], [("b", "a")])
+        labels = [reward, scored(1, 1, 0, judge="function:x.py:y")]
+        self.assertEqual(self.pairs(rows, labels)[0], [("a", "b")])
+
     def test_mean_of_ranks(self):
         rows = [answers(1, "a", "b", "c")]
         labels = [
@@ -201,6 +207,10 @@ class TestFolderIsData(PairsCase):
         for i in range(40):
             append_label(data, scored(i, 3, 1, 2))
         for kind, loss in (("ranking", "plackett_luce"), ("best", "sigmoid")):
+            if kind == "ranking":
+                code, _, err = command("--model", model, "--data", data, "--train")
+                self.assertEqual(code, 2)
+                self.assertIn("no pairs of them yet: label them", err)
             code, _, err = collect("--output", data, "--pairs", kind)
             self.assertEqual(code, 0, err)
             own = ["--model", model, "--data", data, "--adapter-path"]
@@ -210,13 +220,44 @@ class TestFolderIsData(PairsCase):
             self.assertEqual(code, 0, err)
             for sign in ("[WARNING]", "Skipped"):
                 self.assertNotIn(sign, out)
-        code, out, err = command(*own, "--inspect", "1")
+        code, out, err = command(*own, "--inspect", "1", "--test")
         self.assertEqual(code, 0, err)
+        self.assertIn("reward accuracy", out)
         # A cut answer has no end, and is trained on without.
         chosen, _, rejected = out.partition("rejected, scored")
         self.assertIn("</s>", chosen.split("chosen, scored")[1])
         self.assertIn("in", rejected)
         self.assertNotIn("</s>", rejected)
+
+    def test_labels_that_may_be_wrong_are_listed(self):
+        model = save_tiny_model(self.folder / "model", max_position_embeddings=2048)
+        data = self.folder / "data"
+        save_answers(data, *(answers(i, "tea", "oh, the tea") for i in range(60)))
+        for i in range(60):
+            append_label(data, scored(i, 1, 0))
+        own = ["--model", model, "--data", data, "--adapter-path", self.folder / "run"]
+        collect("--output", data, "--pairs", "best")
+        options = ["--train", "--iters", "20", "--learning-rate", "3e-2"]
+        code, out, err = command(*own, *options, "--beta", "1", "--test")
+        self.assertEqual(code, 0, err)
+        review = self.folder / "run/review.jsonl"
+        self.assertFalse(review.exists(), out)
+        # One label of those held out is turned round, another is in doubt.
+        held = [row["id"] for row in read_lines(data / "valid.jsonl")]
+        wrong, doubted = (int(name[1:]) for name in held[:2])
+        append_label(data, scored(wrong, 0, 1))
+        labels = [scored(doubted, 1, 0, judge=x) for x in "bc"]
+        for label in [*labels, scored(doubted, 0, 1, judge="d")]:
+            append_label(data, label)
+        collect("--output", data, "--pairs", "best")
+        code, out, err = command(*own, "--inspect", "1")
+        self.assertEqual(code, 0, err)
+        found = {row["id"]: row["why"] for row in read_lines(review)}
+        self.assertEqual({*found}, set(held[:2]))
+        self.assertIn("the policy gives the label", found[held[0]])
+        self.assertEqual(found[held[1]], "75% of the judges agree with the label")
+        self.assertIn(f"--output {data} --review {self.folder / 'run'}", out)
+        self.assertIn("2 labels may be wrong, such as " + held[0], out)
 
 
 if __name__ == "__main__":

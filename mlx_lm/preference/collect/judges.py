@@ -23,6 +23,7 @@ from .labels import (
     BAD,
     NONE,
     RANKING,
+    REWARD,
     SCORES,
     TIE,
     Label,
@@ -52,7 +53,7 @@ def load_judge(
         return ModelJudge(rest, trust_remote_code)
     if kind == "endpoint":
         return Endpoint(rest, longest)
-    if spec == "reward":
+    if spec == REWARD:
         return RewardJudge(model, adapter_path, trust_remote_code=trust_remote_code)
     raise InputError(f"A judge is one of {KINDS}: got {spec!r}.")
 

@@ -22,7 +22,7 @@ LABELS = "labels.jsonl"
 SCORES, RANKING, TIE, BAD, NONE = "scores", "ranking", "tie", "bad", "none"
 WITHDRAWN = "withdrawn"
 VERDICTS = (SCORES, RANKING, TIE, BAD, NONE)
-HUMAN = "human:"
+HUMAN, REWARD = "human:", "reward"
 _NEEDED = ("id", "judge", "verdict")
 
 

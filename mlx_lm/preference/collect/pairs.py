@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..files import json_text, write_text, writing
 from ..terminal import rprint
 from .answers import Answers, Key, read_answers
-from .labels import BAD, NONE, Label, orders, read_labels
+from .labels import BAD, NONE, REWARD, Label, orders, read_labels
 from .summary import length_lines
 
 PAIRS, WEIGHTS = ("best", "all", "ranking"), ("agreement",)
@@ -73,6 +73,8 @@ def opinion(labels: Labels, size: int) -> Opinion | str:
     if not said:
         return FAILED
     said = [label for label in said if label.is_human] or said
+    # What a policy has learned is no second opinion on what it learned from.
+    said = [label for label in said if label.judge != REWARD] or said
     edited = next((x.edited for x in reversed(said) if x.edited), None)
     if all(label.verdict == BAD for label in said) and not edited:
         return ALL_BAD

@@ -123,12 +123,24 @@ def open_local_splits(path: str | Path, data_dir: str | None = None) -> Splits:
         return {split: partial(FileRows, f) for split, f in saved.items()}
     for folder in (path, path / "data"):
         files = _split_files(folder)
+        if "valid" in files and is_collected(folder):
+            files.setdefault("test", files["valid"])
         if files:
             return {split: partial(FileRows, f) for split, f in files.items()}
+    if is_collected(path):
+        raise InputError(
+            f"{path} holds answers, but no pairs of them yet: label them, as with "
+            f"mlx_lm.dpo_collect --label human --output {path}"
+        )
     raise InputError(
         f"Found no split in {path}: it needs train.jsonl (or .json, .jsonl.gz, "
         ".parquet, .csv), and may have valid and test files beside it."
     )
+
+
+def is_collected(folder: str | Path) -> bool:
+    """Whether a folder is one of mlx_lm.dpo_collect."""
+    return (Path(folder) / "answers.jsonl").is_file()
 
 
 def _saved_splits(folder: Path) -> dict[str, list[Path]]:

@@ -27,11 +27,13 @@ from ..watch import retained_text, samples
 from ..watch.trackers import check_matplotlib
 from . import charts as drawing
 from .inspect import FILE_NAME as PAIRS_FILE
+from .review import FILE_NAME as REVIEW_FILE
 from .table import metrics_table
 
 PAGE, PICTURE = "report.html", "curves.png"
 # Of an earlier run in the same folder they would be wrong.
-LEFT_BY_TESTS = (PAGE, PICTURE, TEST_FILE, PAIRS_FILE)
+LEFT_BY_TESTS = (PAGE, PICTURE, TEST_FILE, PAIRS_FILE, REVIEW_FILE)
+MOST_LOOKS = 50
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 
 
@@ -104,6 +106,9 @@ def render(
         pictures=_part(single, [], lambda: [*_test_pictures(metrics, pairs, before)]),
         samples=_part(answers, [], lambda: _samples(lines)),
         pairs=_part(single, [], lambda: [*_pair_groups(pairs.get("pairs", []))]),
+        looks=_part(folder / REVIEW_FILE, [], lambda: _looks(folder)),
+        data=str(config.get("data") or ""),
+        folder=str(folder),
         settings=sorted(shown.items()),
         versions=_part(
             settings, [], lambda: sorted((config.get("versions") or {}).items())
@@ -224,6 +229,12 @@ def _shown(pair):
     texts = {name: str(pair[name]) for name in ("prompt", "chosen", "rejected")}
     place = f"pair {pair['pair']:,} · " if "pair" in pair else ""
     return texts | {"place": place, "margin": f"{pair['margin']:+.3f}"}
+
+
+def _looks(folder):
+    """Labels that may be wrong, the likeliest first."""
+    lines = read_lines(folder / REVIEW_FILE, id=(str,), why=(str,))
+    return [(line["id"], line["why"]) for line in lines[:MOST_LOOKS]]
 
 
 def show_report(folder: str | Path) -> None:

@@ -25,6 +25,7 @@ from ..watch.feature import score_text
 from . import evaluate
 from .inspect import show_pairs
 from .page import show_report
+from .review import keep_looks
 from .table import short_names
 
 
@@ -58,6 +59,8 @@ def evaluate_model(
     if args.test and show:
         before = "start" if isinstance(reference_model, FrozenStart) else "reference"
         evaluate.show_metrics({"policy": metrics}, before, settings.objective.noun)
+    if args.adapter_path and args.data and dataset.kind == "pairs":
+        keep_looks(args.adapter_path, dataset, scored, args.data)
     if args.inspect:
         again = copy.copy(args)
         # More tokens than any row has.
