@@ -6,6 +6,7 @@ import json
 import tempfile
 import unittest
 from pathlib import Path
+from unittest import mock
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -162,6 +163,47 @@ class TestSamples(InFolder):
         self.assertEqual(got, [(it, p) for it in (0, 5, 10, 15) for p in "ab"])
         self.samples(model, tokenizer)
         self.assertEqual(read_lines(self.file), [])
+
+    def test_the_reference_is_asked_once(self):
+        model, tokenizer = self.load()
+        other, _ = load(str(save_tiny_model(self.folder / "other", rope_theta=7.0)))
+        prompts = ["a", MESSAGES]
+        alone = self.samples(other, tokenizer, prompts).answers()
+        own = self.samples(model, tokenizer, prompts).answers()
+        self.assertNotEqual(alone, own)
+        for reference, beside, said in ((other, alone, 2), (model, own, 0)):
+            screen = io.StringIO()
+            with contextlib.redirect_stdout(screen):
+                samples = self.samples(model, tokenizer, prompts, reference=reference)
+                with mock.patch.object(samples, "answers", return_value=own) as asked:
+                    for it in (0, 5):
+                        samples.on_val_loss_report({"iteration": it})
+            self.assertEqual(screen.getvalue().count("  ref  says  "), said)
+            # Where the policy starts as its reference, it has answered already.
+            self.assertEqual(asked.call_count, 2 if said else 1)
+            lines = read_lines(self.file)
+            self.assertEqual([x["reference"] for x in lines], beside * 2)
+            self.assertEqual([x["answer"] for x in lines], own * 2)
+            # Resumed, also before the first step, it is asked about what is new.
+            for keep in (5, -1):
+                more = {"reference": reference, "keep": keep}
+                with mock.patch.object(PromptSamples, "_answers") as asked, quiet():
+                    asked.return_value = ["of the new"]
+                    self.samples(model, tokenizer, ["new", *prompts], **more)
+                (_, new), _ = asked.call_args
+                self.assertEqual([x for x, _ in new], ["new"])
+
+    def test_a_reference_that_fails_is_left_out(self):
+        model, tokenizer = self.load()
+        screen = io.StringIO()
+        with contextlib.redirect_stdout(screen):
+            samples = self.samples(model, tokenizer, reference=lambda x: 1 / 0)
+            samples.on_val_loss_report({"iteration": 0})
+        self.assertIn(
+            "[WARNING] The reference's answers are left out", screen.getvalue()
+        )
+        (line,) = read_lines(self.file)
+        self.assertNotIn("reference", line)
 
     def test_without_a_chat_template(self):
         model, tokenizer = self.load()

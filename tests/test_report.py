@@ -181,7 +181,10 @@ class TestReport(unittest.TestCase):
         config |= {"project_name": EVIL, "loss_type": ["sigmoid", "sft"]}
         self.write("adapter_config.json", config)
         samples = [
-            {"iteration": it, "prompt": p, "answer": f"at {it}: {EVIL}"}
+            {
+                **{"iteration": it, "prompt": p, "answer": f"at {it}: {EVIL}"},
+                "reference": f"another: {EVIL}",
+            }
             for it in (0, 5, 10)
             for p in (EVIL, [{"role": "user", "content": EVIL}])
         ]
@@ -213,10 +216,11 @@ class TestReport(unittest.TestCase):
         self.assertNotRegex(text, r"@import|url\((?!#)")
         self.assertNotIn("49", page.text.replace("7 * 7", ""))
         visible = (
+            "another:",
             "at 0:",
             "at 10:",
             "sigmoid + sft · beta",
-            "1 between",
+            "2 between",
             "10.00 before, 9.00 after (-10.0 %), 9,000 tokens",
             f"2 pairs of {EVIL}, at most 1,024 tokens long.",
             "reward accuracy",

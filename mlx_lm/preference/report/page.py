@@ -203,11 +203,16 @@ def _test_pictures(metrics, single, before):
 
 
 def _samples(lines):
-    """Prompts, and the answers to each one from the first to the last."""
+    """Prompts, and the answers to each one: the reference's, then first to last."""
     by_prompt: dict[str, list[dict[str, str]]] = {}
     for line in lines:
-        when = f"step {line['iteration']:,}" if line["iteration"] else "before"
-        answers = by_prompt.setdefault(json.dumps(line["prompt"]), [])
+        it, reference = line["iteration"], line.get("reference")
+        key, when = json.dumps(line["prompt"]), f"step {it:,}" if it else "before"
+        if it == 0 and reference == line["answer"]:
+            when = "before, as the reference"
+        elif key not in by_prompt and isinstance(reference, str):
+            by_prompt[key] = [{"when": "reference", "answer": reference}]
+        answers = by_prompt.setdefault(key, [])
         answers.append({"when": when, "answer": line["answer"]})
     return [(samples.prompt_text(json.loads(k)), x) for k, x in by_prompt.items()]
 

@@ -70,6 +70,8 @@ class _Watch(Feature):
             args.sample_prompts,
             args.sample_tokens,
         )
+        if compared and args.sample_prompts is not None:
+            job.kept["asked"] = job.reference_model or job.model
 
     def before_folder(self, job: Any) -> None:
         job.kept["watched"].check()
@@ -80,9 +82,12 @@ class _Watch(Feature):
         return [reporting_callbacks(*given, config)]
 
     def watchers(self, job: Any) -> Iterable[Any]:
-        return run_watchers(job.kept["watched"], job.state)
+        asked = job.kept.pop("asked", None)
+        return run_watchers(job.kept["watched"], job.state, asked)
 
     def around_training(self, job: Any) -> AbstractContextManager:
+        # What has answered is let go, also where it was not asked.
+        job.kept.pop("asked", None)
         return score_text(job.args, job.model, job.tokenizer)
 
 

@@ -20,7 +20,7 @@ from ..terminal import rprint
 FILE_NAME = "samples.jsonl"
 WIDTH = 80
 Prompt = str | list[dict[str, Any]]
-# What a line of the file has.
+# What a line of the file has, beside the reference's answer where there is one.
 LINE = {"iteration": (int,), "prompt": (str, list), "answer": (str,)}
 
 
@@ -103,6 +103,7 @@ class PromptSamples(TrainingCallback):
         path: str | Path,
         max_tokens: int = 100,
         keep: int = -1,
+        reference: nn.Module | None = None,
     ):
         self.model, self.tokenizer, self.path = model, tokenizer, Path(path)
         self.max_tokens = max_tokens
@@ -110,24 +111,53 @@ class PromptSamples(TrainingCallback):
         lines = read_lines(self.path, **LINE)
         kept = [json_text(x) + "\n" for x in lines if x["iteration"] <= keep]
         write_text(self.path, "".join(kept))
+        self._starts_as_reference = reference is model
+        self._beside: list[str | None] = [None] * len(prompts)
+        if reference is not None:
+            self._ask(reference, lines)
+
+    def _ask(self, reference, lines):
+        """Have the reference answer what it did not answer before."""
+        known = {json_text(x["prompt"]): x.get("reference") for x in lines}
+        known = {k: x for k, x in known.items() if isinstance(x, str)}
+        keys = [json_text(prompt) for prompt, _ in self.prompts]
+        new = [x for k, x in zip(keys, self.prompts) if k not in known]
+        try:
+            answers = self._answers(reference, new)
+        except Exception as e:
+            # What looks on never ends a run.
+            rprint(f"[WARNING] The reference's answers are left out: {e!r}")
+            return
+        known |= {json_text(x): answer for (x, _), answer in zip(new, answers)}
+        self._beside = [known[key] for key in keys]
+        for (prompt, _), answer in zip(new, answers):
+            # Before the first step the policy says the same.
+            if not self._starts_as_reference:
+                rprint(sample_line("ref", prompt, answer))
 
     def on_val_loss_report(self, val_info: dict) -> None:
         it = val_info["iteration"]
-        lines = []
-        for (prompt, _), answer in zip(self.prompts, self.answers()):
-            lines.append({"iteration": it, "prompt": prompt, "answer": answer})
+        lines, answers = [], self._beside
+        if None in answers or it > 0 or not self._starts_as_reference:
+            answers = self.answers()
+        for (prompt, _), answer, other in zip(self.prompts, answers, self._beside):
+            line = {"iteration": it, "prompt": prompt, "answer": answer}
+            lines.append(line if other is None else line | {"reference": other})
             rprint(sample_line(it, prompt, answer))
         append_text(self.path, "".join(json_text(line) + "\n" for line in lines))
 
     def answers(self) -> list[str]:
         """Answer all prompts."""
+        return self._answers(self.model, self.prompts)
+
+    def _answers(self, asked, prompts):
         # Only here: it is large, and few runs need it.
         from ...generate import generate
 
-        with running(self.model) as model:
+        with running(asked) as model:
             return [
                 generate(model, self.tokenizer, ids, max_tokens=self.max_tokens)
-                for _, ids in self.prompts
+                for _, ids in prompts
             ]
 
 
@@ -136,7 +166,7 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
 
 
-def sample_line(it: int, prompt: Prompt, answer: str, width: int = WIDTH) -> str:
+def sample_line(it: int | str, prompt: Prompt, answer: str, width: int = WIDTH) -> str:
     """An answer in one line of the log."""
     head, prompt = f"  {it:>5}  says  ", _one_line(prompt_text(prompt))
     prompt = _cut(prompt, max((width - len(head)) // 4, 1))

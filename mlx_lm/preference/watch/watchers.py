@@ -42,9 +42,12 @@ class WatchedRun:
 
 
 def run_watchers(
-    run: WatchedRun, state: TrainingState | None = None
+    run: WatchedRun,
+    state: TrainingState | None = None,
+    reference: nn.Module | None = None,
 ) -> list[TrainingCallback]:
     """The callbacks of a run beside its metrics, on the first rank."""
+    # The reference is the model itself where the run starts from it: it still does.
     keep = -1
     if state is None:
         for name in LEFT_BY_RUNS:
@@ -64,6 +67,7 @@ def run_watchers(
             run.folder / samples.FILE_NAME,
             run.sample_tokens,
             keep,
+            reference,
         )
         watchers.append(answers)
     return watchers
