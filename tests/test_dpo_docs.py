@@ -294,7 +294,7 @@ class TestMetrics(unittest.TestCase):
 class TestText(unittest.TestCase):
     def test_python_blocks_run(self):
         found = blocks("python")
-        self.assertEqual(len(found), 3)
+        self.assertEqual(len(found), 4)
         here = os.getcwd()
         with tempfile.TemporaryDirectory() as folder:
             save_tiny_model(Path(folder) / "path/to/model")

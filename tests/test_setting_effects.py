@@ -49,6 +49,7 @@ EFFECTS = {
     "test": Effect("files", True),
     "inspect": Effect("printed", 1),
     "adapter_path": Effect("files", str(_ROOT / "elsewhere")),
+    "peft": Effect("files", True),
     "epochs": Effect("weights", 1),
     "test_batches": Effect("metrics", 1, _TESTED),
     "share_prompt": Effect("metrics", False),

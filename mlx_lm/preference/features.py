@@ -22,6 +22,7 @@ PLUG_INS = (
     "forward.recompute",
     "run.kernels",
     "watch.feature",
+    "policy.peft",
     "report.feature",
 )
 

@@ -17,7 +17,8 @@ from ...tuner.utils import linear_to_lora_layers
 from ...utils import _download, _get_classes, load_tokenizer
 from ..errors import InputError
 from ..terminal import rprint
-from . import gpt2
+from . import gpt2, peft
+from .adapter import read_tensors
 
 LEARNING_RATES = {"lora": 1e-5, "dora": 1e-5, "full": 1e-6}
 
@@ -114,20 +115,21 @@ def fitting_weights(model: nn.Module, path: str | Path) -> dict[str, mx.array]:
     trainable = dict(tree_flatten(model.trainable_parameters()))
     if not Path(path).is_file():
         raise InputError(f"The adapter file {path} does not exist, or is no file.")
-    try:
-        weights = mx.load(str(path))
-    except (RuntimeError, ValueError) as e:
-        raise InputError(f"Can't read the adapter file {path}: {e}") from e
+    weights = read_tensors(path)
+    check = "Check fine_tune_type, num_layers and lora_parameters.keys."
+    ranks = "Check lora_parameters.rank."
+    if any(name.startswith(peft.PREFIX) for name in weights):
+        weights = peft.fitted_names(peft.own_tensors(weights, path), trainable)
+        check = ranks = "Is it an adapter of this model?"
     for name, w in weights.items():
         if name not in trainable:
             raise InputError(
-                f"{path} does not fit: tensor {name!r} is not trained here. Check "
-                "fine_tune_type, num_layers and lora_parameters.keys."
+                f"{path} does not fit: tensor {name!r} is not trained here. " f"{check}"
             )
         if w.shape != trainable[name].shape:
             raise InputError(
                 f"{path} does not fit: tensor {name!r} has shape {w.shape}, the "
-                f"model's is {trainable[name].shape}. Check lora_parameters.rank."
+                f"model's is {trainable[name].shape}. {ranks}"
             )
         is_float = mx.issubdtype(w.dtype, mx.floating)
         if not is_float or not mx.isfinite(w).all().item():
@@ -139,7 +141,7 @@ def fitting_weights(model: nn.Module, path: str | Path) -> dict[str, mx.array]:
     if missing := sorted(trainable.keys() - weights.keys()):
         raise InputError(
             f"{path} does not fit: it has no tensor {missing[0]!r}, which is trained "
-            "here. Check fine_tune_type, num_layers and lora_parameters.keys."
+            f"here. {check}"
         )
     return weights
 

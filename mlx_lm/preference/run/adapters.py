@@ -13,8 +13,6 @@ from mlx.utils import tree_flatten
 
 from ..files import replace_file, writing
 
-ADAPTER = "adapters.safetensors"
-
 
 def numbered(folder: str | Path, iteration: int, name: str) -> Path:
     """The path of a checkpoint's file."""

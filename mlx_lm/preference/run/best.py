@@ -18,10 +18,11 @@ from ..errors import InputError
 from ..features import Feature
 from ..files import replace_file
 from ..measure.metrics import BEST
+from ..policy.adapter import ADAPTER
 from ..policy.model import fitting_weights
 from ..ranks import sum_over_ranks
 from ..terminal import rprint
-from .adapters import ADAPTER, copy_adapter, save_adapter
+from .adapters import copy_adapter, save_adapter
 
 
 def check_validated(settings: Any, val_set: Any) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 from ..digest import digest, file_digest
 from ..errors import InputError
 from ..files import json_text, replace_file, writing
+from ..policy.adapter import ADAPTER
 from ..reference.cache import pair_keys
 from ..terminal import rprint
-from .adapters import ADAPTER, numbered
+from .adapters import numbered
 
 VERSION = 4
 _STATE = re.compile("([0-9]{7,})_state.safetensors")

@@ -129,22 +129,6 @@ METRICS = "metrics.jsonl"
 FOLDERS = ("best", "tensorboard")
 
 
-def adapter_config(path: str | Path) -> dict | None:
-    """Read the configuration that lies beside an adapter file."""
-    path = Path(path)
-    path = (path if path.is_dir() else path.parent) / "adapter_config.json"
-    if not os.path.lexists(path):
-        return None
-    try:
-        config = json.loads(read_plain(path))
-    except (OSError, ValueError, RecursionError) as e:
-        reason = getattr(e, "strerror", None) or e
-        raise InputError(f"{path} is damaged: {reason}. Copy it again.") from e
-    if not isinstance(config, dict):
-        raise InputError(f"{path} is no configuration: it must hold keys and values.")
-    return config
-
-
 PACKAGES = ("mlx-lm", "mlx", "transformers", "tokenizers", "numpy")
 
 

@@ -12,13 +12,14 @@ import mlx.core as mx
 
 from ..errors import InputError
 from ..features import Feature
+from ..policy.adapter import adapter_config
 from ..policy.model import fitting_weights, load_weights
 from ..ranks import wait_for_all
 from ..setting import Setting
 from ..terminal import rprint
 from . import checkpoint, state
 from .adapters import copy_adapter
-from .folder import METRICS, adapter_config
+from .folder import METRICS
 from .identity import rank_inputs, run_identity
 from .lock import folder_kept, keep_folder
 from .signals import StopSignals

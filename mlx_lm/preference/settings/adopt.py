@@ -4,7 +4,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..errors import InputError
-from ..run.folder import TRAINED_WITH, adapter_config
+from ..policy.adapter import PEFT_ADAPTER, adapter_config, adapter_file
+from ..policy.peft import own_shape
+from ..run.folder import TRAINED_WITH
 from ..terminal import rprint
 from .table import SETTINGS, names
 
@@ -17,8 +19,7 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
     """Take rank, keys and layers from the adapter that the run starts from."""
     if args.resume_adapter_file is None:
         return
-    path = Path(args.resume_adapter_file)
-    path = path / "adapters.safetensors" if path.is_dir() else path
+    path = adapter_file(args.resume_adapter_file)
     if not path.exists():
         raise InputError(f"resume_adapter_file {path} does not exist.")
     if path.parent.resolve() == Path(args.adapter_path).resolve():
@@ -28,6 +29,8 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
         )
     args.resume_adapter_file = str(path)
     config = adapter_config(path)
+    if path.name == PEFT_ADAPTER or "peft_type" in (config or {}):
+        config = own_shape(path, config)
     if config is None:
         rprint(
             f"[WARNING] {path} has no adapter_config.json beside it: its rank, scale "
@@ -147,7 +150,7 @@ def _means(key, new, old):
     if key == "lora_parameters":
         return old is None or all(old.get(k) == v for k, v in new.items())
     if key == "resume_adapter_file" and old is not None:
-        return Path(old) in (Path(new), Path(new) / "adapters.safetensors")
+        return Path(old) in (Path(new), adapter_file(new))
     if key == "adapter_path":
         return Path(new).resolve() == Path(old).resolve()
     return new == old

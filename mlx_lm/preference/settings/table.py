@@ -65,7 +65,7 @@ def _policy() -> Iterable[Setting]:
     yield Setting(
         "reference_model", None, what, **_TEXT, tested=True, **_OWN, **_OUTSIDE
     )
-    what = "Adapter to start from, a file or its folder; it is also the reference."
+    what = "Adapter to start from, also PEFT's, a file or its folder; it is the reference too."
     yield _shared("resume_adapter_file", what, **_TEXT, tested=True, **_OWN, **_OUTSIDE)
     what = "Allow an adapter of a DPO run as the start and the new reference."
     yield Setting("new_reference", False, what, **_OWN)
