@@ -1,5 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
+import re
 import tempfile
 import textwrap
 import unittest
@@ -12,6 +13,7 @@ from collecting import TOKENIZER, answers, collect, read_lines, save_answers
 from test_dpo_command import command
 from tiny import ROWS, save_rows, save_tiny_model
 
+import mlx_lm
 from mlx_lm import load
 from mlx_lm.preference.collect.compare import compare, question
 from mlx_lm.preference.collect.labels import LABELS
@@ -156,6 +158,14 @@ class TestFunctions(JudgesCase):
         # Nothing to ask: the file is not needed.
         code, out, _ = collect("--label", spec, "--output", data)
         self.assertEqual((code, "4 prompts with a best answer" in out), (0, True))
+
+    def test_the_one_of_the_guide(self):
+        guide = Path(mlx_lm.__file__).with_name("DPO_COLLECT.md").read_text("utf-8")
+        (text,) = re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S)
+        texts = ("Water boils.", "Tea is a drink. " * 20, "Tea, of course.")
+        rows = [answers(1, *texts, row={"keyword": "tea"})]
+        labels, code, _, err = self.judged(text, rows=rows, name="score")
+        self.assertEqual((code, labels["p1"]["scores"]), (0, [1, 2, 3]), err)
 
     def test_several_judges_agree(self):
         rows = [answers(i, "a", "b", row={"n": i}) for i in range(4)]
