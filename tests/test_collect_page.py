@@ -1,5 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
+import contextlib
 import os
 import tempfile
 import time
@@ -15,6 +16,7 @@ from test_collect_server import call, choose
 from mlx_lm.preference.collect.labels import Label, append_label
 
 if HAS_BROWSER:
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.by import By
     from selenium.webdriver.common.keys import Keys
@@ -90,8 +92,10 @@ class PageTest(unittest.TestCase):
     def wait(self, condition, seconds=20, what="what was waited for"):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if found := condition():
-                return found
+            # What is drawn anew meanwhile is looked up anew.
+            with contextlib.suppress(StaleElementReferenceException):
+                if found := condition():
+                    return found
             time.sleep(0.02)
         self.fail(f"Never came: {what}. The page: {self.find('body').text[:600]}")
 
@@ -289,6 +293,8 @@ class TestVotes(PageTest):
         self.assertFalse(self.find("#before").is_displayed())
         self.press(str(self.card("poor") + 1))
         self.wait_for("#before")
+        better, worse = self.card("good") + 1, self.card("poor") + 1
+        self.assertIn(f"{better} > {worse} (2, 1)", self.find("#before").text)
         self.assertIn("reward", self.find("#before").text)
         self.assertIn("another order", self.find("#before").text)
         self.press("u")
@@ -338,9 +344,11 @@ class TestNothingIsLost(PageTest):
             # Said before anything is pressed.
             self.wait_for("#notice")
             self.assertIn("--label human:anna", self.find("#notice").text)
+            self.assertIn("All your choices are on the disk", self.find("#notice").text)
             self.press("b")
             self.wait(lambda: self.find("[data-do=tie]").get_property("disabled"))
             self.prompt("Q1")
+            self.assertIn("Your last choice is kept here", self.find("#notice").text)
             self.assertEqual(len(labels(self.folder)), 1)
         with process(self.folder, urlsplit(url).port, cache=self.cache):
             self.prompt("Q2")
