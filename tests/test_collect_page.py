@@ -287,7 +287,7 @@ class TestVotes(PageTest):
         append_label(
             self.folder, Label("q1", "reward", "scores", scores=[2.0, 1.0], certainty=1)
         )
-        look_again = {"again": [(0, "q1")], "mark": "review 1"}
+        look_again = {"again": {(0, "q1"): "judges disagree"}, "mark": "review 1"}
         self.open(*questions(2), **look_again)
         self.prompt("Q1")
         self.assertFalse(self.find("#before").is_displayed())
@@ -297,6 +297,7 @@ class TestVotes(PageTest):
         self.assertIn(f"{better} > {worse} (2, 1)", self.find("#before").text)
         self.assertIn("reward", self.find("#before").text)
         self.assertIn("another order", self.find("#before").text)
+        self.assertIn("because judges disagree.", self.find("#before").text)
         self.press("u")
         self.wait(lambda: not self.find("#before").is_displayed())
         self.press(str(self.card("good") + 1))

@@ -283,24 +283,26 @@ class TestReview(CollectTest):
             self.folder, Label("q1", "reward", "scores", scores=[0.0, 1.0], certainty=1)
         )
         keys = read_review(self.folder, self.folder)
-        self.assertEqual(keys, [(0, "q1")])
+        self.assertEqual(keys, {(0, "q1"): "judges disagree"})
         listed = self.folder.parent / "adapters"
         listed.mkdir()
-        (listed / "review.jsonl").write_text('{"id": "q1"}\n{"id": "q3", "round": 0}\n')
+        lines = '{"id": "q3", "round": 0, "why": "surely"}\n{"id": "q1"}\n{"id": "x"}\n'
+        (listed / "review.jsonl").write_text(lines)
         keys = read_review(listed, self.folder)
         look = {"again": keys, "mark": "review 1"}
         with serving(self.folder, **look) as (_, url):
             state = call(url)[1]
             self.assertEqual((state["total"], state["done"]), (2, 0))
             self.assertNotIn("earlier", state)
+            # In the order of the list: what is skipped stays as it was.
+            state = call(url, "vote", vote(state["item"], "none"))[1]
+            self.assertEqual(state["why"], "surely")
+            last = labels(self.folder)[-1]
+            self.assertEqual((last["id"], last["ranking"]), ("q3", [[0], [1]]))
             state = call(url, "vote", choose(state["item"], "b"))[1]
             found = {one["judge"]: one["same"] for one in state["earlier"]}
             self.assertEqual(found, {"human:anna": False, "reward": True})
-            # What is skipped stays as it was.
-            state = call(url, "vote", vote(state["item"], "none"))[1]
             self.assertEqual((state["done"], state["item"]), (2, None))
-            last = labels(self.folder)[-1]
-            self.assertEqual((last["id"], last["ranking"]), ("q3", [[0], [1]]))
         with serving(self.folder, **look) as (_, url):
             self.assertEqual(call(url)[1]["done"], 2)
             state = call(url, "undo", {"id": "q1", "round": 0})[1]
@@ -315,7 +317,7 @@ class TestReview(CollectTest):
         with self.assertRaisesRegex(InputError, "has no review.jsonl"):
             read_review(self.folder.parent, self.folder)
         with self.assertRaisesRegex(InputError, "to look at again"):
-            Voting(self.folder, "anna", again=[], mark="review 1")
+            Voting(self.folder, "anna", again={}, mark="review 1")
 
 
 class TestRefused(CollectTest):

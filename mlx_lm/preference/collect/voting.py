@@ -5,7 +5,7 @@
 import os
 import threading
 from collections import Counter, deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
@@ -67,7 +67,7 @@ class Voting:
         self,
         folder: str | Path,
         name: str,
-        again: Collection[Key] | None = None,
+        again: Mapping[Key, str] | None = None,
         mark: str = "",
     ):
         self.folder, self.judge, self.mark = Path(folder), HUMAN + name, mark
@@ -79,9 +79,13 @@ class Voting:
         # The prompts with votes, the last one at the end.
         self._order: dict[Key, None] = {}
         self.questions: dict[Key, Question] = {}
-        for answers in read_answers(self.folder):
-            is_wanted = again is None or answers.key in again
-            if is_wanted and len(answers.responses) > 1:
+        self._why, found = again or {}, read_answers(self.folder)
+        if again is not None:
+            # The list has the worst first.
+            by_key = {answers.key: answers for answers in found}
+            found = [by_key[key] for key in again if key in by_key]
+        for answers in found:
+            if len(answers.responses) > 1:
                 shown = list(range(len(answers.responses)))
                 # The same after a reload, another one for another person.
                 Random(f"{self.judge} {answers.key}").shuffle(shown)
@@ -257,6 +261,7 @@ class Voting:
             state = self.state()
             if self.mark:
                 state["earlier"] = self._earlier(question, label)
+                state["why"] = self._why.get(question.answers.key, "")
             return state
 
     def _read_vote(self, request):
@@ -340,23 +345,25 @@ class Voting:
         return self._lock
 
 
-def read_review(folder: str | Path, output: str | Path) -> list[Key]:
-    """Prompts to look at again: those a run listed, or on which judges disagree."""
+def read_review(folder: str | Path, output: str | Path) -> dict[Key, str]:
+    """Prompts to look at again, and why: a run listed them, or judges disagree."""
     path = Path(folder) / REVIEW
     if path.exists():
         rows = read_lines(path, id=(str,))
-        return [(row.get("round", 0), row["id"]) for row in rows]
+        return {
+            (row.get("round", 0), row["id"]): str(row.get("why", "")) for row in rows
+        }
     if os.path.realpath(folder) != os.path.realpath(output):
         raise InputError(
             f"{folder} has no {REVIEW}: name the folder of a run that listed pairs for a "
             f"second look, or {output} itself for those on which its judges disagree."
         )
     sizes = {x.key: len(x.responses) for x in read_answers(output)}
-    return [
-        key
+    return {
+        key: "judges disagree"
         for key, labels in read_labels(output, sizes).items()
         if _disagree([orders(label, sizes[key]) for label in labels.values()])
-    ]
+    }
 
 
 def _disagree(found):
