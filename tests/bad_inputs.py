@@ -442,6 +442,12 @@ SETTINGS = {
     "retain_data .*no.txt can't be read: No such file": ["--retain-data", "no.txt"],
     "sample_prompts, prompt 1 is no prompt": {"sample_prompts": [{"text": "Hi"}]},
     "adapter_path is empty": ["--adapter-path", ""],
+    r"adapter_path is no text in this locale, got 'a.x00b'": {"adapter_path": "a\0b"},
+    r"adapter_path is no text in this locale, got 'd.udcff'": (
+        ["--adapter-path", "d\udcff"]
+    ),
+    r"data is no text in this locale, got 'a.x00b'": {"data": "a\0b"},
+    r"model is no text in this locale, got '.udce4'": ["--model", "\udce4"],
     "adapter_path .*file/adapters can't be written: .*/file is no folder. Choose": (
         lambda d: ["--adapter-path", d.below_a_file()]
     ),

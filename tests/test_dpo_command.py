@@ -90,6 +90,12 @@ class TestEnvironment(unittest.TestCase):
     def test_full_cuda_caches_do_not_end_a_run(self):
         self.assertEqual(self.seen(), ["0"])
 
+    def test_a_folder_for_kernels_that_is_not_there(self):
+        self.name = "TMPDIR"
+        with mock.patch.object(tempfile, "tempdir", None):
+            (found,) = self.seen(TMPDIR="/nowhere")
+            self.assertTrue(os.path.isdir(found))
+
     def test_the_users_wish_stands(self):
         self.assertEqual(self.seen(**{self.name: "1"}), ["1"])
 

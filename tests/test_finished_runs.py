@@ -76,6 +76,7 @@ class TestComparison(CommandCase):
             ("model is .* in .*slow and .* in .*else", self.compare(one, two)),
             ("max_seq_length is 64 in .* and 63 in", self.compare(one, longer)),
             ("names a folder twice", self.compare(one, one)),
+            ("adapter_path is no text", self.compare(one, "\udcff")),
             ("has no adapter_config.json", self.compare(one, self.runs / "none")),
             ("only --test alone", [*self.compare(one, two), "--train"]),
             ("only --test alone", [*self.compare(one, two), "--inspect", 2]),

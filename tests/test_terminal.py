@@ -107,7 +107,9 @@ class TestNobodyReads(CommandCase):
         script = (
             "import os, sys\n"
             "from mlx_lm.preference.terminal import lasting_output\n"
+            "os.close(0)\n"
             "with lasting_output():\n"
+            "    assert os.open(os.devnull, os.O_RDONLY) > 2\n"
             "    os.close(0)\n"
             "    for i in range(9): print('x' * 99999, flush=True)\n"
             "    print('left over', end='')\n"

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import tempfile
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -154,6 +155,9 @@ def prepare_backend(kernels: Path) -> None:
         del settings["MLX_MAX_OPS_PER_BUFFER"]
     for name, value in settings.items():
         os.environ.setdefault(name, value)
+    # MLX builds its kernels there, and ends where the variable leads nowhere.
+    with suppress(OSError):
+        os.environ["TMPDIR"] = tempfile.gettempdir()
 
 
 class NewKernels:

@@ -19,6 +19,8 @@ KINDS: dict[type | None, tuple[str, tuple[type, ...]]] = {
     dict: ("a mapping", (dict,)),
 }
 LARGEST = 10**15
+# What Python makes of bytes that it can't read.
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 _NUMBER = re.compile(r"[-+]?[\d.]+([eE][-+]?\d+)?")
 
 
@@ -31,15 +33,21 @@ def check_type(name: str, value: Any, kind: type | None) -> None:
         raise InputError(f"{name} must be {what}, got {value!r}{hint}.")
 
 
-def check_finite(name: str, value: Any) -> None:
-    """Refuse numbers that stand for none, or are larger than anything counted."""
+def check_usable(name: str, value: Any) -> None:
+    """Refuse numbers that stand for none or are larger than anything counted, and
+    texts that are none, which the system or MLX would refuse late as a path."""
     if isinstance(value, dict):
         for key, child in value.items():
-            check_finite(f"{name}.{key}", child)
+            check_usable(f"{name}.{key}", child)
     for child in value if isinstance(value, list) else ():
-        check_finite(name, child)
+        check_usable(name, child)
     if isinstance(value, float) and not math.isfinite(value):
         raise InputError(f"{name} must be a finite number, got {value!r}.")
+    if isinstance(value, str) and ("\0" in value or _NO_TEXT.search(value)):
+        raise InputError(
+            f"{name} is no text in this locale, got {value!r}: rename it, or set "
+            "PYTHONUTF8=1."
+        )
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{name} must be at most {LARGEST:,}, got {value!r}.")
 
@@ -104,7 +112,7 @@ class Setting:
     def check(self, value: Any) -> None:
         """Refuse a value of another type, out of range, or not among the choices."""
         self.check_type(value)
-        check_finite(self.name, value)
+        check_usable(self.name, value)
         if value is None or isinstance(value, list):
             return
         if self.choices and value not in self.choices:

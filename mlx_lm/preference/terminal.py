@@ -67,9 +67,21 @@ class _Lasting:
             os.close(nowhere)
 
 
+def _open_standard_streams():
+    """Keep the numbers of streams that are closed: MLX reads no file of number 0, and
+    what writes to 1 or 2 would write to a model or an adapter."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+
+
 @contextmanager
 def lasting_output() -> Iterator[None]:
     """Go on when nobody reads any more what is printed: a closed pipe or terminal."""
+    _open_standard_streams()
     before = sys.stdout, sys.stderr
     wrap = lambda x: x if x is None or isinstance(x, _Lasting) else _Lasting(x)
     sys.stdout, sys.stderr = map(wrap, before)

@@ -10,8 +10,10 @@ import io
 import json
 import re
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +56,18 @@ def parse_file(raw: bytes, path: Path) -> Rows:
 
 def check_room(path: Path, size: int) -> None:
     """Refuse what would take more than a quarter of the memory: rows need several."""
-    free = system_memory()
+    free = _free(system_memory, int(time.monotonic()))
     if free is not None and size > free // 4:
         raise InputError(
             f"{path} holds more than {free / 4e9:.2g} GB, a quarter of the free memory: "
             "split it, or use a part of it."
         )
+
+
+@lru_cache(maxsize=1)
+def _free(read, second):
+    # Reading it takes milliseconds, and a data set may have a million parts.
+    return read()
 
 
 def _unpack(raw, path):

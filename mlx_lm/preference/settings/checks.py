@@ -16,7 +16,7 @@ from ..files import check_writable
 from ..objective.objective import objective_of
 from ..policy.model import LEARNING_RATES, most_positions
 from ..policy.optimizer import OPTIMIZERS, build_learning_rate, build_optimizer
-from ..setting import check_type
+from ..setting import check_type, check_usable
 from ..terminal import rprint
 from .table import DATASET_KEYS, LORA_KEYS, SETTINGS, names
 
@@ -37,6 +37,7 @@ def check_types(config: dict) -> None:
     for key, value in config.items():
         if key in SETTINGS:
             SETTINGS[key].check_type(value)
+            check_usable(key, value)
 
 
 def check_args(args: SimpleNamespace) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 from ..errors import InputError
 from ..objective.objective import objective_of
+from ..setting import check_usable
 from .adopt import adopt_adapter_config, adopt_finished_run, adopt_resumed_run
 from .checks import check_args, check_types
 from .table import CONFIG_DEFAULTS, names
@@ -53,6 +54,7 @@ def finished_runs(args: SimpleNamespace) -> list[SimpleNamespace]:
             f"adapter_path names {len(folders)} folders, which only --test alone can "
             "take: leave out --train, --resume and --inspect, or name one folder."
         )
+    check_usable("adapter_path", folders)
     if len({str(Path(folder).resolve()) for folder in folders}) < len(folders):
         raise InputError(f"adapter_path names a folder twice: {', '.join(folders)}.")
     runs = []
