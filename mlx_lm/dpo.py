@@ -16,7 +16,7 @@ from .preference.errors import InputError
 from .preference.features import around, features
 from .preference.files import user_cache_folder
 from .preference.policy import model as models
-from .preference.ranks import is_lost_rank, start_together
+from .preference.ranks import is_lost_rank, join_ranks, start_together
 from .preference.run import setup
 from .preference.run.folder import check_folder, open_folder
 from .preference.run.job import Job
@@ -226,7 +226,11 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     prepare_backend(user_cache_folder("kernels"))
     before = signal.getsignal(signal.SIGTERM)
-    if mx.distributed.init().size() > 1:
+    try:
+        world = join_ranks()
+    except InputError as e:
+        sys.exit(_one_line(e, 2))
+    if world.size() > 1:
         signal.signal(signal.SIGTERM, _terminated)
     try:
         with lasting_output():

@@ -96,6 +96,13 @@ class TestEnvironment(unittest.TestCase):
             (found,) = self.seen(TMPDIR="/nowhere")
             self.assertTrue(os.path.isdir(found))
 
+    def test_ranks_that_are_not_there(self):
+        broken = mock.Mock(side_effect=RuntimeError("[ring] no hosts"))
+        with mock.patch.object(mx.distributed, "init", broken):
+            code, _, err = command("--train")
+        self.assertEqual(code, 2)
+        self.assertRegex(err, r"\AError: Can't join .*: \[ring\] no hosts\. .*\n\Z")
+
     def test_the_users_wish_stands(self):
         self.assertEqual(self.seen(**{self.name: "1"}), ["1"])
 

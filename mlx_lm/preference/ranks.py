@@ -18,6 +18,17 @@ MOST_INPUTS = 254
 _started: list[bool] = []
 
 
+def join_ranks() -> mx.distributed.Group:
+    """Join the ranks that the environment names; a rank is alone if it names none."""
+    try:
+        return mx.distributed.init()
+    except RuntimeError as e:
+        raise InputError(
+            f"Can't join the other ranks: {e}. Start all of them with mlx.launch; for "
+            "one alone, unset MLX_RANK and MLX_HOSTFILE."
+        ) from e
+
+
 def average_over_ranks(tree: Any) -> Any:
     """Average float32 arrays over all ranks, as part of a step."""
     if mx.distributed.init().size() == 1:
