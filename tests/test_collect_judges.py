@@ -76,6 +76,8 @@ class TestFunctions(JudgesCase):
             ("'A'", "none", "no verdict"),
             ("[None, 1]", "none", "no verdict"),
             ("1", "none", "no verdict"),
+            ("[10**400, 1]", "none", "OverflowError"),
+            ("[__import__('numpy').ones(2)] * 2", "none", "ValueError"),
             ("{}", "none", "no verdict"),
             ("1 / 0", "none", r"ZeroDivisionError: .* \(line 2\)"),
             ("exit()", "none", "SystemExit"),
@@ -158,6 +160,31 @@ class TestFunctions(JudgesCase):
         # Nothing to ask: the file is not needed.
         code, out, _ = collect("--label", spec, "--output", data)
         self.assertEqual((code, "4 prompts with a best answer" in out), (0, True))
+
+    def test_a_kill_leaves_no_trace(self):
+        rows = [answers(i, "a", "b", row={"n": i}) for i in range(40)]
+        path = self.folder / "own.py"
+        spec = f"function:{path}:judge"
+        text = """
+            def judge(prompt, responses, row):
+                if row["n"] == {}:
+                    raise KeyboardInterrupt
+                return [row["n"] % 3, 1]
+        """
+        folders = []
+        for stops in ([], [3], [3, 3, 27]):
+            folders.append(save_answers(self.folder / f"{len(folders)}", *rows))
+            for stop in [*stops, -1]:
+                path.write_text(textwrap.dedent(text.format(stop)))
+                code, _, err = collect("--label", spec, "--output", folders[-1])
+                self.assertEqual(code, 130 if stop >= 0 else 0, err)
+                if stop >= 0:
+                    # As if it had been killed while it wrote.
+                    with open(folders[-1] / LABELS, "a") as file:
+                        file.write('{"id": "p')
+        for name in (LABELS, "train.jsonl", "valid.jsonl"):
+            found = {(folder / name).read_bytes() for folder in folders}
+            self.assertEqual(len(found), 1, name)
 
     def test_the_one_of_the_guide(self):
         guide = Path(mlx_lm.__file__).with_name("DPO_COLLECT.md").read_text("utf-8")

@@ -3,7 +3,6 @@
 """A Python function as a judge: whatever it does, only a verdict becomes a label."""
 
 import copy
-import importlib.util
 import signal
 import sys
 import threading
@@ -11,11 +10,12 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..errors import InputError
 from .labels import NONE
-from .verdicts import Verdict
+from .verdicts import Verdict, as_verdict
 
 # Seconds for one prompt, and how often in a row a judge may take longer.
 LONGEST, MOST_SLOW = 60.0, 3
@@ -29,18 +29,16 @@ def find_function(spec: str, longest: float = LONGEST) -> Callable:
         raise InputError(f"A function judge is function:FILE.py:NAME, got {spec!r}.")
     if not path.is_file():
         raise InputError(f"The judge's file {path} does not exist.")
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    if module_spec is None or module_spec.loader is None:
-        raise InputError(f"{path} is no Python file: a function judge is FILE.py:NAME.")
-    module = importlib.util.module_from_spec(module_spec)
+    module = ModuleType(f"judge_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
     # It may import its neighbours, as a script does.
-    sys.path.insert(0, str(path.resolve().parent))
+    sys.path.append(str(path.resolve().parent))
     try:
-        module_spec.loader.exec_module(module)
+        # Not through a cache: a file may be written twice in a second.
+        exec(compile(path.read_bytes(), str(path), "exec"), vars(module))
     except (Exception, SystemExit) as e:
         raise InputError(f"Can't load {path}: {_reason(e, path)}") from e
-    finally:
-        sys.path.pop(0)
     function = getattr(module, name, None)
     if not callable(function):
         known = [k for k, v in vars(module).items() if callable(v) and k[0] != "_"]
@@ -60,7 +58,7 @@ def careful(
         # It keeps what it is given to itself.
         given = copy.deepcopy((prompt, list(responses), dict(row)))
         try:
-            said = bounded(function, given, longest)
+            said = as_verdict(bounded(function, given, longest), len(given[1]))
         except TooSlow:
             slow += 1
             if slow == MOST_SLOW:

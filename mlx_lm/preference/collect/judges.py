@@ -32,9 +32,9 @@ from .labels import (
 )
 from .local import ModelJudge, RewardJudge
 from .summary import agreement_lines, order_lines
-from .verdicts import Verdict, as_verdict
+from .verdicts import Verdict
 
-Judge = Callable[[Any, list[str], dict[str, Any]], Any]
+Judge = Callable[[Any, list[str], dict[str, Any]], Verdict]
 KINDS = "human, function:FILE.py:NAME, model:PATH, endpoint:URL:MODEL, reward"
 
 
@@ -83,11 +83,13 @@ def label_answers(
         if done:
             rprint(f"{name}: {counted(done.total(), 'prompt')} labelled before.")
         with make_train_progress(make_console()) as progress:
-            for one in progress.track(waiting, description="judge"):
+            task = progress.add_task("judge", total=len(waiting))
+            for one in waiting:
                 said = _ask(judge, one)
                 append_label(folder, Label(one.id, name, round=one.round, **vars(said)))
                 done[said.verdict] += 1
                 reasons[said.why or ""] += said.verdict == NONE
+                progress.advance(task)
     rprint(f"{name}: {described(done)}.")
     for reason, count in (+reasons).most_common(3):
         rprint(f"[WARNING] {counted(count, 'prompt')} without a verdict: {reason}.")
@@ -113,4 +115,4 @@ def _ask(judge: Judge, one: Answers) -> Verdict:
         # It reads the tokens too.
         return judge(one)
     texts = [response.text for response in one.responses]
-    return as_verdict(judge(one.prompt, texts, one.row), len(texts))
+    return judge(one.prompt, texts, one.row)

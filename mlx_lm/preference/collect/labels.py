@@ -197,7 +197,8 @@ def fits(label: Label, size: int | None) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    # False for NaN as well, and for integers that no float holds.
+    return type(value) in (int, float) and abs(value) <= 1e300
 
 
 def _are_places(values: Sequence[Any], size: int | None) -> bool:

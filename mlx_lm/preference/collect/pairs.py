@@ -263,6 +263,8 @@ def write_pairs(
         rprint(f"Prompts left out: {', '.join(parts)}.")
     for line in length_lines(rows):
         rprint(line)
+    if weights:
+        rprint("To have pairs count by their weight: --weight-feature weight")
     return {"rows": len(rows), "train": len(train), "valid": len(valid), **left_out}
 
 

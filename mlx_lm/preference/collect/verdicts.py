@@ -33,7 +33,8 @@ def as_verdict(said: Any, size: int) -> Verdict:
     values = list(said) if isinstance(said, (list, tuple)) else []
     values = [x.item() if hasattr(x, "item") else x for x in values]
     if values and all(isinstance(x, (int, float)) for x in values):
-        if not all(map(math.isfinite, values)):
+        # False for NaN as well.
+        if not all(abs(x) < math.inf for x in map(float, values)):
             return Verdict(NONE, why="a score is not finite")
         if len(values) != size:
             return Verdict(NONE, why=f"{len(values)} scores for {size} responses")
