@@ -267,7 +267,7 @@ def _remark_unread(row: Row, what: str, shortest: int = 0) -> None:
 
 def template_kwargs(row: Row) -> dict[str, Any]:
     """The variables of the chat template that a row sets, its tools among them."""
-    tools, kwargs = row.may("tools", TOOLS), row.may("chattemplate_kwargs", TOOLS)
+    tools, kwargs = row.may("tools", TOOLS), row.may("chat_template_kwargs", TOOLS)
     try:
         tools = json.loads(tools) if isinstance(tools, str) else tools
         kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
@@ -276,9 +276,9 @@ def template_kwargs(row: Row) -> dict[str, Any]:
     if not isinstance(tools, (list, type(None))):
         raise RowFault("wrong type", f"tools is {type(tools).__name__}")
     if not isinstance(kwargs, (Mapping, type(None))):
-        raise RowFault("wrong type", f"chattemplate_kwargs is {type(kwargs).__name__}")
+        raise RowFault("wrong type", f"chat_template_kwargs is {type(kwargs).__name__}")
     if "tools" in (kwargs := without_nulls(kwargs or {})):
-        raise RowFault("tools twice", "chattemplate_kwargs has them: leave them out")
+        raise RowFault("tools twice", "chat_template_kwargs has them: leave them out")
     # Tools that are JSON text have the nulls that they were given.
     tools = tools if isinstance(row.get("tools"), str) else without_nulls(tools)
     return {"tools": tools or None, **kwargs}
