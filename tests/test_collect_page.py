@@ -237,6 +237,12 @@ class TestVotes(PageTest):
         self.prompt("Q0")
         self.all("#answers .edit")[number].click()
         self.assertEqual(self.find("textarea").get_property("value"), "t1 poor")
+        # Another judge's labels are no reason to draw anything anew.
+        append_label(self.folder, Label("q1", "reward", "tie"))
+        self.find("textarea").send_keys("x")
+        self.driver.execute_script("dispatchEvent(new Event('focus'))")
+        time.sleep(0.5)
+        self.assertIn("x", self.find("textarea").get_property("value"))
         self.find("textarea").clear()
         self.find(".saving .first").click()
         self.assertIn("empty", self.said())

@@ -189,6 +189,29 @@ class TestVotes(CollectTest):
         self.assertEqual(len({one["id"] for one in labels(self.folder)}), 40)
         self.assertEqual(len(labels(self.folder)), 40)
 
+    def test_two_people_at_once(self):
+        self.write(*(answers(f"q{i}", "a", "b") for i in range(20)))
+        with contextlib.ExitStack() as stack:
+            urls = [
+                stack.enter_context(serving(self.folder, name))[1]
+                for name in ("anna", "ben")
+            ]
+            self.assertNotEqual(*(urlsplit(url).path for url in urls))
+
+            def work(url):
+                while item := call(url)[1]["item"]:
+                    call(url, "vote", choose(item, "a"))
+
+            threads = [threading.Thread(target=work, args=(url,)) for url in urls]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            for url in urls:
+                (found,) = call(url)[1]["agreement"]
+                self.assertEqual((found["pairs"], found["share"]), (20, 1.0))
+        self.assertEqual(len(labels(self.folder)), 40)
+
     def test_undo_takes_back_the_last_and_the_one_before_it(self):
         self.write(*(answers(f"q{i}", "a", "b") for i in range(3)))
         edited = {"response": 0, "text": "a, but better"}
