@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 
 EVENTS = ("step", "batch", "half", "written", "renamed", "line", "cache", "unlink")
+# Of runs that generate and label their own pairs.
+ROUND_EVENTS = ("answer", "label", "phase")
 
 
 class Moments:
@@ -21,7 +23,7 @@ class Moments:
 
     def __init__(self, event, at):
         self.event, self.at = event, at
-        self.counts = dict.fromkeys(EVENTS, 0)
+        self.counts = dict.fromkeys((*EVENTS, *ROUND_EVENTS), 0)
 
     def happens(self, event):
         """Count an event; tell whether it is the last one."""
@@ -55,11 +57,17 @@ def cut_line(original, self, info):
     self.path.open("a").write(json.dumps(info)[:40])
 
 
+def cut_record(original, folder, record):
+    name = "answers" if hasattr(record, "responses") else "labels"
+    (Path(folder) / f"{name}.jsonl").open("a").write('{"id": "x", "round"')
+
+
 def live(job):
     """The child process: the command, which may die on its way."""
     import mlx.core as mx
 
     from mlx_lm import dpo
+    from mlx_lm.preference.collect import generate, judges, rounds
     from mlx_lm.preference.reference import cache as reference_cache
     from mlx_lm.preference.run.folder import MetricsFile
     from mlx_lm.preference.run.loop import PreferenceRun
@@ -74,6 +82,10 @@ def live(job):
     # Inside a transaction, whose rows are never committed.
     moments.around(reference_cache, "_pack", "cache", after=True)
     moments.around(Path, "unlink", "unlink")
+    for room in (generate, rounds):
+        moments.around(room, "append_answers", "answer", cut_record)
+    moments.around(judges, "append_label", "label", cut_record)
+    moments.around(rounds, "write_json", "phase", after=True)
     sys.argv = ["mlx_lm.dpo", *job["argv"]]
     try:
         dpo.main()
@@ -90,6 +102,7 @@ def serve():
     # All that takes long, but nothing that starts a thread.
     import mlx_lm.dpo  # noqa: F401
     import mlx_lm.models.llama  # noqa: F401
+    import mlx_lm.preference.collect.rounds  # noqa: F401
 
     while line := sys.stdin.readline():
         job = json.loads(line)

@@ -39,6 +39,8 @@ CHOICES = {
     "fine_tune_type": "dora",
     "optimizer": "sgd",
     "save_best": "loss",
+    "pairs": "all",
+    "reference": "round",
 }
 
 

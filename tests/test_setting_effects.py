@@ -63,6 +63,7 @@ EFFECTS = {
     "lora_parameters": Effect("weights", {"rank": 4}),
     "train_head": Effect("weights", True, {"fine_tune_type": "full"}),
     "reference_model": Effect("metrics", str(_ROOT / "other_model")),
+    "policy_adapter_file": Effect("weights", str(_ROOT / "dpo/adapters.safetensors")),
     "resume_adapter_file": Effect("weights", str(_ROOT / "sft")),
     "new_reference": Effect("stops", True, {"resume_adapter_file": str(_ROOT / "dpo")}),
     "optimizer": Effect("weights", "sgd"),
@@ -130,7 +131,17 @@ EFFECTS = {
     "sample_prompts": Effect("files", ["Say tea."]),
     "sample_tokens": Effect("files", 1, {"sample_prompts": ["Say tea."]}),
     "retain_data": Effect("files", str(_ROOT / "ordinary.txt")),
+    # Refused beside data; what they do is in test_collect_rounds.
+    "rounds": Effect("stops", 2),
 }
+# Refused without rounds.
+_OF_ROUNDS = {
+    **{"prompts": "x", "held_out_prompts": "x", "judge": "x", "prompts_per_round": 3},
+    **{"samples": 3, "temperature": 0.5, "top_p": 0.5, "max_tokens": 7},
+    **{"generate_batch_size": 7, "pairs": "all", "reference": "round"},
+    **{"iters_per_round": 3, "epochs_per_round": 2, "replay": 0.5},
+}
+EFFECTS |= {name: Effect("stops", value) for name, value in _OF_ROUNDS.items()}
 # What another value changes nothing of, and why.
 WITHOUT_EFFECT = {
     "mask_prompt": (True, "prompts are never scored; said so, for mlx_lm.lora has it"),

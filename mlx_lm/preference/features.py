@@ -24,6 +24,7 @@ PLUG_INS = (
     "watch.feature",
     "policy.peft",
     "report.feature",
+    "collect.feature",
 )
 
 

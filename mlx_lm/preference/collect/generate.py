@@ -25,6 +25,7 @@ from ..digest import digest
 from ..errors import InputError
 from ..files import writing
 from ..forward.frozen import running
+from ..forward.tokens import token_logps
 from ..policy.model import load_model, most_positions, read_weights
 from ..reference.fingerprint import model_fingerprint
 from ..run.lock import folder_kept, keep_folder
@@ -315,6 +316,12 @@ def _answer(
                 yield prompt, [ended[uid] for uid in uids]
     finally:
         generator.close()
+
+
+def summed_logps(model: nn.Module, prompt: list[int], tokens: list[int]) -> float:
+    """The log-probability of an answer in nats, at temperature 1."""
+    logits = model(mx.array([prompt + tokens[:-1]]))[:, len(prompt) - 1 :]
+    return token_logps(logits, mx.array([tokens])).sum().item()
 
 
 def _response(tokenizer, tokens, last, logps):

@@ -38,9 +38,8 @@ def as_verdict(said: Any, size: int) -> Verdict:
             return Verdict(NONE, why="a score is not finite")
         if len(values) != size:
             return Verdict(NONE, why=f"{len(values)} scores for {size} responses")
-        if len({*values}) == 1:
-            return Verdict(TIE)
-        return Verdict(SCORES, scores=[float(x) for x in values])
+        kind = TIE if len({*values}) == 1 else SCORES
+        return Verdict(kind, scores=[float(x) for x in values])
     if values and all(isinstance(x, (list, tuple)) for x in values):
         found = Verdict(RANKING, ranking=[list(group) for group in values])
         if fits(Label("", "", RANKING, ranking=found.ranking), size):

@@ -1,0 +1,140 @@
+# Copyright © 2026 MLX Contributors
+
+"""What a round was like: scores, lengths, ends, failures, the distance from the start."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .answers import Answers, Key
+from .labels import NONE, SCORES, TIE, Label
+
+Labels = Mapping[Key, Mapping[str, Label]]
+# From where on a warning is given.
+MUCH_LONGER, MANY_FAILURES, MOST_EQUAL = 4 / 3, 0.05, 0.5
+
+
+def answer_facts(answers: Sequence[Answers], prefix: str = "") -> dict[str, float]:
+    """How long answers are in tokens, how many the model ended, how many are equal."""
+    found = [one for line in answers for one in line.responses]
+    sampled = sum(max(line.sampled, len(line.responses)) for line in answers)
+    return {
+        f"{prefix}tokens": _mean([len(one.tokens) for one in found]),
+        f"{prefix}eos_share": _mean([one.finished for one in found]),
+        f"{prefix}equal_share": 1 - len(found) / max(sampled, 1),
+    }
+
+
+def describe_round(answers: Sequence[Answers], labels: Labels) -> dict[str, Any]:
+    """The facts of a round's answers and of what judges said of them."""
+    said = [x for line in answers for x in labels.get(line.key, {}).values()]
+    scores = [x.scores for x in said if x.verdict in (SCORES, TIE) and x.scores]
+    orders = [order for x in said for order in x.orders or ()]
+    count = max(len(said), 1)
+    return {
+        "prompts": len(answers),
+        "score": _mean([np.mean(x) for x in scores]),
+        "score_gap": _mean([max(x) - min(x) for x in scores]),
+        "tie_share": sum(x.verdict == TIE for x in said) / count,
+        "failed_share": sum(x.verdict == NONE for x in said) / count,
+        "all_equal_share": _mean([len(line.responses) == 1 for line in answers]),
+        "order_agreement": _mean([(x[2] > 0.5) != (x[3] > 0.5) for x in orders]),
+        **answer_facts(answers),
+    }
+
+
+def length_facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How many pairs there are, and how long their answers are in tokens."""
+    sides = {
+        f"{side}_tokens": _mean(
+            [len(row[f"{side}_tokens"]) for row in rows if f"{side}_tokens" in row]
+        )
+        for side in ("chosen", "rejected")
+    }
+    return {"pairs": len(rows), **sides}
+
+
+def compare_with_start(answers: Sequence[Answers], labels: Labels) -> dict[str, Any]:
+    """Scores and wins of second responses, the policy's, over first ones, the start's."""
+    wins, before, after = [], [], []
+    for line in answers:
+        if len(line.responses) == 1:
+            wins.append(0.5)
+        for label in labels.get(line.key, {}).values():
+            places = label.places(2)
+            if places is None or len(line.responses) < 2:
+                continue
+            wins.append(
+                0.5 + 0.5 * (places[1] < places[0]) - 0.5 * (places[1] > places[0])
+            )
+            if label.verdict in (SCORES, TIE) and label.scores:
+                before.append(label.scores[0])
+                after.append(label.scores[1])
+    found = {"held_out/win_rate": _mean(wins), "held_out/compared": len(wins)}
+    for name, values in (("start_score", before), ("score", after)):
+        found[f"held_out/{name}"] = _mean(values)
+        found[f"held_out/{name}_error"] = _standard_error(values)
+    return found
+
+
+def _mean(values: Sequence[Any]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return float("nan")
+    return float(np.std(values, ddof=1) / np.sqrt(len(values)))
+
+
+def describe_line(line: Mapping[str, Any]) -> list[str]:
+    """A round's line of the log in words."""
+    has = lambda name: isinstance(x := line.get(name), (int, float)) and x == x
+    text = (
+        f"Round {line['round']}: {line['pairs']:,} pairs of {line['prompts']:,} prompts"
+    )
+    if has("score"):
+        text += f", mean score {line['score']:.3g}"
+        text += f" (best over worst {line['score_gap']:.3g})"
+    lines = [
+        f"{text}; ties {line['tie_share']:.0%}, without a verdict "
+        f"{line['failed_share']:.0%}."
+    ]
+    ends = f"{line['tokens']:.0f} tokens, {line['eos_share']:.0%} ended by the model"
+    if has("chosen_tokens"):
+        chosen, rejected = line["chosen_tokens"], line["rejected_tokens"]
+        ends += f"; chosen {chosen:.0f}, rejected {rejected:.0f} tokens"
+    if has("order_agreement"):
+        ends += f"; both orders agree in {line['order_agreement']:.0%}"
+    lines.append(f"  answers: {ends}.")
+    if has("held_out/win_rate"):
+        text = f"  held out: wins against the start {line['held_out/win_rate']:.1%}"
+        if has("held_out/score"):
+            error = 1.96 * line["held_out/score_error"]
+            text += f", mean score {line['held_out/score']:.3f} ± {error:.3f}"
+            text += f" (start {line['held_out/start_score']:.3f})"
+        text += f", KL {line['held_out/kl']:.2f} nats an answer"
+        lines.append(f"{text}, {line['held_out/tokens']:.0f} tokens.")
+    return lines
+
+
+def warnings_of(line: Mapping[str, Any]) -> list[str]:
+    """What of a round is to be looked at before the next one."""
+    found = []
+    chosen, rejected = line["chosen_tokens"], line["rejected_tokens"]
+    if chosen > MUCH_LONGER * rejected:
+        found.append(
+            f"the chosen answers are longer than the rejected ones by "
+            f"{chosen / rejected - 1:.0%}: the policy may learn length."
+        )
+    if line["failed_share"] > MANY_FAILURES:
+        found.append(
+            f"the judge gave no verdict for {line['failed_share']:.0%} of the prompts."
+        )
+    if line["all_equal_share"] > MOST_EQUAL:
+        found.append(
+            f"all answers are equal for {line['all_equal_share']:.0%} of the prompts: "
+            "raise temperature."
+        )
+    return found

@@ -1,0 +1,340 @@
+# Copyright © 2026 MLX Contributors
+
+"""Generate, label and train, again and again; each phase may be done twice.
+
+A folder has ``rounds.json`` (which round, which phase), ``collected`` (answers and labels
+of all rounds), ``pairs/round-1`` and so on (what is trained on), ``round-1`` and so on
+(runs of ``mlx_lm.dpo``), ``held_out`` (answers to prompts that are not trained on) and
+``rounds.jsonl``, a line for each round.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..digest import digest
+from ..errors import InputError
+from ..files import json_text, replace_file, write_json, write_text, writing
+from ..run.folder import read_json, read_lines
+from ..run.loop import TrainingStopped
+from ..terminal import rprint
+from .answers import ANSWERS, Answers, append_answers, drop_cut_line, read_answers
+from .generate import (
+    Sampling,
+    answer_prompts,
+    encode_prompts,
+    load_answering_model,
+    summed_logps,
+)
+from .judges import label_answers
+from .labels import HUMAN, LABELS, read_labels
+from .pairs import is_held_out, make_rows
+from .prompts import PromptRow, read_prompts
+from .round_log import (
+    answer_facts,
+    compare_with_start,
+    describe_line,
+    describe_round,
+    length_facts,
+    warnings_of,
+)
+
+STATE, LOG = "rounds.json", "rounds.jsonl"
+PHASES = ("generate", "label", "pairs", "train", "measure")
+ADAPTER = "adapters.safetensors"
+
+
+@dataclass(frozen=True)
+class RoundSettings:
+    """What rounds are made of, beside the settings of a run."""
+
+    model: str
+    prompts: str
+    judge: str
+    rounds: int
+    sampling: Sampling = field(default_factory=Sampling)
+    prompts_per_round: int | None = None
+    held_out_prompts: str | None = None
+    pairs: str = "best"
+    weights: str | None = None
+    replay: float = 0.0
+    valid_fraction: float = 0.02
+    seed: int = 0
+    # The adapter that the first round starts from.
+    start: str | None = None
+    trust_remote_code: bool = False
+
+
+def round_settings(given: Mapping[str, Any]) -> RoundSettings:
+    """What rounds read of the settings of ``mlx_lm.dpo``."""
+    names = {f.name for f in fields(RoundSettings)} & given.keys()
+    sampling = {f.name: given[f.name] for f in fields(Sampling) if f.name in given}
+    sampling["batch_size"] = given["generate_batch_size"]
+    return RoundSettings(
+        **{name: given[name] for name in names}, sampling=Sampling(**sampling)
+    )
+
+
+class Rounds:
+    """The rounds in a folder; ``train`` makes a run of a folder of pairs."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: RoundSettings,
+        train: Callable[[int, Path, Path, Path | None], Any],
+    ):
+        self.folder, self.settings, self._make_run = Path(folder), settings, train
+        self.collected = self.folder / "collected"
+        self.held_out = self.folder / "held_out"
+        if settings.judge == "reward":
+            raise InputError(
+                "rounds can't be judged by reward, which needs a trained policy in the "
+                "first one: choose function, model, endpoint or human."
+            )
+        self.prompts = read_prompts(settings.prompts)
+        self.asked = self._read_held_out()
+
+    def _read_held_out(self) -> list[PromptRow]:
+        """The prompts that are only for measuring, none of which is trained on."""
+        if self.settings.held_out_prompts is None or self._is_human:
+            return []
+        rows = read_prompts(self.settings.held_out_prompts)
+        known = {digest(one.prompt) for one in self.prompts}
+        if both := [one.id for one in rows if digest(one.prompt) in known]:
+            raise InputError(
+                f"held_out_prompts has {len(both):,} prompts that are trained on too, "
+                f"such as {both[0]!r}: remove them from one of the files."
+            )
+        return rows
+
+    @property
+    def _is_human(self) -> bool:
+        return self.settings.judge.partition(":")[0] == HUMAN.rstrip(":")
+
+    def run(self) -> bool:
+        """Go on with what is not done yet; False where a person's labels are awaited."""
+        for place in (self.collected, self.held_out):
+            with writing(place):
+                place.mkdir(parents=True, exist_ok=True)
+        first, phase = self._state()
+        for number in range(first, self.settings.rounds):
+            rprint(f"Round {number + 1} of {self.settings.rounds}.")
+            for name in PHASES[PHASES.index(phase) :]:
+                state = {"round": number, "phase": name}
+                write_json(self.folder / STATE, state)
+                if getattr(self, f"_{name}")(number) is False:
+                    return False
+            phase = PHASES[0]
+        self._finish()
+        return True
+
+    def _state(self) -> tuple[int, str]:
+        found = read_json(self.folder / STATE)
+        number, phase = found.get("round", 0), found.get("phase", PHASES[0])
+        if type(number) is not int or phase not in (*PHASES, "done"):
+            raise InputError(
+                f"{self.folder / STATE} is damaged: remove it; what was done is found "
+                "again."
+            )
+        if phase == "done":
+            # More rounds may be asked for than there were.
+            return number + 1, PHASES[0]
+        return number, phase
+
+    def _run_folder(self, number: int) -> Path:
+        return self.folder / f"round-{number + 1}"
+
+    def _pairs_folder(self, number: int) -> Path:
+        return self.folder / "pairs" / f"round-{number + 1}"
+
+    def _adapter(self, number: int) -> str | None:
+        """The folder of the adapter that a round starts from."""
+        return str(self._run_folder(number - 1)) if number else self.settings.start
+
+    def _load(self, number: int) -> tuple[Any, Any]:
+        given = self.settings
+        return load_answering_model(
+            given.model, self._adapter(number), given.trust_remote_code
+        )
+
+    def _of_round(self, number: int) -> list[PromptRow]:
+        """The round's prompts: the next ones, from the first again after the last."""
+        count = self.settings.prompts_per_round or len(self.prompts)
+        places = range(number * count, number * count + min(count, len(self.prompts)))
+        return [self.prompts[i % len(self.prompts)] for i in places]
+
+    def _generate(self, number: int) -> None:
+        rows = self._of_round(number)
+        if not self._are_answered(self.collected, rows, number):
+            model, tokenizer = self._load(number)
+            sampling = self.settings.sampling
+            answer_prompts(self.collected, rows, model, tokenizer, sampling, number)
+
+    def _are_answered(self, folder, rows, number):
+        """Whether no model has to be loaded."""
+        if not (folder / ANSWERS).exists():
+            return False
+        drop_cut_line(folder / ANSWERS)
+        done = {one.id for one in read_answers(folder, number)}
+        return all(row.id in done for row in rows)
+
+    def _label(self, number: int) -> bool | None:
+        if not self._is_human:
+            drop_cut_line(self.collected / LABELS)
+            label_answers(
+                self.collected,
+                self.settings.judge,
+                trust_remote_code=self.settings.trust_remote_code,
+            )
+            return None
+        answers, labels = self._labelled(self.collected, number)
+        waiting = [
+            one
+            for one in answers
+            if len(one.responses) > 1
+            and not any(x.is_human for x in labels.get(one.key, {}).values())
+        ]
+        if not waiting:
+            return None
+        rprint(
+            f"{len(waiting):,} prompts wait for you: mlx_lm.dpo_collect --label human "
+            f"--output {self.collected}\nThen go on: mlx_lm.dpo --resume {self.folder}"
+        )
+        return False
+
+    def _labelled(self, folder, number):
+        answers = read_answers(folder, number)
+        sizes = {one.key: len(one.responses) for one in answers}
+        if not (folder / LABELS).exists():
+            return answers, {}
+        labels = read_labels(folder)
+        return answers, {key: x for key, x in labels.items() if key in sizes}
+
+    def _rows(self, number: int) -> list[dict[str, Any]]:
+        answers, labels = self._labelled(self.collected, number)
+        rows, _ = make_rows(answers, labels, self.settings.pairs, self.settings.weights)
+        return rows
+
+    def _pairs(self, number: int) -> None:
+        rows = self._rows(number)
+        if not rows:
+            raise InputError(
+                f"Round {number + 1} has no pair: the judge preferred no answer. Look "
+                f"at {self.collected / LABELS}, or ask for more samples."
+            )
+        old = [row for i in range(number) for row in self._rows(i)]
+        order = np.random.default_rng([self.settings.seed, number]).permutation(
+            len(old)
+        )
+        count = round(self.settings.replay * len(old))
+        rows += [old[i] for i in sorted(order[:count].tolist())]
+        given = self.settings.valid_fraction, self.settings.seed
+        held = [is_held_out(row["prompt"], *given) for row in rows]
+        parts = {
+            "valid": [row for row, is_held in zip(rows, held) if is_held],
+            "train": [row for row, is_held in zip(rows, held) if not is_held],
+        }
+        folder = self._pairs_folder(number)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        for name, part in parts.items():
+            if part:
+                text = "".join(json_text(row) + "\n" for row in part)
+                write_text(folder / f"{name}.jsonl", text)
+        replayed = f", {count:,} of them of earlier rounds" if count else ""
+        rprint(f"Round {number + 1}: {len(rows):,} pairs{replayed}.")
+
+    def _train(self, number: int) -> None:
+        folder, before = self._run_folder(number), self._run_folder(number - 1)
+        try:
+            self._make_run(
+                number, folder, self._pairs_folder(number), before if number else None
+            )
+        except TrainingStopped as e:
+            # The rounds go on, not one of their runs.
+            text = str(e).replace(str(folder), str(self.folder))
+            raise TrainingStopped(text) from e
+
+    def _measure(self, number: int) -> None:
+        """Write the round's line of the log, and say what is to be watched."""
+        answers, labels = self._labelled(self.collected, number)
+        line = {"round": number + 1, **describe_round(answers, labels)}
+        rows = self._rows(number)
+        line |= length_facts(rows)
+        if self.asked:
+            line |= self._measure_held_out(number)
+        lines = read_lines(self.folder / LOG, round=(int,))
+        kept = [one for one in lines if one["round"] <= number] + [line]
+        text = "".join(json_text(one) + "\n" for one in kept)
+        write_text(self.folder / LOG, text)
+        for said in describe_line(line):
+            rprint(said)
+        for warning in warnings_of(line):
+            rprint(f"[WARNING] {warning}")
+
+    def _measure_held_out(self, number: int) -> dict[str, Any]:
+        """Answers to held-out prompts before all rounds and after this one, compared."""
+        sampling = Sampling(**{**vars(self.settings.sampling), "samples": 1})
+        before, after = 0, number + 1
+        for at in (before, after):
+            if not self._are_answered(self.held_out, self.asked, at):
+                model, tokenizer = self._load(at)
+                answer_prompts(
+                    self.held_out, self.asked, model, tokenizer, sampling, at
+                )
+        start, now = (
+            {one.id: one for one in read_answers(self.held_out, at)}
+            for at in (before, after)
+        )
+        folder = self.held_out / f"round-{after}"
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        if (folder / ANSWERS).exists():
+            drop_cut_line(folder / ANSWERS)
+        known = (
+            {one.id for one in read_answers(folder)}
+            if (folder / ANSWERS).exists()
+            else set()
+        )
+        for name, one in now.items():
+            if name in start and name not in known:
+                both = [*start[name].responses, *one.responses]
+                append_answers(folder, with_responses(one, both))
+        if (folder / LABELS).exists():
+            drop_cut_line(folder / LABELS)
+        given = self.settings
+        label_answers(folder, given.judge, trust_remote_code=given.trust_remote_code)
+        answers, labels = self._labelled(folder, after)
+        found = compare_with_start(answers, labels)
+        found["held_out/kl"] = self._kl(list(now.values()))
+        return {**found, **answer_facts(list(now.values()), "held_out/")}
+
+    def _kl(self, answers: Sequence[Answers]) -> float:
+        """KL of the policy from the start in nats an answer, from the policy's samples."""
+        model, tokenizer = self._load(0)
+        rows = [PromptRow(one.id, one.prompt, one.row) for one in answers]
+        ids = {p.row.id: p.ids for p in encode_prompts(rows, tokenizer, model, 0)}
+        gaps = [
+            response.logps - summed_logps(model, ids[one.id], response.tokens)
+            for one in answers
+            for response in one.responses
+        ]
+        return float(np.mean(gaps))
+
+    def _finish(self) -> None:
+        """Put the last round's adapter where a run has it."""
+        last = self._run_folder(self.settings.rounds - 1) / ADAPTER
+        with writing(self.folder / ADAPTER):
+            replace_file(self.folder / ADAPTER, lambda name: shutil.copy(last, name))
+        state = {"round": self.settings.rounds - 1, "phase": "done"}
+        write_json(self.folder / STATE, state)
+        rprint(f"Saved the adapter of {self.settings.rounds} rounds to {self.folder}")
+
+
+def with_responses(one, responses):
+    return Answers(**{**vars(one), "responses": responses, "sampled": len(responses)})

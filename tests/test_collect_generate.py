@@ -1,0 +1,341 @@
+# Copyright © 2026 MLX Contributors
+
+"""Prompts and the answers to them: read, generated, kept, and gone on with."""
+
+import contextlib
+import io
+import json
+import tempfile
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import mlx.core as mx
+import numpy as np
+from tiny import float64_logps, save_tiny_model
+
+from mlx_lm import dpo_collect
+from mlx_lm.preference.collect import generate
+from mlx_lm.preference.collect.answers import read_answers
+from mlx_lm.preference.collect.generate import Sampling, load_answering_model
+from mlx_lm.preference.collect.prompts import read_prompts
+from mlx_lm.preference.data.tokenizer import PairTokenizer
+
+WORDS = "tea hat pen cup sun ink map oak bee jam".split()
+
+
+class Folder(unittest.TestCase):
+    """A folder with a tiny model, and the command."""
+
+    @classmethod
+    def setUpClass(cls):
+        folder = tempfile.TemporaryDirectory()
+        cls.addClassCleanup(folder.cleanup)
+        cls.model = str(save_tiny_model(Path(folder.name) / "model"))
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.out = self.folder / "out"
+
+    def write(self, name, content):
+        path = self.folder / name
+        if not isinstance(content, (str, bytes)):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return str(path)
+
+    def collect(self, prompts, *more, out=None, model=None):
+        """The command; what it printed, and its exit code."""
+        argv = ["--model", model or self.model, "--prompts", prompts]
+        argv += ["--output", str(out or self.out), "--samples", "3"]
+        argv += ["--max-tokens", "8", "--batch-size", "6", *more]
+        printed, errors, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+            with mock.patch("sys.argv", ["mlx_lm.dpo_collect", *argv]):
+                try:
+                    dpo_collect.main()
+                except SystemExit as e:
+                    code = e.code
+        return printed.getvalue() + errors.getvalue(), code
+
+    def text(self, n=10):
+        return self.write("prompts.txt", "".join(f"Say {w}.\n" for w in WORDS[:n]))
+
+
+class TestPrompts(Folder):
+    def read(self, name, content):
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            rows = read_prompts(self.write(name, content))
+        return rows, printed.getvalue()
+
+    def test_kinds(self):
+        turns = [{"role": "user", "content": "Say tea."}]
+        answer = {"role": "assistant", "content": "tea"}
+        cases = {
+            "a.txt": "Say tea.\r\n\n",
+            "b.jsonl": [{"prompt": "Say tea.", "names": "tea"}],
+            "c.jsonl": [{"messages": turns}],
+            "d.jsonl": [{"messages": [*turns, answer]}],
+            "e.jsonl": [{"prompt": turns, "chosen": "tea", "rejected": "no tea"}],
+            "f.jsonl": [
+                {
+                    "chosen": [*turns, answer],
+                    "rejected": [*turns, {**answer, "content": "x"}],
+                }
+            ],
+            "g.jsonl": [{"question": "Say tea."}],
+            "h.csv": "prompt,names\nSay tea.,tea\n",
+        }
+        for name, content in cases.items():
+            with self.subTest(name):
+                (row,), _ = self.read(name, content)
+                text = row.prompt
+                self.assertIn(text, ("Say tea.", turns))
+                self.assertEqual(row.row, {"names": "tea"} if name[0] in "bh" else {})
+
+    def test_names(self):
+        rows, printed = self.read(
+            "a.jsonl",
+            [
+                {"id": 7, "prompt": "a"},
+                {"prompt": "b"},
+                {"prompt": "b"},
+                {"prompt": " "},
+                {"other": "c"},
+                {"prompt": "d", "id": "x"},
+            ],
+        )
+        self.assertEqual([row.prompt for row in rows], ["a", "b", "d"])
+        self.assertEqual([rows[0].id, rows[2].id], ["7", "x"])
+        self.assertIn("there before: a.jsonl:3.", printed)
+        self.assertIn("empty prompt: a.jsonl:4.", printed)
+        self.assertIn("a.jsonl:5", printed)
+        # The same name in every process, and on every machine.
+        self.assertEqual(rows[1].id, read_prompts(self.write("b.txt", "b"))[0].id)
+
+    def test_bad_files_get_one_line(self):
+        cases = {
+            "twice.jsonl": (
+                [{"id": 1, "prompt": "a"}, {"id": "1", "prompt": "b"}],
+                "'1'",
+            ),
+            "none.jsonl": ([{"prompt": ""}], "has no prompt"),
+            "empty.txt": ("\n\n", "has no prompt"),
+            "json.txt": ([{"prompt": "a"}], "json.jsonl"),
+            "picture.txt": (b"\x89PNG\r\n\xff\xfe", "no text"),
+            "zeros.txt": (b"a\0b", "no text"),
+            "broken.jsonl": ("{", "JSON"),
+            "list.jsonl": ("[1, 2]", "no JSON object"),
+        }
+        for name, (content, said) in cases.items():
+            with self.subTest(name):
+                printed, code = self.collect(self.write(name, content))
+                self.assertEqual(code, 2, printed)
+                self.assertIn(said, printed.splitlines()[-1])
+                self.assertFalse(self.out.exists())
+
+
+class TestAnswers(Folder):
+    def test_tokens_ends_and_logps(self):
+        printed, code = self.collect(self.text())
+        self.assertEqual(code, 0, printed)
+        model, tokenizer = load_answering_model(self.model)
+        lines = read_answers(self.out)
+        self.assertEqual(len(lines), 10)
+        ends = set()
+        for line in lines:
+            self.assertEqual(line.sampling["max_tokens"], 8)
+            self.assertLessEqual(len(line.responses), 3)
+            ids = PairTokenizer(tokenizer).prompt_ids(line.prompt, {})
+            for one in line.responses:
+                ends.add(one.finish)
+                is_stop = one.finish == "stop"
+                eos = [t in tokenizer.eos_token_ids for t in one.tokens]
+                self.assertEqual(sum(eos), is_stop)
+                self.assertEqual(eos[-1], is_stop)
+                said = one.tokens[:-1] if is_stop else one.tokens
+                self.assertEqual(one.text, tokenizer.decode(said))
+                # The plain forward of the whole sequence, without any cache.
+                logits = model(mx.array([ids + one.tokens]))[:, len(ids) - 1 : -1]
+                expected = float64_logps(logits, [one.tokens], np.ones(len(one.tokens)))
+                self.assertAlmostEqual(one.logps, expected.item(), delta=1e-3)
+        self.assertIn("length", ends)
+
+    def biased(self, tokens):
+        """A model that says little else than some tokens."""
+        model, tokenizer = load_answering_model(self.model)
+        bias = np.full(model.args.vocab_size, -30.0, np.float32)
+        bias[tokens] = 0.0
+
+        class Biased(type(model)):
+            def __call__(self, *args, **kwargs):
+                return super().__call__(*args, **kwargs) * 0 + mx.array(bias)
+
+        model.__class__ = Biased
+        return model, tokenizer
+
+    def answers(self, model, tokenizer, **sampling):
+        rows = read_prompts(self.text(4))
+        given = {"samples": 4, "max_tokens": 6, "batch_size": 8, **sampling}
+        self.out.mkdir(exist_ok=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            return generate.answer_prompts(
+                self.out, rows, model, tokenizer, Sampling(**given)
+            )
+
+    def test_the_end_is_there_once_and_equal_answers_are_kept_once(self):
+        eos = load_answering_model(self.model)[1].eos_token_id
+        for line in self.answers(*self.biased([eos])):
+            (one,) = line.responses
+            self.assertEqual((one.tokens, one.finish), ([eos], "stop"))
+            self.assertEqual(line.sampled, 4)
+
+    def test_no_end_where_the_limit_came_first(self):
+        for line in self.answers(*self.biased([5])):
+            (one,) = line.responses
+            self.assertEqual((one.tokens, one.finish), ([5] * 6, "length"))
+
+    def test_dropout_is_off(self):
+        model, tokenizer = load_answering_model(self.model)
+        model.train()
+        seen = []
+
+        class Watched(type(model)):
+            def __call__(self, *args, **kwargs):
+                seen.append((self.training, kwargs.get("cache") is not None))
+                return super().__call__(*args, **kwargs)
+
+        model.__class__ = Watched
+        self.answers(model, tokenizer)
+        # In evaluation mode, with a cache; and as it was afterwards.
+        self.assertEqual(set(seen), {(False, True)})
+        self.assertTrue(model.training)
+
+    def test_each_prompt_is_computed_once(self):
+        model, tokenizer = load_answering_model(self.model)
+        seen = []
+
+        class Watched(type(model)):
+            def __call__(self, tokens, *args, **kwargs):
+                seen.append(tokens.shape)
+                return super().__call__(tokens, *args, **kwargs)
+
+        model.__class__ = Watched
+        self.answers(model, tokenizer, samples=4)
+        prefills = [shape for shape in seen if shape[1] > 1]
+        self.assertEqual([shape[0] for shape in prefills], [1] * 4)
+
+    def test_samples_do_not_depend_on_the_batch(self):
+        # Per prompt and sample, whatever is computed beside: here to the last token.
+        prompts = self.text()
+        self.collect(prompts)
+        self.collect(prompts, "--batch-size", "2", out=self.folder / "other")
+        self.assertEqual(
+            [[r.tokens for r in one.responses] for one in read_answers(self.out)],
+            [
+                [r.tokens for r in one.responses]
+                for one in read_answers(self.folder / "other")
+            ],
+        )
+        self.collect(prompts, "--seed", "1", out=self.folder / "seed")
+        self.assertNotEqual(
+            [one.responses for one in read_answers(self.out)],
+            [one.responses for one in read_answers(self.folder / "seed")],
+        )
+
+    def test_a_killed_run_goes_on(self):
+        prompts = self.text()
+        self.collect(prompts, out=self.folder / "whole")
+        whole = (self.folder / "whole/answers.jsonl").read_bytes()
+        lines = whole.splitlines(keepends=True)
+        self.out.mkdir()
+        for cut in (0, len(lines[0]) // 2, len(whole) // 2, len(whole) - 1, len(whole)):
+            with self.subTest(cut=cut):
+                (self.out / "answers.jsonl").write_bytes(whole[:cut])
+                printed, code = self.collect(prompts)
+                self.assertEqual(code, 0, printed)
+                self.assertEqual((self.out / "answers.jsonl").read_bytes(), whole)
+
+    def test_another_model_is_refused_unless_said(self):
+        self.collect(self.text(2))
+        other = str(save_tiny_model(self.folder / "other", num_hidden_layers=2))
+        prompts = self.text(4)
+        before = (self.out / "answers.jsonl").read_bytes()
+        for given, what in (
+            ({"model": other}, "another model"),
+            ({"more": ("--temperature", "0.5")}, "another sampling"),
+            ({"more": ("--seed", "3")}, "another seed"),
+        ):
+            with self.subTest(what):
+                printed, code = self.collect(
+                    prompts, *given.get("more", ()), model=given.get("model")
+                )
+                self.assertEqual(code, 2)
+                self.assertIn(what, printed)
+                self.assertEqual((self.out / "answers.jsonl").read_bytes(), before)
+        printed, code = self.collect(prompts, "--another-model", model=other)
+        self.assertEqual(code, 0, printed)
+        lines = read_answers(self.out)
+        self.assertEqual([len({x.model for x in lines}), len(lines)], [2, 4])
+
+    def test_prompts_that_are_too_long(self):
+        prompts = self.write("p.txt", f"Say tea.\n{'hat ' * 200}\n")
+        printed, code = self.collect(prompts)
+        self.assertEqual(code, 0, printed)
+        self.assertIn("too long for 128 positions", printed)
+        self.assertEqual(len(read_answers(self.out)), 1)
+        printed, code = self.collect(self.write("q.txt", "hat " * 200))
+        self.assertEqual(code, 2, printed)
+
+    def test_a_template_without_generation_prompt(self):
+        folder = save_tiny_model(self.folder / "plain")
+        for name in ("tokenizer_config.json", "chat_template.jinja"):
+            path = folder / name
+            if path.exists() and "add_generation_prompt" in (text := path.read_text()):
+                path.write_text(text.replace("add_generation_prompt", "false"))
+        printed, code = self.collect(self.text(2), model=str(folder))
+        self.assertEqual(code, 0, printed)
+        self.assertIn("no generation prompt", printed)
+
+    def test_adapters(self):
+        self.collect(self.text(3))
+        printed, code = self.collect(
+            self.text(3), "--adapter-path", str(self.folder / "none")
+        )
+        self.assertEqual(code, 2)
+        self.assertIn("Can't load the adapter", printed)
+
+    def test_settings_get_one_line(self):
+        prompts = self.text(2)
+        for more, said in (
+            (("--samples", "0"), "samples must be at least 1"),
+            (("--top-p", "1.5"), "top_p must be"),
+            (("--temperature", "0"), "all samples are equal"),
+            (("--unknown",), "unrecognized"),
+            (("--batch-size", "x"), "invalid int"),
+        ):
+            with self.subTest(more):
+                printed, code = self.collect(prompts, *more)
+                self.assertEqual(code, 2)
+                self.assertIn(said, printed)
+
+    def test_greedy_is_what_generate_says(self):
+        from mlx_lm.generate import generate_step
+
+        self.collect(self.text(3), "--temperature", "0", "--samples", "1")
+        model, tokenizer = load_answering_model(self.model)
+        for line in read_answers(self.out):
+            ids = PairTokenizer(tokenizer).prompt_ids(line.prompt, {})
+            steps = generate_step(mx.array(ids), model, max_tokens=8)
+            expected = []
+            for token, _ in steps:
+                expected.append(token)
+                if token in tokenizer.eos_token_ids:
+                    break
+            self.assertEqual(line.responses[0].tokens, expected)
+
+
+if __name__ == "__main__":
+    unittest.main()
