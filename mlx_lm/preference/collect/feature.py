@@ -4,6 +4,7 @@
 
 import copy
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ class _Collect(Feature):
             return
         load_weights(job.model, path)
         # The policy does not begin as its reference.
-        job.kept["watched"].frozen_start = False
+        job.kept["watched"] = replace(job.kept["watched"], frozen_start=False)
         if job.reference_model is None:
             job.kept.pop("asked", None)
 

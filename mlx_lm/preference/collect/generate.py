@@ -188,7 +188,9 @@ def answer_prompts(
     return found
 
 
-def _answered(folder, round, name, sampling, another_model) -> set[str]:
+def _answered(
+    folder: str | Path, round: int, name: str, sampling: Sampling, another_model: bool
+) -> set[str]:
     """The ids that have answers of this round, of the same model and sampling."""
     path = Path(folder) / ANSWERS
     if not path.exists():
@@ -269,7 +271,11 @@ def _prefill(model, ids):
 
 
 def _answer(
-    group: list[_Encoded], model: nn.Module, tokenizer: Any, sampling: Sampling, round
+    group: list[_Encoded],
+    model: nn.Module,
+    tokenizer: Any,
+    sampling: Sampling,
+    round: int,
 ) -> Iterator[tuple[_Encoded, list[Response]]]:
     """Yield each prompt of a group with its samples, in their order."""
     size, samples = sampling.batch_size, sampling.samples

@@ -18,7 +18,14 @@ import numpy as np
 
 from ..digest import digest
 from ..errors import InputError
-from ..files import json_text, replace_file, write_json, write_text, writing
+from ..files import (
+    json_text,
+    remove_leftovers,
+    replace_file,
+    write_json,
+    write_text,
+    writing,
+)
 from ..run.folder import read_json, read_lines
 from ..run.loop import TrainingStopped
 from ..terminal import rprint
@@ -121,6 +128,8 @@ class Rounds:
         for place in (self.collected, self.held_out):
             with writing(place):
                 place.mkdir(parents=True, exist_ok=True)
+        for place in (self.folder, *filter(Path.is_dir, self.folder.rglob("*"))):
+            remove_leftovers(place)
         first, phase = self._state()
         for number in range(first, self.settings.rounds):
             rprint(f"Round {number + 1} of {self.settings.rounds}.")
@@ -255,6 +264,9 @@ class Rounds:
             self._make_run(
                 number, folder, self._pairs_folder(number), before if number else None
             )
+        except SystemExit:
+            rprint(f"All rounds go on with: mlx_lm.dpo --resume {self.folder}")
+            raise
         except TrainingStopped as e:
             # The rounds go on, not one of their runs.
             text = str(e).replace(str(folder), str(self.folder))
