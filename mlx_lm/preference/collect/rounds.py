@@ -10,7 +10,7 @@ of all rounds), ``pairs/round-1`` and so on (what is trained on), ``round-1`` an
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,7 +316,7 @@ class Rounds:
         for name, one in now.items():
             if name in start and name not in known:
                 both = [*start[name].responses, *one.responses]
-                append_answers(folder, with_responses(one, both))
+                append_answers(folder, replace(one, responses=both, sampled=2))
         if (folder / LABELS).exists():
             drop_cut_line(folder / LABELS)
         given = self.settings
@@ -346,7 +346,3 @@ class Rounds:
         state = {"round": self.settings.rounds - 1, "phase": "done"}
         write_json(self.folder / STATE, state)
         rprint(f"Saved the adapter of {self.settings.rounds} rounds to {self.folder}")
-
-
-def with_responses(one, responses):
-    return Answers(**{**vars(one), "responses": responses, "sampled": len(responses)})
