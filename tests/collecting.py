@@ -2,14 +2,11 @@
 
 """Folders of answers and labels, and the command that collects, for tests."""
 
-import contextlib
-import io
 import json
-import re
-import sys
+from functools import partial
 from pathlib import Path
-from unittest import mock
 
+from test_dpo_command import command
 from tiny import bos_tokenizer
 
 from mlx_lm import dpo_collect
@@ -18,18 +15,8 @@ from mlx_lm.preference.collect.answers import Answers, Response, append_answers
 TOKENIZER = bos_tokenizer()
 
 
-def collect(*argv):
-    """Run mlx_lm.dpo_collect in this process: exit code, stdout and stderr."""
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    words = ["mlx_lm.dpo_collect", *map(str, argv)]
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        with mock.patch.object(sys, "argv", words):
-            try:
-                dpo_collect.main()
-            except SystemExit as e:
-                code = e.code
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
-    return code, plain, err.getvalue()
+#: Run mlx_lm.dpo_collect in this process: exit code, stdout and stderr.
+collect = partial(command, module=dpo_collect)
 
 
 def answers(number, *texts, cut=(), **more):

@@ -236,7 +236,8 @@ class TestEndpoint(EndpointCase):
         self.spec = f"endpoint:{url}:m"
         labels, code, out = self.label(*(answers(i, "a", "b") for i in range(3)))
         self.assertEqual(code, 2)
-        self.assertIn("nobody listens there: is the server running?", out)
+        self.assertIn(f"Nobody listens at {url}/v1/chat/completions", out)
+        self.assertEqual((labels, self.waits), ({}, []))
 
     def test_a_key_is_sent_and_never_shown(self):
         step = fails(500, f"bad key {SECRET}".encode())

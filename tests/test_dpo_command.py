@@ -44,14 +44,14 @@ METRICS = {
 }
 
 
-def command(*argv):
-    """Run mlx_lm.dpo in this process: exit code, stdout and stderr."""
+def command(*argv, module=dpo):
+    """Run mlx_lm.dpo, or another command, here: exit code, stdout and stderr."""
     out, err, code = io.StringIO(), io.StringIO(), 0
-    words = ["mlx_lm.dpo", *map(str, argv)]
+    words = [module.__name__, *map(str, argv)]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         with mock.patch.object(sys, "argv", words):
             try:
-                dpo.main()
+                module.main()
             except SystemExit as e:
                 code = e.code
     plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())

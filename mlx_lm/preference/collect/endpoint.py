@@ -67,7 +67,7 @@ class Endpoint:
         if is_near:
             handlers.append(urllib.request.ProxyHandler({}))
         self._open = urllib.request.build_opener(*handlers).open
-        self._failed = 0
+        self._failed, self._is_known = 0, False
         self.sleep = time.sleep
 
     def __call__(self, prompt: Any, responses: list[str], row: dict) -> Verdict:
@@ -131,6 +131,7 @@ class Endpoint:
             raise self._lost(e.reason) from None
         except (OSError, HTTPException, ValueError) as e:
             raise self._lost(e) from None
+        self._is_known = True
         return _content(raw)
 
     def _fetch(self, request):
@@ -171,7 +172,9 @@ class Endpoint:
 
     def _lost(self, reason):
         if isinstance(reason, ConnectionRefusedError):
-            return _Failed("nobody listens there: is the server running?")
+            if not self._is_known:
+                raise InputError(f"Nobody listens at {self.url}: start the server.")
+            return _Failed("the server is gone")
         return _Failed(self._hidden(_plain(f"{type(reason).__name__}: {reason}")))
 
     def _hidden(self, text):
