@@ -58,6 +58,9 @@ def run(args: SimpleNamespace) -> None:
             f"Nothing to do for {args.output}: give --prompts FILE to generate, "
             "--label JUDGE to label, --pairs KIND to make pairs, or --export FILE."
         )
+    from .preference.collect.pairs import check_own
+
+    check_own(args.output, args.export)
     if "prompts" in asked:
         _generate(args)
     if "label" in asked:

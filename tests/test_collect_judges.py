@@ -81,6 +81,8 @@ class TestFunctions(JudgesCase):
             ("{}", "none", "no verdict"),
             ("1 / 0", "none", r"ZeroDivisionError: .* \(line 2\)"),
             ("exit()", "none", "SystemExit"),
+            ("[1, 10**400]", "none", "not finite"),
+            ("(_ for _ in ()).throw(BaseException('odd'))", "none", "odd"),
         ):
             text = f"def judge(prompt, responses, row):\n    return {said}\n"
             labels, code, out, err = self.judged(text)

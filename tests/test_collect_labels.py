@@ -57,6 +57,8 @@ class TestLabels(unittest.TestCase):
         rows = (
             {"verdict": "scores", "scores": [1.0]},
             {"verdict": "scores", "scores": [1.0, None]},
+            {"verdict": "scores", "scores": [1, 10**400]},
+            {"verdict": "tie", "certainty": 10**400},
             {"verdict": "ranking", "ranking": [[0], [2]]},
             {"verdict": "ranking", "ranking": [[0], [0]]},
             {"verdict": "ranking", "ranking": []},

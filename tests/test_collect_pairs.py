@@ -3,11 +3,13 @@
 import json
 import tempfile
 import unittest
+from dataclasses import asdict
 from pathlib import Path
 
 from collecting import answers, collect, read_lines, save_answers
 from test_dpo_command import command
-from tiny import save_tiny_model
+from test_folder_lock import content
+from tiny import save_rows, save_tiny_model
 
 from mlx_lm.preference.collect.labels import Label, append_label
 
@@ -192,6 +194,43 @@ class TestPairs(PairsCase):
         self.assertEqual(len(rows), 30)
         self.assertEqual({*rows[0]}, {"prompt", "chosen", "rejected"})
         self.assertEqual(rows[0]["prompt"][0]["role"], "user")
+
+    def refused(self, pattern, *options):
+        """One line, and not a byte has changed."""
+        before = content(self.folder)
+        code, _, err = collect("--output", self.folder, *options)
+        self.assertEqual(code, 2, err)
+        self.assertRegex(err, rf"\AError: .*{pattern}.*\n\Z")
+        self.assertEqual(content(self.folder), before)
+
+    def test_nothing_but_pairs_is_overwritten(self):
+        save_answers(self.folder, answers(1, "a", "b"))
+        append_label(self.folder, scored(1, 1, 0))
+        for name in ("answers.jsonl", "labels.jsonl"):
+            self.refused("pairs are made of", "--export", self.folder / name)
+        for name in ("train.jsonl", "valid.jsonl"):
+            save_rows(self.folder, names=[name.partition(".")[0]])
+            for options in (["--pairs", "all"], ["--label", "human"]):
+                self.refused("holds no pairs of this command", *options)
+            (self.folder / name).unlink()
+        for _ in range(2):
+            self.assertEqual(collect("--output", self.folder, "--pairs", "all")[0], 0)
+
+    def test_lines_that_are_no_answers(self):
+        whole = asdict(answers(1, "a", "b"))
+        for fault in (
+            {"row": 5},
+            {"prompt": 5},
+            {"prompt": [5]},
+            {"prompt": []},
+            {"responses": 5},
+            {"responses": [{"text": "a"}]},
+            {"more": 1},
+        ):
+            with self.subTest(fault):
+                line = json.dumps(whole | fault)
+                (self.folder / "answers.jsonl").write_text(line + "\n")
+                self.refused("answers.jsonl:1 is no line of answers", "--pairs", "all")
 
 
 class TestFolderIsData(PairsCase):

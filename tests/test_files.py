@@ -58,6 +58,13 @@ class TestFiles(unittest.TestCase):
                     {p.name for p in self.folder.iterdir()}, {"target", "x.json"}
                 )
 
+    def test_devices_are_not_replaced(self):
+        path = self.folder / "pipe"
+        os.mkfifo(path)
+        with self.assertRaisesRegex(OSError, "no regular file"):
+            replace_file(path, lambda name: Path(name).write_bytes(b"new"))
+        self.assertTrue(path.is_fifo())
+
     def test_numbers_of_processes_are_those_of_a_host(self):
         def named(node, boot, space):
             with (

@@ -39,6 +39,9 @@ MOST_TEXT = 64 * 10**6
 def replace_file(path: str | Path, write: Callable[[str], Any]) -> None:
     """Write a file so that a reader, or a crash, meets the old or the new one."""
     path = Path(path)
+    # As root, even a device would be replaced.
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "It is no regular file")
     temporary = path.with_name(f".{path.stem}.{HOST}-{os.getpid()}.tmp{path.suffix}")
     try:
         # What lies there is not written to: a link may lead anywhere.

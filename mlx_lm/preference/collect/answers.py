@@ -110,6 +110,14 @@ def read_records(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
         yield number, found
 
 
+def _is_prompt(prompt):
+    return isinstance(prompt, str) or (
+        isinstance(prompt, list)
+        and bool(prompt)
+        and all(isinstance(x, dict) and isinstance(x.get("role"), str) for x in prompt)
+    )
+
+
 def drop_cut_line(path: str | Path) -> None:
     """Remove the end that a killed process left without a line's end."""
     path = Path(path)
@@ -130,6 +138,10 @@ def _answers(line: Mapping[str, Any], place: str) -> Answers:
             raise TypeError("id must be a text and round a number")
         if not all(isinstance(one.text, str) for one in responses):
             raise TypeError("a response has no text")
+        if not isinstance(found.row, dict):
+            raise TypeError("row must hold the other columns")
+        if not _is_prompt(found.prompt):
+            raise TypeError("the prompt is neither a text nor messages")
     except (KeyError, TypeError) as e:
         raise InputError(f"{place} is no line of answers: {e}.") from e
     return found

@@ -68,7 +68,9 @@ def careful(
                     "are kept."
                 ) from None
             return Verdict(NONE, why=f"no answer in {longest:g} s")
-        except (Exception, SystemExit) as e:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:
             said = Verdict(NONE, why=_reason(e, path))
         slow = 0
         return said

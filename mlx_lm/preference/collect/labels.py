@@ -5,6 +5,7 @@
 import json
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -197,8 +198,12 @@ def fits(label: Label, size: int | None) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # False for NaN as well, and for integers that no float holds.
-    return type(value) in (int, float) and abs(value) <= 1e300
+    return type(value) in (int, float) and is_finite(value)
+
+
+def is_finite(value: float) -> bool:
+    """Whether a number is one, and no larger than any float, as whole ones may be."""
+    return abs(value) <= sys.float_info.max
 
 
 def _are_places(values: Sequence[Any], size: int | None) -> bool:

@@ -2,9 +2,12 @@
 
 """From answers and their labels to the rows that ``mlx_lm.dpo`` trains on."""
 
+import json
 import math
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -13,10 +16,10 @@ from typing import Any
 from ..data.notes import counted
 from ..digest import digest
 from ..errors import InputError
-from ..files import json_text, write_text, writing
+from ..files import MOST_TEXT, json_text, write_text, writing
 from ..terminal import rprint
-from .answers import Answers, Key, read_answers
-from .labels import BAD, NONE, REWARD, Label, orders, read_labels
+from .answers import ANSWERS, Answers, Key, read_answers
+from .labels import BAD, LABELS, NONE, REWARD, Label, orders, read_labels
 from .summary import length_lines
 
 PAIRS, WEIGHTS = ("best", "all", "ranking"), ("agreement",)
@@ -230,6 +233,30 @@ def make_rows(
 def is_held_out(prompt: Any, fraction: float, seed: int = 0) -> bool:
     """Whether a prompt is for validation: always the same, whatever the others."""
     return int(digest(seed, prompt, size=8), 16) < fraction * 2**64
+
+
+def check_own(folder: str | Path, export: str | Path | None = None) -> None:
+    """Check that nothing is overwritten but pairs that were made of a folder's labels."""
+    for path in (Path(folder) / f"{name}.jsonl" for name in ("train", "valid")):
+        if not path.is_file():
+            continue
+        with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
+            row = json.loads(file.readline(MOST_TEXT))
+            if isinstance(row, dict) and {"id", "round"} <= row.keys():
+                continue
+        raise InputError(
+            f"{path} holds no pairs of this command, which would write its own there: "
+            "name another folder with --output."
+        )
+    own = [Path(folder) / name for name in (ANSWERS, LABELS)]
+    if export is not None and any(_is_same(export, path) for path in own):
+        raise InputError(
+            f"{export} is what pairs are made of: name another file with --export."
+        )
+
+
+def _is_same(one, other):
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def write_pairs(

@@ -2,11 +2,10 @@
 
 """What a judge returns, and what of it becomes a label."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
-from .labels import BAD, NONE, RANKING, SCORES, TIE, Label, fits
+from .labels import BAD, NONE, RANKING, SCORES, TIE, Label, fits, is_finite
 
 
 @dataclass(frozen=True)
@@ -33,8 +32,7 @@ def as_verdict(said: Any, size: int) -> Verdict:
     values = list(said) if isinstance(said, (list, tuple)) else []
     values = [x.item() if hasattr(x, "item") else x for x in values]
     if values and all(isinstance(x, (int, float)) for x in values):
-        # False for NaN as well.
-        if not all(abs(x) < math.inf for x in map(float, values)):
+        if not all(map(is_finite, values)):
             return Verdict(NONE, why="a score is not finite")
         if len(values) != size:
             return Verdict(NONE, why=f"{len(values)} scores for {size} responses")
