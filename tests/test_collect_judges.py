@@ -76,12 +76,11 @@ class TestFunctions(JudgesCase):
             ("'A'", "none", "no verdict"),
             ("[None, 1]", "none", "no verdict"),
             ("1", "none", "no verdict"),
-            ("[10**400, 1]", "none", "OverflowError"),
+            ("[10**400, 1]", "none", "not finite"),
             ("[__import__('numpy').ones(2)] * 2", "none", "ValueError"),
             ("{}", "none", "no verdict"),
             ("1 / 0", "none", r"ZeroDivisionError: .* \(line 2\)"),
             ("exit()", "none", "SystemExit"),
-            ("[1, 10**400]", "none", "not finite"),
             ("(_ for _ in ()).throw(BaseException('odd'))", "none", "odd"),
         ):
             text = f"def judge(prompt, responses, row):\n    return {said}\n"
