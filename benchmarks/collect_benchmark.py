@@ -37,6 +37,8 @@ from mlx_lm.preference.collect.prompts import PromptRow, read_prompts
 from mlx_lm.sample_utils import make_sampler
 
 MOST_WORDS = 40
+# Of a busy machine, seconds of the processor tell more: --cpu-time.
+CLOCK = time.perf_counter
 JUDGE = f"""\
 def score(prompt, responses, row):
     names = [row["subject"] in text.lower() for text in responses]
@@ -147,13 +149,13 @@ def report(out: Path, settings: dict) -> None:
 
 def one_by_one(model, tokenizer, encoded, args) -> float:
     """Answers a minute of ``mlx_lm.generate``, each with its own prefill."""
-    sampler, tic = make_sampler(temp=1.0), time.perf_counter()
+    sampler, tic = make_sampler(temp=1.0), CLOCK()
     for prompt in encoded:
         for _ in stream_generate(
             model, tokenizer, prompt.ids, max_tokens=args.max_tokens, sampler=sampler
         ):
             pass
-    return len(encoded) * 60 / (time.perf_counter() - tic)
+    return len(encoded) * 60 / (CLOCK() - tic)
 
 
 def throughput(args: argparse.Namespace) -> None:
@@ -174,27 +176,27 @@ def throughput(args: argparse.Namespace) -> None:
         sampling = Sampling(args.samples, max_tokens=args.max_tokens, batch_size=size)
         if size == 1:
             sampling = Sampling(1, max_tokens=args.max_tokens, batch_size=1)
-        tic = time.perf_counter()
+        tic = CLOCK()
         group = encoded[:count]
         done = sum(
             len(found)
             for _, found in generate._answer(group, model, tokenizer, sampling, 0)
         )
-        show(f"batch {size}", done * 60 / (time.perf_counter() - tic))
+        show(f"batch {size}", done * 60 / (CLOCK() - tic))
     long = (tokenizer.encode("A long story of nothing. ") * 400)[: args.long]
     seconds = {}
     for name, batch in (("one prefill", 1), ("one each", args.samples)):
-        tic = time.perf_counter()
+        tic = CLOCK()
         for _ in range(batch):
             mx.eval([c.state for c in generate._prefill(model, long)])
-        seconds[name] = time.perf_counter() - tic
-    tic = time.perf_counter()
+        seconds[name] = CLOCK() - tic
+    tic = CLOCK()
     sampling = Sampling(
         args.samples, max_tokens=args.max_tokens, batch_size=args.samples
     )
     row = generate._Encoded(PromptRow("long", "long"), long)
     list(generate._answer([row], model, tokenizer, sampling, 0))
-    whole = time.perf_counter() - tic
+    whole = CLOCK() - tic
     saved = seconds["one each"] - seconds["one prefill"]
     print(
         f"\n{args.long:,}-token prompt, {args.samples} samples of {args.max_tokens} "
@@ -218,8 +220,12 @@ def main() -> None:
     add("--prompts", type=int, default=16, help="of --throughput")
     add("--long", type=int, default=1000, help="tokens of its long prompt")
     add("--batch-sizes", type=int, nargs="+", default=[1, 8, 32])
+    add("--cpu-time", action="store_true", help="Time by the processor's seconds.")
     add("--report", action="store_true", help="Only print what there is so far.")
     args = parser.parse_args()
+    if args.cpu_time:
+        global CLOCK
+        CLOCK = time.process_time
     if args.throughput:
         throughput(args)
         return
