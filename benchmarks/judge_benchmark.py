@@ -36,15 +36,18 @@ def describe(shown: np.ndarray) -> list[str]:
     first = (shown > 0.5).mean()
     mean = (shown[:, 0] + 1 - shown[:, 1]) / 2
     share = lambda x: f"{np.mean(x):.1%} ({int(np.sum(x))} of {np.size(x)})"
-    return [
+    lines = [
         f"| takes what is shown first | {first:.1%} of {2 * count} |",
         f"| agrees, the chosen one shown first | {share(right[:, 0])} |",
         f"| agrees, the chosen one shown second | {share(right[:, 1])} |",
         f"| says the same in both orders: these are labels | {share(same)} |",
-        f"| of these agrees | {share(right[same, 0])} |" if same.any() else "",
         f"| agrees by the mean of both orders, without ties | {share(mean > 0.5)} |",
-        f"| mean certainty of the labels | {np.maximum(mean, 1 - mean)[same].mean():.3f} |",
     ]
+    if same.any():
+        sure = np.maximum(mean, 1 - mean)[same].mean()
+        lines.append(f"| of the labels agree | {share(right[same, 0])} |")
+        lines.append(f"| their mean certainty | {sure:.3f} |")
+    return lines
 
 
 def main() -> None:
@@ -56,7 +59,7 @@ def main() -> None:
     lines = args.data.read_text("utf-8").splitlines()
     judge = ModelJudge(args.judge)
     shown = both_orders(judge, [json.loads(line) for line in lines])
-    print("\n".join(filter(None, ["| judge | |", "|---|---|", *describe(shown)])))
+    print("\n".join(["| judge | |", "|---|---|", *describe(shown)]))
     print("\n".join(judge.notes()))
 
 

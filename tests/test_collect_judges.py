@@ -1,6 +1,9 @@
 # Copyright © 2026 MLX Contributors
 
+import contextlib
+import io
 import re
+import sys
 import tempfile
 import textwrap
 import unittest
@@ -19,6 +22,9 @@ from mlx_lm.preference.collect.compare import compare, question
 from mlx_lm.preference.collect.labels import LABELS
 from mlx_lm.preference.collect.local import ModelJudge
 from mlx_lm.preference.errors import InputError
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import judge_benchmark  # noqa: E402
 
 
 class JudgesCase(unittest.TestCase):
@@ -324,6 +330,36 @@ class TestModels(JudgesCase):
         with mock.patch.object(judge, "_encode", lambda text: [*text.encode(), 1]):
             with self.assertRaisesRegex(InputError, "no token of its own"):
                 judge("?", ["a", "b"], {})
+
+
+class TestJudgeBenchmark(unittest.TestCase):
+    def test_both_orders_by_hand(self):
+        # Right in both orders, in the first, in none, in both.
+        shown = np.array([[0.9, 0.2], [0.7, 0.8], [0.3, 0.9], [0.6, 0.4]])
+        found = [line.split(" | ")[1] for line in judge_benchmark.describe(shown)]
+        self.assertEqual(
+            found,
+            [
+                "62.5% of 8 |",
+                "75.0% (3 of 4) |",
+                "50.0% (2 of 4) |",
+                "75.0% (3 of 4) |",
+                "50.0% (2 of 4) |",
+                "66.7% (2 of 3) |",
+                "0.750 |",
+            ],
+        )
+
+    def test_a_judge_is_asked(self):
+        with tempfile.TemporaryDirectory() as folder:
+            model = save_tiny_model(Path(folder) / "m", max_position_embeddings=2048)
+            words = ["judge_benchmark", "--judge", str(model), "--data"]
+            data = save_rows(Path(folder) / "pairs") / "test.jsonl"
+            screen = io.StringIO()
+            with mock.patch.object(sys, "argv", [*words, str(data)]):
+                with contextlib.redirect_stdout(screen):
+                    judge_benchmark.main()
+        self.assertIn(f"of {2 * len(ROWS)} |", screen.getvalue())
 
 
 if __name__ == "__main__":
