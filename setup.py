@@ -141,7 +141,7 @@ def hidden(path: Path) -> bool:
     return any(part[0] == "." or part == "__pycache__" for part in path.parts)
 
 
-def insert_commands(text: str) -> str:
+def insert_commands(text: str, commands: Iterable[str] = COMMANDS) -> str:
     """Name our commands in the table of the ``mlx_lm`` program."""
     lines = text.splitlines(keepends=True)
     places = [i for i, line in enumerate(lines) if line.strip() == '"lora",']
@@ -151,7 +151,7 @@ def insert_commands(text: str) -> str:
             f"found {len(places)}."
         )
     line = lines[places[0]]
-    more = [line.replace("lora", command) for command in COMMANDS]
+    more = [line.replace("lora", command) for command in commands]
     lines[places[0] + 1 : places[0] + 1] = more
     return "".join(lines)
 

@@ -9,6 +9,7 @@ folded into them; the rest is laid where it belongs. With black, isort and ruff.
     python benchmarks/export_patch.py SOURCE --out dpo.patch
     python benchmarks/export_patch.py --repo CLONE
     python benchmarks/export_patch.py --facts SOURCE
+    python benchmarks/export_patch.py SOURCE --series FOLDER
 """
 
 import argparse
@@ -21,13 +22,16 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
-from export_facts import facts
+from export_facts import changes, facts
 from fold_upstream import TWIN, fold, point_home, reads_while_imported
 from fresh_install import extract
+
+import series
 
 ROOT = Path(__file__).resolve().parents[1]
 BRANCH = "feature/dpo-implementation"
@@ -37,6 +41,9 @@ TREE_ONLY = re.compile(r"setup\.py|pyproject\.toml|\+dpo\.")
 FOLDERS = ("tests", "benchmarks")
 
 build = SimpleNamespace(**runpy.run_path(str(ROOT / "setup.py")))
+
+
+CLI = f"{build.PACKAGE}/cli.py"
 
 
 class Moved(ValueError):
@@ -121,10 +128,15 @@ def package_files(root: Path, source: Path) -> dict[str, bytes]:
             files[name] = path.read_bytes()
         if path not in twins and (source / name).exists():
             raise Moved(f"{name}: upstream has a file of this name by now.")
-    name = f"{build.PACKAGE}/cli.py"
-    cli = build.insert_commands(read_upstream(source, name).decode()).encode()
-    check_same(name, cli, (package / "cli.py").read_bytes())
-    return files | {name: cli}
+    cli = cli_file(source)
+    check_same(CLI, cli, (package / "cli.py").read_bytes())
+    return files | {CLI: cli}
+
+
+def cli_file(source: Path, commands: Iterable[str] = build.COMMANDS) -> bytes:
+    """Upstream's list of commands, with some of ours."""
+    text = build.insert_commands(read_upstream(source, CLI).decode(), commands)
+    return text.encode()
 
 
 def left_out(root: Path) -> set[str]:
@@ -183,11 +195,13 @@ def data_patterns(files: dict[str, bytes]) -> list[str]:
     return sorted(patterns)
 
 
-def project_file(text: str, patterns: list[str]) -> str:
+def project_file(
+    text: str, patterns: list[str], commands: Iterable[str] = build.COMMANDS
+) -> str:
     """Name the commands, their data files and what tests need."""
     name = "pyproject.toml"
     script = f'"{build.PACKAGE}.lora" = "{build.PACKAGE}.lora:main"\n'
-    scripts = (script.replace("lora", command) for command in build.COMMANDS)
+    scripts = (script.replace("lora", command) for command in commands)
     text = insert_after(text, script, "".join(scripts), name)
     extra = re.search(r"^test = (\[.*\])$", text, re.M)
     if not extra:
@@ -337,6 +351,87 @@ def make_patch(root: Path, source: Path, scratch: Path, clean: bool = True) -> b
     )
 
 
+def lay_prefix(
+    source: Path, exported: dict[str, bytes], layer: int, target: Path
+) -> dict[str, bytes]:
+    """Write the files of the first layers over those of the release."""
+    files = series.prefix(exported, layer)
+    commands = [c for c in build.COMMANDS if f"{build.PACKAGE}/{c}.py" in files]
+    if commands:
+        files[CLI] = cli_file(source, commands)
+    files["pyproject.toml"] = project_file(
+        read_upstream(source, "pyproject.toml").decode(), data_patterns(files), commands
+    ).encode()
+    for name, content in files.items():
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    # Tables of modules may fit into a line now.
+    tables = [n for n, x in files.items() if n.endswith(".py") and x != exported[n]]
+    tidy(target, tables)
+    return files
+
+
+def make_series(root: Path, source: Path, scratch: Path, folder: Path) -> str:
+    """
+    Write one patch a layer, see ``series.LAYERS``.
+
+    Args:
+        root (Path): This tree, built.
+        source (Path): A source archive, or the release unpacked.
+        scratch (Path): An empty folder.
+        folder (Path): Where the patches go, numbered.
+
+    Returns:
+        str: Lines, files and public names of each, as a Markdown table.
+
+    Raises:
+        ValueError: If the whole can't be exported, see ``make_patch``.
+    """
+    make_patch(root, source, scratch / "whole")
+    whole = scratch / "whole" / "exported"
+    (scratch / "source").mkdir()
+    pristine = unpack(source, scratch / "source")
+    names = git(whole, "ls-files").decode().splitlines()
+    exported = {
+        name: (whole / name).read_bytes()
+        for name in names
+        if not (pristine / name).is_file()
+        or (pristine / name).read_bytes() != (whole / name).read_bytes()
+    }
+    target = Path(shutil.copytree(pristine, scratch / "series"))
+    git(target, "init", "--quiet")
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "| | layer | files | lines | of tests | public names |",
+        "|---|---|---|---|---|---|",
+    ]
+    before, seen = "", set()
+    for number, layer in enumerate(series.LAYERS, 1):
+        git(target, "add", "--all", "--force")
+        before = git(target, "write-tree").decode().strip()
+        files = lay_prefix(pristine, exported, number, target)
+        git(target, "add", "--all", "--force")
+        options = ("--cached", "--no-color", "--no-ext-diff", "--binary", before)
+        patch = git(target, "diff", *options)
+        words = re.sub(r"\W+", "-", layer.title.lower()).strip("-")
+        (folder / f"{number:04d}-{words}.patch").write_bytes(patch)
+        rows = changes(patch.decode("utf-8", "replace"))
+        added = sum(row[2] for row in rows)
+        tests = sum(row[2] for row in rows if row[0].startswith("tests/"))
+        new = {n: x for n, x in files.items() if n not in seen}
+        theirs = {
+            n: read_upstream(pristine, n) for n in new if (pristine / n).is_file()
+        }
+        known = series.public_names(theirs)
+        found = [n for n in series.public_names(new) if n not in known]
+        seen |= set(files)
+        cells = number, layer.title, len(rows), f"{added:,}", f"{tests:,}"
+        public = ", ".join(found)
+        lines.append("| " + " | ".join(map(str, cells)) + f" | {public} |")
+    return "\n".join(lines)
+
+
 def make_branch(repo: Path, patch: bytes) -> None:
     """Commit the patch on a branch of its own in a clean clone."""
     if git(repo, "status", "--porcelain"):
@@ -355,6 +450,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("source", type=Path, nargs="?", help="Archive or folder.")
     parser.add_argument("--out", type=Path, help="Default: standard output.")
+    parser.add_argument("--series", type=Path, help="Write a patch a layer here.")
     parser.add_argument("--repo", type=Path, help=f"Clone to make {BRANCH} in.")
     parser.add_argument(
         "--facts", action="store_true", help="Print what it is made of."
@@ -364,6 +460,10 @@ def main() -> None:
     if source is None:
         parser.error("needs SOURCE or --repo")
     try:
+        if args.series:
+            with tempfile.TemporaryDirectory() as scratch:
+                print(make_series(ROOT, source, Path(scratch), args.series))
+            return
         with tempfile.TemporaryDirectory() as scratch:
             patch = make_patch(ROOT, source, Path(scratch))
         if args.repo:

@@ -18,8 +18,8 @@ import numpy as np
 from mlx.utils import tree_map
 from tiny import random_pairs, tiny_model
 
+from mlx_lm.preference.forward.dropout import KeyedDropout
 from mlx_lm.preference.forward.frozen import FrozenStart
-from mlx_lm.preference.forward.recompute import KeyedDropout
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.run.checkpoint import newest_state

@@ -15,8 +15,9 @@ from tiny import random_pairs, tiny_model, train, weights_of
 
 from mlx_lm.models import llama
 from mlx_lm.preference.batch.collate import collate_pairs
+from mlx_lm.preference.forward.dropout import KeyedDropout
 from mlx_lm.preference.forward.frozen import FrozenStart
-from mlx_lm.preference.forward.recompute import KeyedDropout, keyed_layers
+from mlx_lm.preference.forward.recompute import keyed_layers
 from mlx_lm.tuner.trainer import dpo_step
 
 

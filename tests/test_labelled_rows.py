@@ -17,7 +17,7 @@ from mlx_lm.preference.batch.buckets import check_batch_size
 from mlx_lm.preference.batch.collate import iterate_preference_batches, value_arrays
 from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.data.messages import RowFault
-from mlx_lm.preference.data.rankings import check_criteria
+from mlx_lm.preference.data.options import check_criteria
 from mlx_lm.preference.data.shapes import criteria_names, read_rows
 from mlx_lm.preference.data.table import ColumnsBuilder, TokenColumns, choose_held_out
 from mlx_lm.preference.data.tokenizer import TokenPair

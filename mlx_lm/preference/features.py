@@ -89,6 +89,9 @@ class Feature:
     def after_training(self, job: Any) -> None:
         """Look at a run that is trained."""
 
+    def before_test(self, job: Any, reference: Any, dataset: Any) -> None:
+        """Look at a test whose weights are not read yet."""
+
     def finish(self, job: Any) -> None:
         """Do what the settings ask for beside training."""
 

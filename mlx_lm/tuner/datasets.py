@@ -10,13 +10,12 @@ from typing import Any, Self
 import numpy as np
 
 from ..preference import terminal
-from ..preference.data.cache import TokenCache
 from ..preference.data.notes import RowNotes, describe
 from ..preference.data.options import RowOptions, row_arguments
 from ..preference.data.shapes import KNOWN_SHAPES
 from ..preference.data.sources import SPLIT_NAMES, needed_splits, open_sources
 from ..preference.data.table import Pair, TokenColumns, choose_held_out
-from ..preference.data.tokenize import tokenize_rows
+from ..preference.data.tokenize import KEEPERS, tokenize_rows
 from ..preference.data.tokenizer import PairTokenizer, show_pair
 from ..preference.errors import InputError
 from ..preference.files import user_cache_folder
@@ -128,11 +127,11 @@ class PreferenceDataset:
         self._has_chat_template = encode.has_chat_template
         arguments = row_arguments(row_options, encode, kind)
         cache = found = None
-        if token_cache:
+        if token_cache and KEEPERS:
             # Rows of a new shape were skipped before.
             extra = {"max_length": max_length, "shapes": KNOWN_SHAPES}
             extra |= {"escapes": special, "date": encode.template_date}
-            cache = TokenCache(token_cache, tokenizer, {**arguments, **extra})
+            cache = KEEPERS[-1](token_cache, tokenizer, {**arguments, **extra})
             found = cache.load(data)
         columns, notes = found or tokenize_rows(data, encode, max_length, arguments)
         if cache and not found:

@@ -12,7 +12,6 @@ import inspect
 import json
 import math
 import os
-import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +29,9 @@ from ...tokenizer_utils import TokenizerWrapper
 from ..digest import digest
 from ..files import drop_oldest, replace_file
 from ..terminal import rprint
+from .sources import rows_fingerprint
 from .table import OF_PAIRS, TokenColumns
+from .tokenize import KEEPERS
 
 # To be raised when the same rows get other pairs, ids or notes, or files another
 # form; a test tells when.
@@ -100,21 +101,6 @@ class TokenCache:
     def _settings(self) -> str | None:
         tokenizer = tokenizer_fingerprint(self._tokenizer)
         return tokenizer and digest(VERSION, tokenizer, self._options)
-
-
-def rows_fingerprint(rows: Sequence[Any]) -> str | None:
-    """Hash the content and the places of raw rows."""
-    own = getattr(rows, "fingerprint", None)
-    if callable(own):
-        return own()
-    if isinstance(found := getattr(rows, "_fingerprint", None), str):
-        return digest("datasets", found)
-    # Rows hold anything that Python knows; pickle tells all of it apart.
-    try:
-        locate = getattr(rows, "location", int)
-        return digest(pickle.dumps((locate(i), rows[i]), 4) for i in range(len(rows)))
-    except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
-        return None
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str | None:
@@ -198,3 +184,6 @@ def _read(path: Path) -> tuple[TokenColumns, dict[str, Any]]:
         group=head["group"],
     )
     return columns, head["notes"]
+
+
+KEEPERS.append(TokenCache)

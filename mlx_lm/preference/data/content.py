@@ -16,6 +16,9 @@ ROLES |= dict.fromkeys(_ASSISTANTS, "assistant")
 _OTHERS = ("user", "system", "developer", "tool")
 
 
+_LARGEST = 1e30
+
+
 class RowFault(ValueError):
     """A row that can't be used."""
 
@@ -27,6 +30,13 @@ class RowFault(ValueError):
             letter if letter.isprintable() else ascii(letter)[1:-1]
             for letter in " ".join(detail.split())[:120]
         )
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that float32 holds."""
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # False for NaN as well.
+    return is_real and abs(value) <= _LARGEST
 
 
 def check_text(value: Any, name: str) -> str:

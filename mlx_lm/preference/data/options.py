@@ -10,7 +10,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..setting import check_type, declared, setting
-from .rankings import KINDS, RANKING_PAIRS, check_criteria
+from .content import is_number
+from .row import KINDS, RANKING_PAIRS
 from .tokenizer import PairTokenizer
 
 # What an entry of hf_dataset may have, and what decides the tokens of a test set.
@@ -104,6 +105,20 @@ class RowOptions:
         known = {one.name for one in fields(self)}
         found = {k: v for k, v in settings.items() if k in known and v is not None}
         return replace(self, **found)
+
+
+def check_criteria(criteria: Any) -> None:
+    """Refuse criteria whose weights are no positive numbers."""
+    if criteria is None:
+        return
+    if not criteria or not all(
+        # A smaller one is 0 in float32.
+        is_number(w) and w >= 1e-30
+        for w in criteria.values()
+    ):
+        raise InputError(
+            f"criteria needs a weight above 0 for every name, got {criteria!r}."
+        )
 
 
 def check_date(value: str | None) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from .content import RowFault, check_text, is_answer
+from .content import RowFault, check_text, is_answer, is_number
 from .messages import Messages, as_messages
 from .pairs import TIE, PreferenceRow, make_pair
 from .prompts import Prompt, find_question
-from .rankings import Scored, criteria_pairs, is_number, ranked_pairs
+from .rankings import Scored, criteria_pairs, ranked_pairs
 from .row import ANSWERS, PREFERENCE, PROMPT, Reading, Row
 from .turns import same_turn
 

@@ -19,36 +19,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from ..errors import InputError
+from .content import is_number
 from .messages import RowFault, as_messages
 from .pairs import TIE, PreferenceRow, are_tokens, make_pair
 from .prompts import Prompt, find_prompt, find_question
 from .row import ANSWERS, PREFERENCE, TOKENS, Reading, Row
-
-KINDS = ("pairs", "rankings", "labels")
-RANKING_PAIRS = ("all", "neighbours", "best_and_worst")
-_LARGEST = 1e30
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a number that float32 holds."""
-    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # False for NaN as well.
-    return is_real and abs(value) <= _LARGEST
-
-
-def check_criteria(criteria: Any) -> None:
-    """Refuse criteria whose weights are no positive numbers."""
-    if criteria is None:
-        return
-    if not criteria or not all(
-        # A smaller one is 0 in float32.
-        is_number(w) and w >= 1e-30
-        for w in criteria.values()
-    ):
-        raise InputError(
-            f"criteria needs a weight above 0 for every name, got {criteria!r}."
-        )
 
 
 def need_prompt(row: Row) -> Prompt:

@@ -21,6 +21,11 @@ _LOOKS_LIKE_MESSAGES = re.compile(
 )
 
 
+# What rows are read as.
+KINDS = ("pairs", "rankings", "labels")
+RANKING_PAIRS = ("all", "neighbours", "best_and_worst")
+
+
 @dataclass(frozen=True)
 class Reading:
     """How rows are read; see ``RowOptions``."""

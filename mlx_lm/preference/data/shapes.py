@@ -7,19 +7,17 @@ columns that tell. Error messages and DPO_REFERENCE.md follow from the table.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from . import published
-from .content import RowFault
+from ..plug_ins import load
+from .content import RowFault, is_number
 from .pairs import PreferenceRow, make_pair, read_tokens
-from .rankings import is_number, read_label, read_ranking, singles
 from .row import ANSWERS, VALUES, Reading, Row
 
 NO_WEIGHT = "weight 0"
-_STRENGTH = "from -3 to 3, below 0 for the first"
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,17 @@ class Shape:
     more: str = ""
     # One row may be several pairs, or half of one.
     several: bool = False
+
+
+Reader = Callable[[Row, Reading], list[PreferenceRow]]
+# What other shapes need. By the kind of data that is asked for, what a row's pairs
+# become; readers that more than a row's columns tells; the criteria of a raw row; raw
+# rows that are put together; and columns whose sign says which answer is better.
+AS_KIND: dict[str, Callable[[list[PreferenceRow]], list[PreferenceRow]]] = {}
+FINDERS: list[Callable[[Row, Reading], Reader | None]] = []
+CRITERIA: list[Callable[[Any], set[str]]] = []
+JOINED: list[Callable[[Any], Iterator[tuple[int, Any]]]] = []
+SIGNED: set[str] = set()
 
 
 def _pair(
@@ -54,10 +63,9 @@ _PAIRED = partial(
     _pair, names=("response_j", "response_k"), shape="Stack Exchange pairs"
 )
 _RESPONSES = partial(_pair, names=("chosen_response", "rejected_response"))
-_C_R, _several = "chosen + rejected", partial(Shape, several=True)
-_messages_and_rejected = published.read_messages_and_rejected
+_C_R = "chosen + rejected"
 
-SHAPES = (
+SHAPES = [
     Shape("text", _C_R, _pair, "prompt, chosen, rejected (text)"),
     Shape("messages", _C_R, _pair, "prompt, chosen, rejected (messages)"),
     Shape(
@@ -133,136 +141,10 @@ SHAPES = (
         _PAIRED,
         "question, response_j, response_k",
     ),
-    Shape(
-        "messages and rejected",
-        "messages + rejected",
-        _messages_and_rejected,
-        "messages, rejected or rejected_response (messages or text)",
-    ),
-    Shape(
-        "messages and rejected", "messages + rejected_response", _messages_and_rejected
-    ),
-    Shape(
-        "messages and rejected", "messages + rejected_messages", _messages_and_rejected
-    ),
-    Shape("messages and rejected", "conversations + rejected", _messages_and_rejected),
-    Shape(
-        "SHP",
-        "history + labels",
-        published.read_shp,
-        "history, human_ref_A, human_ref_B, labels",
-    ),
-    Shape(
-        "WebGPT comparisons",
-        "question + score_0",
-        published.read_webgpt,
-        "question, answer_0, answer_1, score_0, score_1",
-    ),
-    Shape(
-        "HelpSteer2 preference",
-        "response_1 + preference_strength",
-        published.read_strength,
-        f"prompt, response_1, response_2, preference_strength {_STRENGTH}",
-    ),
-    Shape(
-        "HelpSteer3",
-        "response1 + overall_preference",
-        published.read_strength,
-        f"context, response1, response2, overall_preference {_STRENGTH}",
-    ),
-    Shape(
-        "summarize from feedback",
-        "info + summaries + choice",
-        published.read_summaries,
-        "info with post or article, summaries with text, choice",
-    ),
-    Shape(
-        "arena",
-        "conversation_a + winner",
-        published.read_arena,
-        "conversation_a, conversation_b, winner, turn",
-        "Chatbot Arena, MT-bench",
-    ),
-    Shape(
-        "arena lists",
-        "response_a + winner_model_a",
-        published.read_arena_lists,
-        "prompt, response_a, response_b (lists of texts), winner_model_a, winner_model_b",
-        "Chatbot Arena",
-    ),
-    _several(
-        "ranking",
-        "ranking",
-        read_ranking,
-        "prompt, ranking: list of answers, the best first",
-    ),
-    _several(
-        "Nectar",
-        "prompt + answers",
-        published.read_answers,
-        "prompt, answers with answer and rank",
-    ),
-    _several(
-        "Stack Exchange",
-        "question + answers",
-        published.read_answers,
-        "question, answers with text and pm_score",
-    ),
-    _several(
-        "criteria",
-        "criteria",
-        published.read_scored,
-        "prompt, criteria: name to chosen and rejected",
-    ),
-    _several(
-        "criteria",
-        "criteria + responses",
-        published.read_scored,
-        "prompt, responses, criteria: name to their scores, or the better one's place",
-    ),
-    _several(
-        "UltraFeedback",
-        "instruction + completions",
-        published.read_scored,
-        "instruction, completions with response and annotations",
-    ),
-    _several(
-        "NeMo",
-        "completions",
-        published.read_completions,
-        "context, completions with completion and rank",
-    ),
-    _several(
-        "PKU-SafeRLHF",
-        "response_0 + better_response_id",
-        published.read_scored,
-        "prompt, response_0, response_1, better_response_id, safer_response_id",
-    ),
-    _several(
-        "HelpSteer2",
-        "response + helpfulness",
-        published.read_scored,
-        f"prompt, response, {', '.join(published.HELPSTEER)}",
-    ),
-    _several("labelled", "completion + label", read_label, "prompt, completion, label"),
-    _several("labelled", "response + label", read_label),
-    _several(
-        "labelled",
-        "output + kto_tag",
-        read_label,
-        "instruction, input, output, kto_tag",
-        "LLaMA-Factory",
-    ),
-    _several("labelled", "messages + label", read_label, "messages, label", "ms-swift"),
-    _several(
-        "labelled",
-        "conversations + kto_tag",
-        read_label,
-        "conversations, kto_tag",
-        "LLaMA-Factory",
-    ),
-    _several("labelled", "messages + kto_tag", read_label),
-)
+]
+# Each adds to the tables, before they are read.
+PLUG_INS = ("more_shapes",)
+load(__package__, PLUG_INS)
 _READERS = {frozenset(shape.tells.split(" + ")): shape.read for shape in SHAPES}
 # Without what is said of the columns.
 KNOWN_SHAPES = tuple(
@@ -285,11 +167,8 @@ def read_rows(raw: Any, **options: Any) -> list[PreferenceRow]:
     pairs = _find(row, reading)(row, reading)
     for pair in pairs:
         pair.row = row
-    if reading.kind == "rankings":
-        for pair in pairs:
-            pair.values.setdefault("places", (0.0, 1.0))
-    if reading.kind == "labels":
-        pairs = [single for pair in pairs for single in singles(pair)]
+    if as_kind := AS_KIND.get(reading.kind):
+        pairs = as_kind(pairs)
     _add_numbers(row, pairs, reading)
     return pairs
 
@@ -302,8 +181,8 @@ def read_row(raw: Any, **options: Any) -> PreferenceRow:
 
 def _find(row: Row, reading: Reading) -> Callable[[Row, Reading], list]:
     """Find the reader of a row."""
-    if reading.criteria and published.scored(row):
-        return published.read_scored
+    if read := next(filter(None, (find(row, reading) for find in FINDERS)), None):
+        return read
     # What is null only tells what is missing.
     for names in (row.keys(), row.keys() | row.nulls):
         for told, read in _READERS.items():
@@ -317,11 +196,13 @@ def _find(row: Row, reading: Reading) -> Callable[[Row, Reading], list]:
 
 def criteria_names(raw: Any) -> set[str]:
     """Name the criteria by which a raw row compares answers."""
-    try:
-        found = published.scored(Row(raw)) if isinstance(raw, Mapping) else None
-    except RowFault:
-        return set()
-    return set(found.criteria) if found else set()
+    return {name for names in CRITERIA for name in names(raw)}
+
+
+def separate(rows: Any) -> Iterator[tuple[int, Any]]:
+    """Raw rows with their places, those of one prompt together where they must be."""
+    each = ((index, rows[index]) for index in range(len(rows)))
+    return JOINED[-1](rows) if JOINED else each
 
 
 def _add_numbers(row: Row, pairs: list[PreferenceRow], reading: Reading) -> None:
@@ -346,4 +227,4 @@ def _read_number(row: Row, name: str) -> float:
     if not is_number(value):
         raise RowFault("not a number", f"{name} is {value!r}")
     # The sign of a strength says which answer is better.
-    return abs(float(value)) if name in published.SIGNED else float(value)
+    return abs(float(value)) if name in SIGNED else float(value)

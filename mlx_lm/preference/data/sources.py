@@ -3,6 +3,7 @@
 """Raw preference rows out of local files and folders."""
 
 import json
+import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -14,7 +15,6 @@ from ..digest import digest, file_digest
 from ..errors import InputError
 from ..files import read_plain
 from ..terminal import rprint
-from .cache import rows_fingerprint
 from .parsing import check_room, parse_file
 from .secrets import hide_values
 
@@ -342,3 +342,18 @@ def find_hub_name(name: str) -> str | None:
             if info.id.lower() == name.lower() and info.id != name:
                 return info.id
     return None
+
+
+def rows_fingerprint(rows: Sequence[Any]) -> str | None:
+    """Hash the content and the places of raw rows."""
+    own = getattr(rows, "fingerprint", None)
+    if callable(own):
+        return own()
+    if isinstance(found := getattr(rows, "_fingerprint", None), str):
+        return digest("datasets", found)
+    # Rows hold anything that Python knows; pickle tells all of it apart.
+    try:
+        locate = getattr(rows, "location", int)
+        return digest(pickle.dumps((locate(i), rows[i]), 4) for i in range(len(rows)))
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
+        return None

@@ -2,17 +2,19 @@
 
 """Raw preference rows, tokenized, and notes on those that can't be used."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ..plug_ins import load
 from .content import RowFault
 from .notes import TOO_LONG, NotesBuilder
 from .pairs import PreferenceRow
-from .published import joined
-from .shapes import criteria_names, read_rows
+from .shapes import criteria_names, read_rows, separate
 from .table import ColumnsBuilder, TokenColumns
 from .tokenizer import PairTokenizer, TokenPair
 
+# What keeps token ids for later runs, if anything does.
+KEEPERS: list[Callable[..., Any]] = []
 _CHUNK = 512
 # Tokenizing takes some 150 bytes for each; models read fewer at a time.
 MOST_CHARACTERS = 2_000_000
@@ -79,7 +81,7 @@ def _tokenize(
     data: Sequence[Any], encode: PairTokenizer, options: dict[str, Any]
 ) -> Iterator[tuple[int, Any, list[TokenPair | RowFault], list[PreferenceRow]]]:
     """Each row with its index, its pairs' ids or faults, and its pairs, by chunks."""
-    for chunk in _chunks(joined(data)):
+    for chunk in _chunks(separate(data)):
         rows: list[list[PreferenceRow] | RowFault] = []
         for _, raw in chunk:
             try:
@@ -96,3 +98,8 @@ def _tokenize(
                 yield index, raw, [row], []
             else:
                 yield index, raw, [next(found) for _ in row], row
+
+
+# Each adds to the table.
+PLUG_INS = ("cache",)
+load(__package__, PLUG_INS)

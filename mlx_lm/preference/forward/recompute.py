@@ -18,6 +18,7 @@ from ...tuner.lora import LoRALinear
 from ..errors import InputError
 from ..features import Feature
 from .caches import leaves
+from .dropout import KeyedDropout
 from .parts import calls_replaced
 
 
@@ -75,25 +76,6 @@ def lean_layers(model: nn.Module) -> Iterator[None]:
 # Their layers read what another layer leaves behind: recomputing one layer
 # alone gives wrong gradients (measured against the plain backward).
 NOT_RECOMPUTABLE = ("kimi_k3",)
-
-
-class KeyedDropout(nn.Module):
-    """Dropout whose mask is a function of a key: a recompute drops the same."""
-
-    def __init__(self, p: float):
-        super().__init__()
-        self._keep = 1 - p
-        self._key = mx.random.key(0)
-
-    def set_key(self, key: mx.array) -> None:
-        self._key = key
-
-    def __call__(self, x: mx.array) -> mx.array:
-        if not self.training or self._keep == 1:
-            return x
-        self._key, key = mx.random.split(self._key)
-        mask = mx.random.bernoulli(self._keep, x.shape, key=key)
-        return (mask * x) * (1 / self._keep)
 
 
 class _Slot(int):

@@ -14,7 +14,7 @@ from ...models.afm7 import FusedLoRALinear
 from ...tuner.dora import DoRAEmbedding, DoRALinear
 from ...tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from ..digest import digest
-from ..forward.recompute import KeyedDropout
+from ..forward.dropout import KeyedDropout
 
 # Changes when fingerprints are made in another way.
 FORMAT = "mlx_lm.model_fingerprint.3"

@@ -10,11 +10,11 @@ from typing import Any
 
 import mlx.nn as nn
 
+from ..features import features
 from ..forward.frozen import FrozenStart
 from ..objective.objective import objective_of
 from ..policy import model as models
 from ..run import setup
-from ..run.forecast import check_test_memory
 from ..run.identity import tested
 from ..run.job import Job
 from ..run.layouts import find_sharing, likely_sharing, shared_settings
@@ -131,8 +131,9 @@ def finish(job: Job) -> None:
         held_out = job.test_set or job.valid_set
         if not args.train:
             likely = likely_sharing(args)
-            settings = shared_settings(args, setup.training_args(args), likely)
-            check_test_memory(model, reference, held_out, settings)
+            job.settings = shared_settings(args, setup.training_args(args), likely)
+            for feature in features():
+                feature.before_test(job, reference, held_out)
         models.read_weights(model, args.model)
         agree(args, partial(tested, model, reference, held_out))
         evaluate_model(args, model, held_out, reference, is_test=bool(job.test_set))

@@ -186,6 +186,9 @@ class _Forecast(Feature):
         given = model, start, optimizer, job.train_set, settings
         job.kept["memory"] = check_memory(*given)
 
+    def before_test(self, job: Any, reference: Any, dataset: Any) -> None:
+        check_test_memory(job.model, reference, dataset, job.settings)
+
     def header_rows(self, job: Any, rows: dict[str, str]) -> None:
         rows["peak memory"] = describe_memory(job.kept["memory"])
 
