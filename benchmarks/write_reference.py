@@ -102,7 +102,7 @@ def written(value: object) -> str:
 def kind_of(one: Setting) -> str:
     """What a setting's values are."""
     if one.choices and len(one.choices) < 8:
-        return ", ".join(map(code, one.choices))
+        return ", ".join(code(f"{x}") for x in one.choices)
     text = KINDS.get(one.type, "") if one.type else ""
     if one.range:
         text += f", {one.range}"
@@ -245,7 +245,7 @@ def comment(one: Setting) -> str:
     """A setting's help, its choices and what else it may look like."""
     words, lines, line = one.help.split(), [], "#"
     if one.choices:
-        words += f"One of {', '.join(one.choices)}.".split()
+        words += f"One of {', '.join(map(str, one.choices))}.".split()
     shown = SHOWN.get(one.name, "").splitlines()
     if shown:
         words += ["For", "example:"]

@@ -82,7 +82,8 @@ def train_model(job: Job, training_callback: TrainingCallback | None = None) -> 
         feature.before_weights(job)
     models.read_weights(model, args.model)
     if job.reference_model is not None:
-        models.read_weights(job.reference_model, args.reference_model)
+        path = args.reference_model or args.model
+        models.read_weights(job.reference_model, path)
     job.reference = setup.make_reference(args, model, job.reference_model)
     for feature in features():
         feature.after_weights(job)

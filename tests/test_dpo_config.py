@@ -34,6 +34,7 @@ from mlx_lm.tuner.trainer import DPOTrainingArgs, TrainingArgs
 # Another value than the default for each flag.
 VALUES = {bool: True, int: 7, float: 0.25, str: "other"}
 CHOICES = {
+    "reference_bits": 8,
     "loss_type": "hinge",
     "f_divergence": "js",
     "fine_tune_type": "dora",

@@ -63,6 +63,9 @@ EFFECTS = {
     "lora_parameters": Effect("weights", {"rank": 4}),
     "train_head": Effect("weights", True, {"fine_tune_type": "full"}),
     "reference_model": Effect("metrics", str(_ROOT / "other_model")),
+    "reference_bits": Effect(
+        "metrics", 4, {"reference_model": str(_ROOT / "other_model")}
+    ),
     "policy_adapter_file": Effect("weights", str(_ROOT / "dpo/adapters.safetensors")),
     "resume_adapter_file": Effect("weights", str(_ROOT / "sft")),
     "new_reference": Effect("stops", True, {"resume_adapter_file": str(_ROOT / "dpo")}),

@@ -277,9 +277,16 @@ class TestCommand(CommandCase):
 
     def test_errors_of_the_backend(self):
         memory = "[malloc] Unable to allocate 99999999999 bytes."
+        metal = "[METAL] Command buffer execution failed: %s)"
+        long = "The GPU took too long over one piece of work in .*CTXSTORE_TIMEOUT=1"
+        many = "Metal can't hold more buffers, in a validation.*clear_cache_threshold"
         for method, error, where in (
             ("step", memory, r"a step with prompts \(.*\) and inputs \(.*\)"),
             ("score", memory, "a validation"),
+            ("score", metal % "Impacting Interactivity (0000000e:kIO", long),
+            ("step", metal % "Caused GPU Timeout Error (00000002:kIO", long),
+            ("step", metal % "Insufficient Memory (00000008:kIO", "a step"),
+            ("score", "[metal::malloc] Resource limit (499000) exceeded.", many),
             ("step", "[matmul] Shapes do not fit.", None),
         ):
             shutil.rmtree(self.adapters, ignore_errors=True)
@@ -298,7 +305,9 @@ class TestCommand(CommandCase):
                     return original(run)
 
             with self.subTest(where), mock.patch.object(PreferenceRun, "train", train):
-                if where:
+                if where in (long, many):
+                    self.stop(f"{where}.*There is no checkpoint yet", *self.flags())
+                elif where:
                     self.stop(f"Memory ran out in {where}.*batch_size", *self.flags())
                 else:
                     # A bug keeps its traceback.

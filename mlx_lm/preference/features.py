@@ -14,6 +14,7 @@ from .setting import Setting
 PLUG_INS = (
     "run.layouts",
     "run.forecast",
+    "run.compressed",
     "reference.feature",
     "run.resume",
     "run.best",

@@ -60,7 +60,7 @@ class Setting:
     default: Any
     help: str
     kind: type | None = None  # its type, where the default does not tell
-    choices: Sequence[str] = ()
+    choices: Sequence[Any] = ()
     several: bool = False  # YAML may hold a list of them
     off: bool = False  # false switches it off
     least: float | None = None
@@ -116,7 +116,7 @@ class Setting:
         if value is None or isinstance(value, list):
             return
         if self.choices and value not in self.choices:
-            known = ", ".join(self.choices)
+            known = ", ".join(map(str, self.choices))
             raise InputError(f"Unknown {self.name} {value!r}, choose from {known}.")
         if self.range and not self._holds(value):
             raise InputError(f"{self.name} must be {self.range}, got {value!r}.")

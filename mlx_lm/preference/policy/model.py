@@ -20,6 +20,8 @@ from ..terminal import rprint
 from . import gpt2, peft
 from .adapter import read_tensors
 
+# Of a quantized reference: small groups round less.
+GROUP_SIZE = 32
 LEARNING_RATES = {"lora": 1e-5, "dora": 1e-5, "full": 1e-6}
 
 
@@ -252,9 +254,13 @@ def check_token_ids(model: Any, largest: int) -> None:
 
 
 def load_reference_model(
-    path: str | None, tokenizer: Any = None, trust_remote_code: bool = False
+    path: str | None,
+    tokenizer: Any = None,
+    trust_remote_code: bool = False,
+    start: str | None = None,
+    bits: int | None = None,
 ) -> nn.Module | None:
-    """Load the separate reference model, if one is named."""
+    """Load the separate reference model, if one is named, and quantize it if asked."""
     if path is None:
         return None
     rprint(f"Loading reference model {path}")
@@ -262,5 +268,25 @@ def load_reference_model(
     if tokenizer is not None:
         check_same_tokens(tokenizer, reference_tokenizer)
         check_token_ids(model, max(tokenizer.get_vocab().values()))
+    if start is not None:
+        model.load_weights(start, strict=False)
+    if bits is not None:
+        _quantize(model, bits)
     model.freeze()
     return model.eval()
+
+
+def _quantize(model, bits):
+    own = getattr(model, "quant_predicate", None)
+
+    def wanted(path, module):
+        fits = hasattr(module, "to_quantized")
+        if not fits or module.weight.shape[-1] % GROUP_SIZE:
+            return False
+        return own(path, module) if own else True
+
+    before = sum("scales" in module for module in model.modules())
+    nn.quantize(model, GROUP_SIZE, bits, class_predicate=wanted)
+    if before or not any("scales" in module for module in model.modules()):
+        why = "is quantized already" if before else "has no layer that can be quantized"
+        raise InputError(f"reference_bits: the reference {why}. Leave it out.")

@@ -85,7 +85,8 @@ def render(
         settings, "pairs", lambda: objective_of(SimpleNamespace(**config)).noun
     )
     # What the test measured from: another model is no earlier state of this one.
-    before = "reference" if config.get("reference_model") else "before"
+    is_other = config.get("reference_model") or config.get("reference_bits")
+    before = "reference" if is_other else "before"
     metrics, retained, pairs = map(read_json, (test, text, single))
     shown = {k: v for k, v in config.items() if v is not None and k != "versions"}
     tested = _part(test, ("", []), lambda: _test(metrics, before, noun))

@@ -96,8 +96,10 @@ def compare(args: SimpleNamespace) -> None:
 
     results = [test(folder) for folder in runs]
     first = next(iter(runs.values()))
-    starts = {(run.reference_model, run.resume_adapter_file) for run in runs.values()}
-    before: str | None = "reference" if first.reference_model else "start"
+    names = ("reference_model", "reference_bits", "resume_adapter_file")
+    starts = {tuple(getattr(run, name) for name in names) for run in runs.values()}
+    is_other = first.reference_model or first.reference_bits
+    before: str | None = "reference" if is_other else "start"
     if len(starts) > 1:
         before = None
         rprint("The runs have different references: rewards and KL are from each own.")

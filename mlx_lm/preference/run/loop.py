@@ -29,6 +29,21 @@ from .screen import PreferenceTrainUI
 INPUTS = ("prompts", "inputs")
 
 
+# Words of MLX's errors, and what to say of them; the first that fits.
+FAILURES = {
+    ("resource limit",): "Metal can't hold more buffers, in {where}. Give a smaller "
+    "clear_cache_threshold, such as 500MB.",
+    ("impacting interactivity", "gpu timeout", "gpu hang", "failed: internal error"): (
+        "The GPU took too long over one piece of work in {where}, and macOS stopped it. "
+        "Set AGX_RELAX_CDM_CTXSTORE_TIMEOUT=1, or try batch_size: 1 with "
+        "grad_accumulation_steps or a smaller max_seq_length."
+    ),
+    ("alloc", "memory"): "Memory ran out in {where}. Try grad_checkpoint: true, "
+    "batch_size: 1 with grad_accumulation_steps, a smaller max_seq_length or a 4-bit "
+    "model.",
+}
+
+
 class TrainingStopped(RuntimeError):
     """A run that can't go on: one line that says why, and what to do."""
 
@@ -225,13 +240,11 @@ class PreferenceRun:
     def _failure(self, error, where):
         """Turn an error of MLX into a line that helps, where it is known."""
         text = str(error).lower()
-        if not any(word in text for word in ("alloc", "memory")):
-            return error
-        return TrainingStopped(
-            f"Memory ran out in {where}. Try grad_checkpoint: true, "
-            "batch_size: 1 with grad_accumulation_steps, a smaller max_seq_length or a "
-            f"4-bit model. {self._last_saved()}"
-        )
+        for words, what in FAILURES.items():
+            if any(word in text for word in words):
+                what = what.format(where=where)
+                return TrainingStopped(f"{what} {self._last_saved()}")
+        return error
 
     def _count_skipped(self, it, batch):
         """Note a step whose numbers were not finite, so that it changed nothing."""

@@ -167,7 +167,8 @@ def _reference_name(args, train_set, reference, what):
         start = f"{args.resume_adapter_file}, frozen"
     known = len(train_set) - reference.unknown(train_set)
     count = f" · {known:,} of {len(train_set):,} {what} known" if known else ""
-    return (args.reference_model or start) + count
+    bits = f" in {args.reference_bits} bits" if args.reference_bits else ""
+    return (args.reference_model or start) + bits + count
 
 
 def _modifiers(args):

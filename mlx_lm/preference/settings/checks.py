@@ -102,7 +102,7 @@ def _check_objective(args):
                     f"{what} is for pairs of answers, and {losses} has "
                     f"{objective.data}: leave it out."
                 )
-    for name in ("reference_model", "sync_reference"):
+    for name in ("reference_model", "reference_bits", "sync_reference"):
         if getattr(args, name) and not objective.needs_reference:
             raise InputError(f"{losses} has no reference: leave out {name}.")
     if args.sync_reference and args.reference_model:
@@ -110,8 +110,22 @@ def _check_objective(args):
             "sync_reference lets the policy's own start follow it: leave out "
             "reference_model."
         )
+    if args.reference_bits and args.sync_reference:
+        raise InputError(
+            "sync_reference mixes the policy into its start, which can't be quantized: "
+            "leave out reference_bits."
+        )
+    if args.reference_bits and not (args.reference_model or _is_full(args)):
+        raise InputError(
+            "reference_bits quantizes a reference of its own, and an adapter's start "
+            "takes no second model: leave it out, or name a reference_model."
+        )
     if not args.sync_reference and args.explicit & {"sync_alpha", "sync_steps"}:
         raise InputError("sync_alpha and sync_steps need sync_reference.")
+
+
+def _is_full(args):
+    return args.fine_tune_type == "full"
 
 
 def _check_nested(args):

@@ -30,6 +30,7 @@ LORA_KEYS = {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": None}
 _FREE: dict[str, Any] = {"resume": "free"}
 _ADAPTER: dict[str, Any] = {"resume": "shape", "tested": True}
 _TEXT: dict[str, Any] = {"kind": str}
+_BITS: dict[str, Any] = {"choices": (4, 8), "metavar": "N"}
 _COUNT: dict[str, Any] = {"kind": int, "least": 1}
 _YAML: dict[str, Any] = {"flag": False}
 _OWN: dict[str, Any] = {"per_rank": True}
@@ -65,6 +66,11 @@ def _policy() -> Iterable[Setting]:
     yield Setting(
         "reference_model", None, what, **_TEXT, tested=True, **_OWN, **_OUTSIDE
     )
+    what = (
+        "Quantize the reference to so many bits, 4 or 8, as it is loaded: a "
+        "reference_model, or a copy of the start of fine_tune_type full."
+    )
+    yield Setting("reference_bits", None, what, kind=int, **_BITS, tested=True)
     what = "Adapter to start from, also PEFT's, a file or its folder; it is the reference too."
     yield _shared("resume_adapter_file", what, **_TEXT, tested=True, **_OWN, **_OUTSIDE)
     what = "Allow an adapter of a DPO run as the start and the new reference."

@@ -66,7 +66,7 @@ class _Watch(Feature):
             job.tokenizer,
             job.valid_set,
             # Rewards are measured from the policy as it was.
-            compared and not (args.reference_model or args.sync_reference),
+            compared and not (job.reference_model or args.sync_reference),
             args.sample_prompts,
             args.sample_tokens,
         )

@@ -1,0 +1,89 @@
+# Copyright © 2026 MLX Contributors
+
+"""What a reference loses by being quantized, in nats."""
+
+import math
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten
+
+from ..batch.collate import collate_pairs
+from ..device import device_memory
+from ..features import Feature
+from ..forward.answers import sequence_logps
+from ..forward.frozen import running
+from ..policy.model import load_model
+
+# How many of a run's first pairs it is measured on.
+MEASURED = 4
+
+
+class FirstPairs(NamedTuple):
+    """What a reference says of a run's first pairs, and what it takes."""
+
+    logps: np.ndarray  # of chosen and rejected answers, in nats
+    counts: np.ndarray  # tokens that are scored
+    nbytes: int
+
+
+def _weight_bytes(model):
+    return sum(x.nbytes for _, x in tree_flatten(model.parameters()))
+
+
+def ask_first_pairs(model: nn.Module, dataset: Any) -> FirstPairs:
+    """Ask a reference about a run's first pairs."""
+    logps: list[float] = []
+    counts: list[int] = []
+    with running(model) as asked:
+        for i in range(min(MEASURED, len(dataset))):
+            pair = dataset[i]
+            prompt, *ends = pair[3]
+            counts += [end - max(prompt, 1) for end in ends]
+            logps += sequence_logps(asked, collate_pairs([pair])).tolist()
+    return FirstPairs(np.array(logps), np.array(counts), _weight_bytes(model))
+
+
+def describe_error(bits: int, before: FirstPairs | None, after: FirstPairs) -> str:
+    """Say how far the log-probs are from those of the whole weights."""
+    size = f"{after.nbytes / 1e9:.2f}"
+    if before is None:
+        return (
+            f"The reference in {bits} bits: {size} GB. What that changes is not "
+            "measured, since the whole one does not fit into memory."
+        )
+    scored = after.counts > 0
+    error = np.abs(after.logps - before.logps)[scored] / after.counts[scored]
+    return (
+        f"The reference in {bits} bits: {size} GB instead of {before.nbytes / 1e9:.2f}; "
+        f"answers of the first {len(after.counts) // 2} pairs are off by "
+        f"{error.mean():.4f} nats a token, at most {error.max():.4f}."
+    )
+
+
+class _Compressed(Feature):
+    def _applies(self, job):
+        is_first = mx.distributed.init().rank() == 0
+        return job.args.reference_bits and not job.args.resume and is_first
+
+    def before_weights(self, job: Any) -> None:
+        # The policy's weights are still on the disk: the whole one is there alone.
+        if self._applies(job) and job.args.reference_model:
+            given = job.args.reference_model, job.args.trust_remote_code
+            whole, _ = load_model(*given)
+            if _weight_bytes(whole) < 0.9 * (device_memory() or math.inf):
+                job.kept["whole"] = ask_first_pairs(whole, job.train_set)
+
+    def after_weights(self, job: Any) -> None:
+        if not self._applies(job):
+            return
+        whole = job.kept.pop("whole", None)
+        if not job.args.reference_model:
+            whole = ask_first_pairs(job.model, job.train_set)
+        after = ask_first_pairs(job.reference_model, job.train_set)
+        job.lines.append(describe_error(job.args.reference_bits, whole, after))
+
+
+FEATURE = _Compressed()
