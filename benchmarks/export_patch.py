@@ -27,11 +27,10 @@ from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
+import series
 from export_facts import changes, facts
 from fold_upstream import TWIN, fold, point_home, reads_while_imported
 from fresh_install import extract
-
-import series
 
 ROOT = Path(__file__).resolve().parents[1]
 BRANCH = "feature/dpo-implementation"
