@@ -296,7 +296,7 @@ class TestFolderIsData(PairsCase):
         self.assertIn("the policy gives the label", found[held[0]])
         self.assertEqual(found[held[1]], "75% of the judges agree with the label")
         self.assertIn(f"--output {data} --review {self.folder / 'run'}", out)
-        self.assertIn("2 labels may be wrong, such as " + held[0], out)
+        self.assertIn(f"2 labels may be wrong:\n  {held[0]}: the policy gives", out)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,8 @@ class TestReport(unittest.TestCase):
             for i, m in enumerate((0.5, -0.25))
         ]
         save_pairs(self.folder, pairs, [0.0, 0.0], [1.0, -1.0])
+        look = json.dumps({"id": f"id {EVIL}", "why": f"why {EVIL}"})
+        self.write("review.jsonl", f"{look}\n")
 
     @unittest.skipUnless(HAS_MATPLOTLIB, "needs matplotlib")
     def test_everything_is_there_and_escaped(self):
@@ -228,6 +230,9 @@ class TestReport(unittest.TestCase):
             "A wrong pair",
             "A right pair",
             "-0.250",
+            "Labels that may be wrong",
+            f"id {EVIL}",
+            f"why {EVIL}",
             "Settings",
             "batch_size",
             "Versions",

@@ -34,7 +34,8 @@ from .local import ModelJudge, RewardJudge
 from .summary import agreement_lines, order_lines
 from .verdicts import Verdict
 
-Judge = Callable[[Any, list[str], dict[str, Any]], Verdict]
+# The reward's judge reads the tokens too.
+Judge = Callable[[Any, list[str], dict[str, Any]], Verdict] | RewardJudge
 KINDS = "human, function:FILE.py:NAME, model:PATH, endpoint:URL:MODEL, reward"
 
 
@@ -94,7 +95,7 @@ def label_answers(
     for reason, count in (+reasons).most_common(3):
         rprint(f"[WARNING] {counted(count, 'prompt')} without a verdict: {reason}.")
     labels = read_labels(folder, sizes)
-    notes = getattr(judge, "notes", list)()
+    notes: list[str] = getattr(judge, "notes", list)()
     for line in (*notes, *order_lines(labels, name), *agreement_lines(labels, sizes)):
         rprint(line)
     return done
@@ -112,7 +113,6 @@ def described(verdicts: Mapping[str, int]) -> str:
 
 def _ask(judge: Judge, one: Answers) -> Verdict:
     if isinstance(judge, RewardJudge):
-        # It reads the tokens too.
         return judge(one)
     texts = [response.text for response in one.responses]
     return judge(one.prompt, texts, one.row)

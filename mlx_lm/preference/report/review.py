@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from ..data.notes import counted
 from ..data.sources import is_collected, open_local_splits
@@ -19,6 +18,8 @@ from ..terminal import rprint
 FILE_NAME = "review.jsonl"
 # P(chosen) below which the policy is sure that the rejected answer is better.
 SURE = 0.1
+# Lines on the screen.
+SHOWN = 5
 
 
 def second_looks(
@@ -36,13 +37,15 @@ def second_looks(
     for split in open_local_splits(folder).values():
         rows = split()
         for i in range(len(rows)):
-            probability = by_place.pop(rows.location(i), np.nan)
-            # What is no number is below nothing.
-            agreement = rows[i].get("agreement", 1.0)
+            probability = by_place.pop(rows.location(i), None)
+            if probability is None or type(rows[i].get("id")) is not str:
+                continue
+            agreement = rows[i].get("agreement")
+            agreement = agreement if type(agreement) is float else 1.0
             why = []
             if probability < SURE:
                 why.append(f"the policy gives the label {probability:.1%}")
-            if agreement < 1 and not np.isnan(probability):
+            if agreement < 1:
                 why.append(f"{agreement:.0%} of the judges agree with the label")
             if why:
                 name = {"id": rows[i]["id"], "round": rows[i].get("round", 0)}
@@ -71,8 +74,9 @@ def keep_looks(
         # Somebody else's adapter can be tested, too.
         rprint(f"[WARNING] {e}")
         return
-    rprint(
-        f"{counted(len(looks), 'label')} may be wrong, such as {looks[0]['id']}: "
-        f"{looks[0]['why']}. To judge them again:"
-    )
+    rprint(f"{counted(len(looks), 'label')} may be wrong:")
+    for look in looks[:SHOWN]:
+        rprint(f"  {look['id']}: {look['why']}")
+    more = f"  … and {len(looks) - SHOWN:,} more in {path}. " if looks[SHOWN:] else ""
+    rprint(f"{more}To judge them again:")
     rprint(f"  mlx_lm.dpo_collect --label human --output {data} --review {folder}")
