@@ -141,6 +141,7 @@ class TestAnswers(Folder):
     def test_tokens_ends_and_logps(self):
         printed, code = self.collect(self.text())
         self.assertEqual(code, 0, printed)
+        self.assertIn("30/30 answers", printed)
         model, tokenizer = load_answering_model(self.model)
         lines = read_answers(self.out)
         self.assertEqual(len(lines), 10)

@@ -4,7 +4,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ..reference.fingerprint import model_fingerprint
 from ..run.lock import folder_kept, keep_folder
 from ..run.screen import format_duration
 from ..terminal import rprint
+from ..watch.samples import prompt_text
 from .answers import (
     ANSWERS,
     LENGTH,
@@ -171,17 +172,15 @@ def answer_prompts(
     left = sum(p.row.id not in done for p in encoded)
     if len(encoded) > left:
         rprint(f"{len(encoded) - left:,} of {len(encoded):,} prompts were answered.")
-    with running(model), _Progress(left * sampling.samples) as progress:
+    groups = [group for group in groups if any(p.row.id not in done for p in group)]
+    count = sum(map(len, groups)) * sampling.samples
+    with running(model), _Progress(count) as progress:
         for group in groups:
-            if all(p.row.id in done for p in group):
-                continue
-            for prompt, responses in _answer(group, model, tokenizer, sampling, round):
-                if prompt.row.id in done:
-                    continue
-                answers = _line(prompt.row, responses, sampling, round, name)
-                append_answers(folder, answers)
-                done.add(prompt.row.id)
-                progress.add(answers)
+            given = model, tokenizer, sampling, round, progress.add
+            for prompt, responses in _answer(group, *given):
+                if prompt.row.id not in done:
+                    answers = _line(prompt.row, responses, sampling, round, name)
+                    append_answers(folder, answers)
     found = read_answers(folder, round)
     if left:
         rprint(describe_answers(found))
@@ -233,7 +232,7 @@ def encode_prompts(
         if not ids:
             raise InputError(f"Prompt {row.id} has no tokens: remove it.")
         if most is not None and len(ids) + max_tokens > most:
-            too_long.append(f"{row.id} ({len(ids):,} tokens)")
+            too_long.append(f"{prompt_text(prompt)!r:.40} ({len(ids):,} tokens)")
         else:
             found.append(_Encoded(PromptRow(row.id, prompt, row.row), ids))
     if too_long:
@@ -275,7 +274,8 @@ def _answer(
     model: nn.Module,
     tokenizer: Any,
     sampling: Sampling,
-    round: int,
+    round: int = 0,
+    progress: Callable[[int, int], None] = lambda tokens, ended: None,
 ) -> Iterator[tuple[_Encoded, list[Response]]]:
     """Yield each prompt of a group with its samples, in their order."""
     size, samples = sampling.batch_size, sampling.samples
@@ -317,6 +317,7 @@ def _answer(
                 logps[r.uid] += logp
                 if r.finish_reason is not None:
                     ended[r.uid] = _response(tokenizer, tokens[r.uid], r, logps[r.uid])
+            progress(len(responses), sum(r.uid in ended for r in responses))
             while going and all(uid in ended for uid in going[0][1]):
                 prompt, uids = going.popleft()
                 yield prompt, [ended[uid] for uid in uids]
@@ -394,10 +395,10 @@ class _Progress:
         if self._answers and not self._is_live:
             rprint(self._text())
 
-    def add(self, answers: Answers) -> None:
-        """Count the answers of a prompt."""
-        self._answers += answers.sampled
-        self._tokens += sum(len(one.tokens) for one in answers.responses)
+    def add(self, tokens: int, ended: int) -> None:
+        """Count new tokens, and the answers that ended with one."""
+        self._tokens += tokens
+        self._answers += ended
         self._bar.update(self._task, completed=self._answers, text=self._text())
         now = time.perf_counter()
         if not self._is_live and now - self._shown > QUIET_SECONDS:
@@ -406,8 +407,9 @@ class _Progress:
 
     def _text(self):
         seconds = max(time.perf_counter() - self._start, 1e-9)
+        text = f"{self._answers:,}/{self._total:,} answers"
+        text += f" · {self._tokens / seconds:,.0f} tok/s"
+        if not self._answers:
+            return text
         left = seconds / self._answers * (self._total - self._answers)
-        return (
-            f"{self._answers:,}/{self._total:,} answers · "
-            f"{self._tokens / seconds:,.0f} tok/s · {format_duration(left)} left"
-        )
+        return f"{text} · {format_duration(left)} left"
