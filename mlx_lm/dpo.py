@@ -16,7 +16,7 @@ from .preference.errors import InputError
 from .preference.features import around, features
 from .preference.files import user_cache_folder
 from .preference.policy import model as models
-from .preference.ranks import is_lost_rank, join_ranks, start_together
+from .preference.ranks import are_together, is_lost_rank, join_ranks, start_together
 from .preference.run import setup
 from .preference.run.folder import check_folder, open_folder
 from .preference.run.job import Job
@@ -270,7 +270,9 @@ def _main():
         code, text = 2 if isinstance(e, InputError) else 1, str(e)
         if is_lost:
             text = "Rank lost: another process of this run has ended."
-            if args is not None and (args.train or args.resume):
+            if not are_together():
+                text += " Nothing was trained."
+            elif args is not None and (args.train or args.resume):
                 text += f" Go on with: --resume {args.resume or args.adapter_path}"
         sys.exit(_one_line(text, code) if is_ours else code)
 

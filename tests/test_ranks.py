@@ -468,6 +468,18 @@ class TestMessages(unittest.TestCase):
             expected = [] if "ring" in str(error) else [mock.call(failed=True)]
             self.assertEqual(told.mock_calls, expected)
 
+    def test_only_what_was_trained_can_go_on(self):
+        for begun, text in ((True, "Go on with: --resume a"), (False, "Nothing was")):
+            with (
+                mock.patch.object(dpo, "run", side_effect=RuntimeError("[ring] lost")),
+                mock.patch.object(ranks, "_together", [True] * begun),
+                mock.patch.object(sys, "argv", ["", "--train", "--adapter-path", "a"]),
+                contextlib.redirect_stderr(io.StringIO()) as err,
+                self.assertRaises(SystemExit),
+            ):
+                dpo.main()
+            self.assertIn(text, err.getvalue())
+
     def test_a_rank_that_is_ended_before_training_says_so(self):
         """A launcher ends the others when one has died, wherever they are."""
         before = signal.getsignal(signal.SIGTERM)

@@ -15,7 +15,9 @@ from .errors import InputError
 
 MESSAGE_BYTES = 32 * 1024**2
 MOST_INPUTS = 254
+# Whether this rank has told that it is ready, and whether all have.
 _started: list[bool] = []
+_together: list[bool] = []
 
 
 def join_ranks() -> mx.distributed.Group:
@@ -117,7 +119,13 @@ def start_together(
         raise SystemExit(2)
     if others:
         _refuse(names, rows, others)
+    _together.append(True)
     return False
+
+
+def are_together() -> bool:
+    """Tell whether all ranks have got as far as the first step."""
+    return bool(_together)
 
 
 def _word(value):
