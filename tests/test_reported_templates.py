@@ -8,6 +8,7 @@ What is right is written out as text, special tokens and all, or is what
 
 import datetime
 import json
+import threading
 import unittest
 from dataclasses import replace
 from unittest import mock
@@ -15,9 +16,10 @@ from unittest import mock
 import test_reported_rows as reported
 from row_cases import WORDS, Case, assistant, each, system, user
 from test_dpo_command import command, metrics_of
-from tiny import save_tiny_model
+from tiny import bos_tokenizer, save_tiny_model
 
 from mlx_lm.preference.data import render
+from mlx_lm.preference.data.content import RowFault
 from mlx_lm.preference.watch.samples import PromptSamples
 from mlx_lm.server import process_message_content
 
@@ -255,6 +257,25 @@ class TestReportedTemplates(reported.TestReportedRows):
             for case in CASES:
                 with self.subTest(row=case.number, name=case.name):
                     self.check(case)
+
+    def test_a_template_that_never_ends_in_another_thread(self):
+        tokenizer, found = bos_tokenizer(), []
+        tokenizer.chat_template = CASES[-1].template
+        renderer = render.ChatRenderer(tokenizer)
+
+        def work():
+            for n in (99999, 1):
+                try:
+                    renderer([user("a")], [[assistant("b")]], {"n": n})
+                    found.append("rendered")
+                except RowFault as fault:
+                    found.append(fault.reason)
+
+        with mock.patch.object(render, "LONGEST", 0.1):
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            thread.join(60)
+        self.assertEqual(found, [render.TOO_SLOW, "rendered"])
 
     def check(self, case):
         with mock.patch.object(self, "model", self.with_template(case.template)):

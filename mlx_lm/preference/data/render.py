@@ -8,6 +8,7 @@ last user turn, thoughts of earlier turns, an opened thought). Then the answer i
 behind the last turn of the prompt, or the row is refused.
 """
 
+import ctypes
 import inspect
 import re
 import signal
@@ -291,10 +292,11 @@ def _at(day: date, template: str) -> str:
 
 @contextmanager
 def _bounded(seconds: float) -> Iterator[None]:
-    """End what runs longer than so much processor time, in the main thread."""
+    """End what runs longer: than so much processor time in the main thread, else time."""
     is_main = threading.current_thread() is threading.main_thread()
     if _SIGNAL is None or not is_main:
-        yield
+        with _watched(seconds):
+            yield
         return
 
     def stop(*_: Any) -> None:
@@ -307,3 +309,31 @@ def _bounded(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         signal.signal(_SIGNAL, before)
+
+
+@contextmanager
+def _watched(seconds: float) -> Iterator[None]:
+    """The same by another thread, where no signal arrives."""
+    thread, lock, is_done = (
+        ctypes.c_ulong(threading.get_ident()),
+        threading.Lock(),
+        False,
+    )
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+
+    def stop():
+        with lock:
+            if not is_done:
+                raise_in(thread, ctypes.py_object(_TooSlow))
+
+    timer = threading.Timer(seconds, stop)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        with lock:
+            is_done = True
+        # One that has not arrived yet.
+        raise_in(thread, None)
