@@ -81,7 +81,7 @@ LAYERS = (
     ),
     Layer(
         "Token ids that are kept, and CUDA's kernel",
-        "data/cache.py /mlx_lm/kernels/preference_logps_cuda.h run/kernels.py",
+        "data/cache.py data/processes.py /mlx_lm/kernels/preference_logps_cuda.h run/kernels.py",
     ),
     Layer(
         "The forecast of memory, the reference of settings, and a quickstart",

@@ -67,6 +67,24 @@ class NotesBuilder:
             count, first = self._remarks.get(text, (0, place))
             self._remarks[text] = count + 1, first
 
+    def merge(self, later: "NotesBuilder") -> None:
+        """Add what is known of rows behind these."""
+        self.criteria |= later.criteria
+        self._num_rows += later._num_rows
+        for reason, count in later._skipped.items():
+            self._skipped[reason] = self._skipped.get(reason, 0) + count
+            self._first_skipped.setdefault(reason, later._first_skipped[reason])
+            self._details.setdefault(reason, later._details[reason])
+        for text, (count, first) in later._remarks.items():
+            before, earlier = self._remarks.get(text, (0, first))
+            self._remarks[text] = before + count, earlier
+        self._dropped_tail = self._dropped_tail or later._dropped_tail
+        self._special_token = self._special_token or later._special_token
+        for role, names in later._columns.items():
+            self._columns.setdefault(role, {}).update(names)
+        self._unread.update(later._unread)
+        self._choices.update(later._choices)
+
     def finish(self) -> dict[str, Any]:
         """What ``RowNotes`` takes."""
         columns = {role: list(names) for role, names in self._columns.items()}

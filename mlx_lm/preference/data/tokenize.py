@@ -2,8 +2,12 @@
 
 """Raw preference rows, tokenized, and notes on those that can't be used."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from ..plug_ins import load
 from .content import RowFault
@@ -15,9 +19,20 @@ from .tokenizer import PairTokenizer, TokenPair
 
 # What keeps token ids for later runs, if anything does.
 KEEPERS: list[Callable[..., Any]] = []
+# What takes a part of the work, parts of the rows in their order, where it can.
+HELPERS: list[Callable[..., list | None]] = []
 _CHUNK = 512
 # Tokenizing takes some 150 bytes for each; models read fewer at a time.
 MOST_CHARACTERS = 2_000_000
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some rows of a set: their pairs, what is known of them, pairs of each used row."""
+
+    columns: TokenColumns
+    notes: NotesBuilder
+    counts: list[int]
 
 
 def tokenize_rows(
@@ -25,12 +40,34 @@ def tokenize_rows(
 ) -> tuple[TokenColumns, dict[str, Any]]:
     """Tokenize raw rows of any known shape."""
     kind = options.get("kind", "pairs")
-    builder = ColumnsBuilder(max_length, keep_whole=kind == "labels")
-    notes = NotesBuilder()
     locate = getattr(data, "location", int)
-    counts = []
-    for index, raw, found, pairs in _tokenize(data, encode, options):
-        place = locate(index)
+    work = partial(_tokenize_part, encode, max_length, options)
+    placed = lambda: ((index, locate(index), raw) for index, raw in separate(data))
+    helped = (one(work, placed(), len(data)) for one in HELPERS)
+    parts: list[_Part] = next(filter(None, helped), None) or [work(placed())]
+    columns = TokenColumns.concatenate([part.columns for part in parts])
+    # Rows are numbered through already.
+    columns = replace(columns, rows=np.concatenate([p.columns.rows for p in parts]))
+    notes, counts = parts[0].notes, [n for part in parts for n in part.counts]
+    for part in parts[1:]:
+        notes.merge(part.notes)
+    if kind == "rankings" and counts:
+        columns = columns.regroup(max(counts), counts)
+    if kind == "labels" and counts:
+        columns = columns.by_turns()
+    return columns, notes.finish()
+
+
+def _tokenize_part(
+    encode: PairTokenizer,
+    max_length: int,
+    options: dict[str, Any],
+    rows: Iterable[tuple[int, str | int, Any]],
+) -> _Part:
+    is_labels = options.get("kind") == "labels"
+    builder = ColumnsBuilder(max_length, keep_whole=is_labels)
+    notes, counts = NotesBuilder(), []
+    for (index, place, raw), found, pairs in _tokenize(rows, encode, options):
         fault = next((f for f in found if isinstance(f, RowFault)), None)
         tokens = [pair for pair in found if isinstance(pair, TokenPair)]
         if fault is None and any(len(pair.prompt) >= max_length for pair in tokens):
@@ -42,12 +79,7 @@ def tokenize_rows(
                 builder.add(place, pair, index, row.values)
         if options.get("criteria"):
             notes.criteria |= criteria_names(raw)
-    columns = builder.finish()
-    if kind == "rankings" and counts:
-        columns = columns.regroup(max(counts), counts)
-    if kind == "labels" and counts:
-        columns = columns.by_turns()
-    return columns, notes.finish()
+    return _Part(builder.finish(), notes, counts)
 
 
 def _characters(value: Any) -> int:
@@ -64,12 +96,12 @@ def _characters(value: Any) -> int:
     return count
 
 
-def _chunks(rows: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+def _chunks(rows: Iterable[tuple]) -> Iterator[list[tuple]]:
     """Rows that are tokenized together: some, or as many as one long one."""
     chunk, size = [], 0
-    for index, raw in rows:
-        chunk.append((index, raw))
-        size += _characters(raw)
+    for row in rows:
+        chunk.append(row)
+        size += _characters(row[-1])
         if len(chunk) == _CHUNK or size > MOST_CHARACTERS:
             yield chunk
             chunk, size = [], 0
@@ -78,12 +110,12 @@ def _chunks(rows: Iterator[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
 
 
 def _tokenize(
-    data: Sequence[Any], encode: PairTokenizer, options: dict[str, Any]
-) -> Iterator[tuple[int, Any, list[TokenPair | RowFault], list[PreferenceRow]]]:
-    """Each row with its index, its pairs' ids or faults, and its pairs, by chunks."""
-    for chunk in _chunks(separate(data)):
+    data: Iterable[tuple], encode: PairTokenizer, options: dict[str, Any]
+) -> Iterator[tuple[tuple, list[TokenPair | RowFault], list[PreferenceRow]]]:
+    """Each row with its pairs' ids or faults, and its pairs, by chunks."""
+    for chunk in _chunks(data):
         rows: list[list[PreferenceRow] | RowFault] = []
-        for _, raw in chunk:
+        for *_, raw in chunk:
             try:
                 if _characters(raw) > MOST_CHARACTERS:
                     raise RowFault(f"longer than {MOST_CHARACTERS:,} characters")
@@ -93,13 +125,13 @@ def _tokenize(
             except RecursionError:
                 rows.append(RowFault("nested too deeply"))
         found = iter(encode([p for row in rows if isinstance(row, list) for p in row]))
-        for (index, raw), row in zip(chunk, rows, strict=True):
+        for given, row in zip(chunk, rows, strict=True):
             if isinstance(row, RowFault):
-                yield index, raw, [row], []
+                yield given, [row], []
             else:
-                yield index, raw, [next(found) for _ in row], row
+                yield given, [next(found) for _ in row], row
 
 
-# Each adds to the table.
-PLUG_INS = ("cache",)
+# Each adds to a table.
+PLUG_INS = "cache", "processes"
 load(__package__, PLUG_INS)
