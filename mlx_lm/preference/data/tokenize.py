@@ -44,7 +44,7 @@ def tokenize_rows(
     work = partial(_tokenize_part, encode, max_length, options)
     placed = lambda: ((index, locate(index), raw) for index, raw in separate(data))
     helped = (one(work, placed(), len(data)) for one in HELPERS)
-    parts: list[_Part] = next(filter(None, helped), None) or [work(placed())]
+    parts: list[_Part] = next(filter(None, helped), []) or [work(placed())]
     columns = TokenColumns.concatenate([part.columns for part in parts])
     # Rows are numbered through already.
     columns = replace(columns, rows=np.concatenate([p.columns.rows for p in parts]))
