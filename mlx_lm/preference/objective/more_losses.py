@@ -263,6 +263,12 @@ def _cpo(pairs, o):
     return losses + o.cpo_alpha * _sft(pairs, o)
 
 
+def _by_label(ahead, pairs, o):
+    """An answer's loss by its label, from how far it is ahead of what it is held to."""
+    good = o.desirable_weight * mx.sigmoid(-ahead)
+    return mx.where(pairs.labels > 0, good, o.undesirable_weight * mx.sigmoid(ahead))
+
+
 @loss(
     "kto",
     "1 - sigmoid(beta (c - z)) if desirable, else 1 - sigmoid(beta (z - c)), weighted",
@@ -274,9 +280,7 @@ def _cpo(pairs, o):
 )
 def _kto(pairs, o):
     """Eq. 7 and 8."""
-    ahead = o.beta * (pairs.logratios[0] - kl_baseline(pairs))
-    good = o.desirable_weight * mx.sigmoid(-ahead)
-    return mx.where(pairs.labels > 0, good, o.undesirable_weight * mx.sigmoid(ahead))
+    return _by_label(o.beta * (pairs.logratios[0] - kl_baseline(pairs)), pairs, o)
 
 
 @loss(
@@ -288,9 +292,7 @@ def _kto(pairs, o):
 )
 def _apo_zero_unpaired(pairs, o):
     """Eq. 7, each of its two terms of an answer alone: KTO without a baseline."""
-    ahead = o.beta * pairs.logratios[0]
-    good = o.desirable_weight * mx.sigmoid(-ahead)
-    return mx.where(pairs.labels > 0, good, o.undesirable_weight * mx.sigmoid(ahead))
+    return _by_label(o.beta * pairs.logratios[0], pairs, o)
 
 
 @loss(

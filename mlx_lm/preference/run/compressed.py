@@ -65,8 +65,10 @@ def describe_error(bits: int, before: FirstPairs | None, after: FirstPairs) -> s
 
 class _Compressed(Feature):
     def _applies(self, job):
+        args = job.args
         is_first = mx.distributed.init().rank() == 0
-        return job.args.reference_bits and not job.args.resume and is_first
+        asked = args.reference_bits and not (args.resume or args.dry_run)
+        return asked and is_first
 
     def before_weights(self, job: Any) -> None:
         # The policy's weights are still on the disk: the whole one is there alone.
