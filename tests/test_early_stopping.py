@@ -50,8 +50,8 @@ class TestEarlyStopping(FolderCase):
         self.assertEqual(max(x["iteration"] for x in lines if "loss" in x), stop)
         self.assertRegex(
             " ".join(out.split()),
-            f"Stopped early after step {stop} of 40: no gain in the last 2 validations "
-            rf"of loss, best 0\.\d+ at step {best}\.",
+            f"Stopped early after step {stop} of 40: 2 validations without gain "
+            rf"in loss, best 0\.\d+ at step {best}\.",
         )
         kept = bits(whole / ADAPTER)
         self.assertTrue(kept == bits(whole / "best" / ADAPTER))
@@ -165,7 +165,7 @@ class TestCommand(CommandCase):
         out = self.succeed(*flags, "--load-best", "--test")
         stop = max(x["iteration"] for x in metrics_of(self.adapters))
         self.assertIn(f"Stopped early after step {stop} of 9", out)
-        self.assertIn(f"{ADAPTER} is the best one by rewards/accuracies", out)
+        self.assertIn(f"{ADAPTER} is the best one: rewards/accuracies", out)
         kept = (self.adapters / ADAPTER).read_bytes()
         out = self.succeed("--resume", self.adapters)
         self.assertIn(f"stopped early after step {stop}: it takes no more", out)

@@ -107,16 +107,17 @@ class BestAdapter:
 
     def say_past(self, it: int) -> None:
         """Say that the run stops early."""
+        since, name = self.held["since"], BEST[self.held["measure"]][0]
+        validations = f"{since:,} validation" + "s" * (since > 1)
         rprint(
-            f"Stopped early after step {it:,} of {self.iters:,}: no gain in the last "
-            f"{self.held['since']:,} validations of {self._describe()}."
+            f"Stopped early after step {it:,} of {self.iters:,}: {validations} without "
+            f"gain in {name}, best {self._describe()}."
         )
 
     def _describe(self):
-        name, _ = BEST[self.held["measure"]]
         if self.held["value"] is None:
-            return f"{name}, which never was a finite number"
-        return f"{name}, best {self.held['value']:.4g} at step {self.held['step']:,}"
+            return "of no step, as it never was a finite number"
+        return f"{self.held['value']:.4g} at step {self.held['step']:,}"
 
     def _is_whole(self):
         """Whether ``best/`` has the adapter that this run put there."""
@@ -140,7 +141,8 @@ class BestAdapter:
         if is_first:
             best = fitting_weights(model, self.path)
             copy_adapter(self.path, self.path.parents[1] / ADAPTER)
-            rprint(f"{ADAPTER} is the best one by {self._describe()}.")
+            name, _ = BEST[self.held["measure"]]
+            rprint(f"{ADAPTER} is the best one: {name} {self._describe()}.")
         best = sum_over_ranks(best, world)
         loaded = [(k, best[k].astype(x.dtype)) for k, x in ours.items()]
         model.load_weights(loaded, strict=False)
