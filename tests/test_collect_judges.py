@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 import textwrap
+import threading
 import unittest
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,7 @@ from tiny import ROWS, save_rows, save_tiny_model
 import mlx_lm
 from mlx_lm import load
 from mlx_lm.preference.collect.compare import compare, question
+from mlx_lm.preference.collect.function import careful
 from mlx_lm.preference.collect.labels import LABELS
 from mlx_lm.preference.collect.local import ModelJudge
 from mlx_lm.preference.errors import InputError
@@ -123,6 +125,23 @@ class TestFunctions(JudgesCase):
         self.assertEqual(code, 2)
         self.assertIn("longer than 0.1 s 3 times in a row", err)
         self.assertEqual(len(labels), 4)
+
+    def test_in_another_thread_as_well(self):
+        # Where no signal comes, one that hangs is left behind.
+        gate = threading.Event()
+        self.addCleanup(gate.set)
+        hangs = careful(lambda *given: gate.wait(60), longest=0.05)
+        fails, works = careful(lambda *given: 1 / 0), careful(lambda *given: [1, 0])
+        found = []
+
+        def ask():
+            found.extend(judge("?", ["a", "b"], {}) for judge in (hangs, fails, works))
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        self.assertEqual([x.verdict for x in found], ["none", "none", "scores"])
+        self.assertRegex(found[0].why + found[1].why, "no answer in .*ZeroDivision")
 
     def test_files_that_hold_no_judge(self):
         for text, name, expected in (

@@ -11,7 +11,10 @@ from test_dpo_command import command
 from test_folder_lock import content
 from tiny import save_rows, save_tiny_model
 
+from mlx_lm import load
+from mlx_lm.preference.collect.answers import read_answers
 from mlx_lm.preference.collect.labels import Label, append_label
+from mlx_lm.tuner.datasets import PreferenceDataset
 
 
 def text(row, name):
@@ -267,6 +270,34 @@ class TestFolderIsData(PairsCase):
         self.assertIn("</s>", chosen.split("chosen, scored")[1])
         self.assertIn("in", rejected)
         self.assertNotIn("</s>", rejected)
+
+    def test_ids_are_those_of_generation(self):
+        model = save_tiny_model(self.folder / "model", max_position_embeddings=2048)
+        data, prompts = self.folder / "data", self.folder / "prompts.txt"
+        prompts.write_text("".join(f"What is {i}?\n" for i in range(6)))
+        code, _, err = collect(
+            *("--model", model, "--prompts", prompts, "--output", data),
+            *("--samples", 3, "--max-tokens", 12),
+        )
+        self.assertEqual(code, 0, err)
+        judge = self.folder / "judge.py"
+        judge.write_text("def f(p, responses, row): return [len(r) for r in responses]")
+        code, _, err = collect("--label", f"function:{judge}:f", "--output", data)
+        self.assertEqual(code, 0, err)
+        sampled = {tuple(one.tokens) for x in read_answers(data) for one in x.responses}
+        _, tokenizer = load(str(model))
+        rows = read_lines(data / "train.jsonl") + read_lines(data / "valid.jsonl")
+        pairs = PreferenceDataset(rows, tokenizer)
+        self.assertGreater(len(pairs), 3)
+        for row, (prompt, chosen, rejected, _) in zip(rows, pairs, strict=True):
+            self.assertEqual(
+                prompt.tolist(),
+                tokenizer.apply_chat_template(
+                    row["prompt"], add_generation_prompt=True
+                ),
+            )
+            self.assertIn(tuple(chosen.tolist()), sampled)
+            self.assertIn(tuple(rejected.tolist()), sampled)
 
     def test_labels_that_may_be_wrong_are_listed(self):
         model = save_tiny_model(self.folder / "model", max_position_embeddings=2048)
