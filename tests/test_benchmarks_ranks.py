@@ -12,6 +12,7 @@ from tiny import ROWS, save_rows, save_tiny_model
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import ranks_benchmark  # noqa: E402
 import ranks_check  # noqa: E402
+import tensor_parallel  # noqa: E402
 
 
 @unittest.skipUnless(HAS_RING, "mlx.launch or its ring backend is not there")
@@ -43,6 +44,15 @@ class TestRanks(unittest.TestCase):
         check = self.check("--wait", "12")
         with self.assertRaisesRegex(AssertionError, '(?s)no end in 12 s.*"<string>"'):
             check.run(["-c", "import time; time.sleep(60)"], 2)
+
+    def test_gradients_of_sharded_layers(self):
+        out = ranks_benchmark.run([sys.executable, tensor_parallel.__file__])
+        words = out.split()[-8:]
+        found = dict(zip(words[::2], map(float, words[1::2])))
+        self.assertEqual([*found], ["loss", "cut", "alone", "summed"])
+        # A matrix that every rank has gets a part of its gradient on each.
+        self.assertGreater(found.pop("alone"), 0.01)
+        self.assertLess(max(found.values()), 1e-5)
 
     def test_other_losses_are_noticed(self):
         check = self.check()
