@@ -390,6 +390,14 @@ class TestFiles(FolderCase):
         info = {"best": 0.1 + 0.2, "identity": {"train": "ä"}}
         numbered(self.folder, 5, "adapters").write_bytes(b"weights")
         state = load_state(save_state(self.folder, 5, arrays, info))
+        for strange in ({**info, "identity": 5}, {**info, "updates": "5"}, [info]):
+            path = save_state(self.folder, 5, arrays, strange)
+            with self.assertRaisesRegex(InputError, "is damaged|can't be read"):
+                load_state(path)
+        path = save_state(self.folder, 5, arrays, info)
+        # What it goes on after is what is dropped behind.
+        with self.assertRaisesRegex(InputError, "is damaged"):
+            load_state(path.rename(self.folder / "0000007_state.safetensors"))
         self.assertIsInstance(state, TrainingState)
         self.assertEqual((state.iteration, state.info), (5, info))
         self.assertEqual(state.arrays.keys(), arrays.keys())

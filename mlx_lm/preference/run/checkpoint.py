@@ -30,6 +30,11 @@ _STATE = re.compile("([0-9]{7,})_state.safetensors")
 KEPT_STATES = 2
 
 
+# What a state's information is, which somebody may have written by hand.
+_KINDS = {"parts": dict, "identity": dict, "pending": bool}
+_KINDS |= {"updates": int, "metrics_bytes": int}
+
+
 class _OtherVersion(InputError):
     """A checkpoint that is whole, but not of this version's making."""
 
@@ -73,7 +78,9 @@ def load_state(path: str | Path) -> TrainingState:
         arrays.pop("_")
         is_other = metadata["version"] != str(VERSION)
         whole = digest(arrays, metadata["info"]) == metadata["checksum"]
-    except (RuntimeError, KeyError, ValueError, OSError) as e:
+        whole = whole and path.name == numbered("", iteration, "state").name
+        whole = whole and all(type(info.get(k, x())) is x for k, x in _KINDS.items())
+    except (RuntimeError, KeyError, ValueError, AttributeError, OSError) as e:
         raise InputError(f"{path} can't be read ({e}).") from e
     if is_other:
         raise _OtherVersion(
