@@ -169,6 +169,13 @@ class TestParts(unittest.TestCase):
             with self.assertRaises(FileNotFoundError):
                 files.read_plain(f"{folder}/b")
 
+    def test_free_memory_is_not_read_for_every_part(self):
+        free = mock.Mock(return_value=10**9)
+        with mock.patch.object(parsing, "system_memory", free):
+            for _ in range(1000):
+                parsing.check_room(Path("a"), 10)
+        self.assertLess(free.call_count, 10)
+
     def test_limits_of_a_process(self):
         with tempfile.TemporaryDirectory() as folder:
             proc = Path(folder) / "proc"

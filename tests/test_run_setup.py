@@ -71,6 +71,7 @@ class TestSetup(unittest.TestCase):
     def test_the_newest_checkpoint_is_found(self):
         with tempfile.TemporaryDirectory() as folder:
             args = SimpleNamespace(
+                early_stopping=None,
                 adapter_path=folder,
                 resume=folder,
                 resume_anyway=False,
@@ -80,7 +81,7 @@ class TestSetup(unittest.TestCase):
             with contextlib.redirect_stdout(io.StringIO()) as screen:
                 self.assertIsNone(find_checkpoint(args, {}))
                 for it in (2, 4):
-                    info = {"identity": {"train": "x"}, "pending": False}
+                    info = {"identity": {"train": "x"}, "pending": False, "parts": {}}
                     numbered(folder, it, "adapters").write_bytes(b"x")
                     save_state(folder, it, {"a": mx.ones((it,))}, info)
                 state = find_checkpoint(args, {"train": "x"})
