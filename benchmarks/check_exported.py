@@ -8,6 +8,7 @@ patched one; seeded runs with this tree installed and with the patch installed,
 which must give the same bytes. Any finding makes the status 1.
 
     python benchmarks/check_exported.py --sdist mlx_lm-0.32.2.tar.gz --write
+    python benchmarks/check_exported.py --sdist ... --series FOLDER --work WORK
 """
 
 import argparse
@@ -19,6 +20,7 @@ from collections import Counter
 from pathlib import Path
 
 import compare_lora_adapters
+from check_series import check_series
 from compare_upstream_tests import compare, download, run_each
 from export_patch import ROOT, build, git, make_patch, unpack
 from fresh_install import EXTRAS, make_environment, write_table
@@ -111,6 +113,12 @@ def main() -> None:
         "--installed", default=sys.executable, help="Python with this tree installed."
     )
     parser.add_argument("--only", nargs="*", help="Test modules to run, not all.")
+    parser.add_argument(
+        "--series", type=Path, help="Check each prefix of the patches here instead."
+    )
+    parser.add_argument(
+        "--prefixes", type=int, nargs="*", default=[], help="Only these, such as 1 3."
+    )
     parser.add_argument("--write", action="store_true", help="Into README.md.")
     args = parser.parse_args()
     try:
@@ -118,6 +126,11 @@ def main() -> None:
             work = args.work.resolve() if args.work else Path(scratch)
             work.mkdir(parents=True, exist_ok=True)
             archive = args.sdist or download(work)
+            if args.series:
+                given = args.series, archive, work, args.prefixes, args.only
+                text, findings = check_series(*given)
+                print(text)
+                sys.exit(bool(findings))
             trees = prepare(archive, work)
             plain = install(trees[0], work / "plain-venv", PIN)
             patched = install(trees[1], work / "patched-venv", f"{PIN}+dpo.exported")

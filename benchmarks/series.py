@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "mlx_lm"
+TWIN = "_upstream_"
 # Where a row of the table begins, if not with a slash.
 HOME = f"{PACKAGE}/preference/"
 
@@ -157,7 +158,7 @@ def _asked(name, files):
 
 
 def imported(text: str, name: str) -> set[str]:
-    """What a file imports, and what it names in texts, as dotted names."""
+    """What a file imports, a test also in its texts, as dotted names."""
     found = set()
     package = name.removesuffix(".py").split("/")[:-1]
     for node in ast.walk(ast.parse(text)):
@@ -168,7 +169,8 @@ def imported(text: str, name: str) -> set[str]:
             base = ".".join([*start, *filter(None, [node.module])])
             found |= {f"{base}.{alias.name}" for alias in node.names}
             found |= {base} if base.count(".") == 0 else set()
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if is_text and name.startswith("tests/"):
             # A target of mock.patch, or a program of its own.
             found |= set(re.findall(rf"\b{PACKAGE}(?:\.\w+)+", node.value))
     return found

@@ -27,7 +27,7 @@ from .preference.settings.begin import agree, load_models
 from .preference.settings.checks import check_keys
 from .preference.settings.finished import settle
 from .preference.settings.parser import build_parser, read_config
-from .preference.settings.table import CONFIG_DEFAULTS, UNUSED_KEYS
+from .preference.settings.table import CONFIG_DEFAULTS, DEFAULTS, UNUSED_KEYS
 from .preference.terminal import lasting_output, rprint, visible
 from .tuner.callbacks import TrainingCallback
 from .tuner.trainer import train_dpo
@@ -64,7 +64,7 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
             config.pop("epochs", None)  # Both say how long; the command line wins.
         given = {k: v for k, v in config.items() if v is not None} | given
     explicit = set(given) - {"config"}
-    return SimpleNamespace(**{**CONFIG_DEFAULTS, **given}, explicit=explicit)
+    return SimpleNamespace(**{**DEFAULTS, **given}, explicit=explicit)
 
 
 def train_model(job: Job, training_callback: TrainingCallback | None = None) -> None:
@@ -167,7 +167,7 @@ def run(
     given = {k: v for k, v in vars(args).items() if v is not None}
     if "explicit" not in given:
         given["explicit"] = {k for k in given if given[k] != CONFIG_DEFAULTS.get(k)}
-    args = SimpleNamespace(**{**CONFIG_DEFAULTS, **given})
+    args = SimpleNamespace(**{**DEFAULTS, **given})
     check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
     given = args.hf_dataset
     args.hf_dataset, secrets = without_secrets(given)

@@ -152,6 +152,8 @@ for feature in features():
         GROUPS[group] = [*GROUPS.get(group, ()), *more]
 SETTINGS = {one.name: one for group in GROUPS.values() for one in group}
 CONFIG_DEFAULTS = {name: one.default for name, one in SETTINGS.items()}
+# With what all ask for, and no feature may declare.
+DEFAULTS = {"inspect": None, "resume": None, **CONFIG_DEFAULTS}
 
 
 def names(**marks: Any) -> list[str]:

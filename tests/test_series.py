@@ -1,0 +1,150 @@
+# Copyright © 2026 MLX Contributors
+
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from export_patch import build  # noqa: E402
+
+import series  # noqa: E402
+
+PACKAGE = ROOT / build.PACKAGE
+IMPORT_ALL = """
+import importlib, sys
+for tree in sys.argv[1:]:
+    for name in [n for n in sys.modules if n.split(".")[0] == "mlx_lm"]:
+        del sys.modules[name]
+    sys.path.insert(0, tree)
+    for line in open(f"{tree}/modules"):
+        module = importlib.import_module(line.strip())
+        assert module.__file__.startswith(tree), module.__file__
+    if "mlx_lm.preference.features" in sys.modules:
+        sys.modules["mlx_lm.preference.features"].features()
+"""
+
+
+def own_files():
+    paths = build.own_files(PACKAGE)
+    return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in paths}
+
+
+def dotted(name):
+    return name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+class TestLayers(unittest.TestCase):
+    """The table of layers, and what a tree of the first of them imports."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.files = own_files()
+        cls.layers = {name: series.layer_of(name, cls.files) for name in cls.files}
+
+    def test_the_table_names_what_there_is(self):
+        for name in series.FILES:
+            with self.subTest(name):
+                self.assertTrue((ROOT / name).exists())
+        for name in series.TESTS:
+            self.assertTrue((ROOT / name).exists(), name)
+        guide = (PACKAGE / "DPO.md").read_text("utf-8")
+        for title in (title for layer in series.LAYERS for title in layer.sections):
+            self.assertIn(f"\n## {title}\n", guide)
+        self.assertEqual({*self.layers.values()}, {*range(1, series.LAST + 1)})
+
+    def test_no_layer_imports_a_higher_one(self):
+        modules = {dotted(n): n for n in self.files if n.endswith(".py")}
+        higher = []
+        for name in modules.values():
+            text = self.files[name].decode()
+            for found in series.imported(text, name):
+                parts = found.split(".")
+                # What is taken from a module, or the module.
+                tried = (".".join(parts[:n]) for n in (len(parts), len(parts) - 1))
+                other = next((modules[x] for x in tried if x in modules), name)
+                if self.layers[other] > self.layers[name]:
+                    higher.append(f"{name} imports {other}")
+        self.assertEqual(higher, [])
+
+    def test_each_prefix_can_be_imported_without_the_rest(self):
+        with tempfile.TemporaryDirectory() as folder:
+            trees = []
+            for number in range(1, series.LAST + 1):
+                tree = Path(folder).resolve() / str(number)
+                self.lay(tree, number)
+                trees.append(str(tree))
+            command = [sys.executable, "-c", IMPORT_ALL, *trees]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+
+    def lay(self, tree, number):
+        """A tree of upstream's files and those of the first layers."""
+        there = series.prefix(self.files, number)
+        for path in PACKAGE.rglob("*"):
+            name = path.relative_to(ROOT).as_posix()
+            twin = path.with_name(series.TWIN + path.name)
+            if not path.is_file() or "__pycache__" in name:
+                continue
+            if name in there:
+                content = there[name]
+            elif name in self.files and twin.is_file():
+                content = twin.read_bytes()
+            elif name in self.files:
+                continue
+            else:
+                content = path.read_bytes()
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            (tree / name).write_bytes(content)
+        modules = [n for n in there if n.endswith(".py") and "/examples/" not in n]
+        (tree / "modules").write_text("\n".join(map(dotted, sorted(modules))))
+
+
+class TestCuts(unittest.TestCase):
+    """What is left out inside of a file."""
+
+    def test_rows_of_a_table_of_modules(self):
+        text = b'A = 1\nPLUG_INS = (\n    "one.first",\n    "two",\n)\nload(PLUG_INS)\n'
+        present = {"mlx_lm/preference/two.py"}
+        found = series.cut("mlx_lm/preference/features.py", text, present, 3)
+        self.assertEqual(found, b'A = 1\nPLUG_INS = ("two",)\nload(PLUG_INS)\n')
+        found = series.cut("mlx_lm/preference/features.py", text, set(), 3)
+        self.assertEqual(found, b"A = 1\nPLUG_INS = ()\nload(PLUG_INS)\n")
+
+    def test_sections_and_the_contents(self):
+        text = (
+            "# Guide\n\n[Install](#install) · [Look at\nit](#look-at-it) · "
+            "[Memory](#memory)\n\n## Install\na\n## Look at it\nb\n### More\nc\n"
+            "## Memory\nd\n"
+        )
+        found = series.cut("mlx_lm/DPO.md", text.encode(), set(), 3).decode()
+        contents = "[Install](#install)"
+        self.assertEqual(found, f"# Guide\n\n{contents}\n\n## Install\na\n")
+        found = series.cut("mlx_lm/DPO.md", text.encode(), set(), 9).decode()
+        self.assertIn("[Look at it](#look-at-it)\n\n", found)
+        self.assertIn("### More\nc\n", found)
+        self.assertNotIn("Memory", found)
+
+    def test_tests_are_of_the_layer_of_what_they_need(self):
+        files = own_files() | {
+            "tests/test_a.py": b"from mlx_lm.tuner import losses\nimport help_a\n",
+            "tests/help_a.py": b"from mlx_lm.preference.forward.head import x\n",
+            "tests/fixtures/rows_a.jsonl": b"",
+            "tests/test_b.py": b"from mlx_lm.tuner.losses import dpo_loss\n",
+            "tests/test_c.py": b'patch("mlx_lm.preference.memory.tape.x", "rows_a")\n',
+        }
+        found = {n: series.layer_of(n, files) for n in files if n.startswith("tests/")}
+        self.assertEqual([*found.values()], [3, 3, 11, 1, 11])
+
+    def test_public_names(self):
+        files = {
+            "mlx_lm/tuner/losses.py": b"def a(): ...\ndef _b(): ...\nclass C: ...\n",
+            "mlx_lm/preference/x.py": b"def d(): ...\n",
+        }
+        self.assertEqual(series.public_names(files), ["a", "C"])
+
+
+if __name__ == "__main__":
+    unittest.main()
