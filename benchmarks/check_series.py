@@ -20,7 +20,6 @@ from typing import Any
 from compare_upstream_tests import RUNNER, TESTS
 from export_facts import changes
 from export_patch import git, unpack
-
 from series import LAYERS
 
 # A module that takes longer is ended, and counts as failed.

@@ -51,7 +51,7 @@ from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.probe import check_sharing
 from mlx_lm.preference.forward.recompute import keyed_layers
 from mlx_lm.preference.memory.predict import predict_peak
-from mlx_lm.preference.policy.optimizer import with_master_weights
+from mlx_lm.preference.policy.masters import with_master_weights
 from mlx_lm.preference.reference.remembered import RememberedReference
 from mlx_lm.preference.run.plan import possible_layouts, training_plan
 from mlx_lm.preference.run.setup import make_policy

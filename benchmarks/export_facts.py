@@ -90,6 +90,25 @@ def tables(text: str) -> str:
     return "\n".join(kept)
 
 
+def section(text: str, title: str) -> str:
+    """
+    Take one section out of a Markdown document.
+
+    Args:
+        text (str): The document.
+        title (str): The section's heading.
+
+    Returns:
+        str: The section with its heading; empty if there is none.
+
+    Example:
+        >>> section("# A\\n## B\\nwords\\n## C\\n", "B")
+        '## B\\nwords\\n'
+    """
+    parts = re.split(r"(?m)^(?=## )", text)
+    return next((x for x in parts if x.startswith(f"## {title}\n")), "")
+
+
 def facts(root: Path, patch: str) -> str:
     """
     Write what a pull request would have to say in numbers.
@@ -99,8 +118,10 @@ def facts(root: Path, patch: str) -> str:
         patch (str): The patch.
 
     Returns:
-        str: Files, lines, tests, coverage and the benchmarks' tables, in Markdown.
+        str: Files, lines, tests, coverage, what a reviewer may ask, and the
+        benchmarks' tables, in Markdown.
     """
+    text = (root / "benchmarks" / "README.md").read_text("utf-8")
     rows = changes(patch)
     tests = [n for n, *_ in rows if re.fullmatch(r"tests/test_\w+\.py", n)]
     new = sum(is_new for _, is_new, _, _ in rows)
@@ -118,6 +139,7 @@ def facts(root: Path, patch: str) -> str:
             for n, is_new, a, r in rows
         ),
         "",
-        tables((root / "benchmarks" / "README.md").read_text("utf-8")),
+        section(text, "What a reviewer may ask"),
+        tables(text),
     ]
     return "\n".join(parts)

@@ -29,7 +29,7 @@ from shapes import random_model
 from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.forward import head as completion_head
 from mlx_lm.preference.forward.frozen import FrozenStart
-from mlx_lm.preference.policy.optimizer import with_master_weights
+from mlx_lm.preference.policy.masters import with_master_weights
 from mlx_lm.preference.run.forecast import describe_memory, predict_run
 from mlx_lm.preference.run.setup import make_policy, training_args
 

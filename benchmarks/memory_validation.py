@@ -28,8 +28,8 @@ from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.batch.collate import iterate_preference_batches
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.recompute import keyed_layers
+from mlx_lm.preference.policy.masters import with_master_weights
 from mlx_lm.preference.policy.model import load_model
-from mlx_lm.preference.policy.optimizer import with_master_weights
 from mlx_lm.preference.run.forecast import predict_run
 from mlx_lm.preference.run.plan import training_plan
 from mlx_lm.preference.run.setup import make_policy, training_args

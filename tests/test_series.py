@@ -8,9 +8,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from export_patch import build  # noqa: E402
-
 import series  # noqa: E402
+from export_patch import build  # noqa: E402
 
 PACKAGE = ROOT / build.PACKAGE
 IMPORT_ALL = """
