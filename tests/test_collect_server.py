@@ -305,6 +305,8 @@ class TestReview(CollectTest):
         append_label(
             self.folder, Label("q1", "reward", "scores", scores=[0.0, 1.0], certainty=1)
         )
+        # A tie is no opposite.
+        append_label(self.folder, Label("q2", "reward", "tie"))
         keys = read_review(self.folder, self.folder)
         self.assertEqual(keys, {(0, "q1"): "judges disagree"})
         listed = self.folder.parent / "adapters"

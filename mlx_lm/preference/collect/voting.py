@@ -355,8 +355,9 @@ def read_review(folder: str | Path, output: str | Path) -> dict[Key, str]:
         }
     if os.path.realpath(folder) != os.path.realpath(output):
         raise InputError(
-            f"{folder} has no {REVIEW}: name the folder of a run that listed pairs for a "
-            f"second look, or {output} itself for those on which its judges disagree."
+            f"{folder} has no {REVIEW}, in which the test of a run lists labels that may "
+            f"be wrong, if it finds any. Or name {output} itself: those on which its "
+            "judges disagree."
         )
     sizes = {x.key: len(x.responses) for x in read_answers(output)}
     return {
@@ -367,13 +368,9 @@ def read_review(folder: str | Path, output: str | Path) -> dict[Key, str]:
 
 
 def _disagree(found):
-    """Whether two judges put the same two answers in different orders."""
-    said: dict[tuple[int, int], int] = {}
-    return any(
-        said.setdefault(pair, order) != order
-        for one in found
-        for pair, order in one.items()
-    )
+    """Whether two judges put the same two answers in opposite orders."""
+    said = {(pair, order) for one in found for pair, order in one.items()}
+    return any((pair, -order) in said for pair, order in said if order)
 
 
 def _words(label):
