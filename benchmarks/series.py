@@ -71,6 +71,7 @@ LAYERS = (
     Layer(
         "Packed rows, lean layers and master weights",
         "batch/packing.py forward/packed.py forward/recompute.py policy/masters.py",
+        tests="test_length_buckets.py",
     ),
     Layer(
         "Tests, comparisons, single pairs, watchers and reports",
@@ -176,23 +177,25 @@ def imported(text: str, name: str) -> set[str]:
     return found
 
 
-_TABLE = re.compile(r"^PLUG_INS = \((.*?)\)$", re.M | re.S)
-
-
 def cut(name: str, content: bytes, present: set[str], layer: int) -> bytes:
     """Leave out of a file what is of layers that are not there."""
     if name.endswith(".md"):
         return _cut_sections(content.decode(), layer).encode()
-    if not name.endswith(".py") or b"PLUG_INS = (" not in content:
+    if not name.endswith(".py") or b"\nPLUG_INS = " not in content:
         return content
-    folder = name.rpartition("/")[0]
-
-    def rows(match):
-        names = ast.literal_eval(f"({match[1]})")
+    text, folder = content.decode(), name.rpartition("/")[0]
+    for node in ast.parse(text).body:
+        if (
+            not isinstance(node, ast.Assign)
+            or ast.unparse(node.targets[0]) != "PLUG_INS"
+        ):
+            continue
+        names = ast.literal_eval(node.value)
         there = [n for n in names if f"{folder}/{n.replace('.', '/')}.py" in present]
-        return "PLUG_INS = (" + "".join(f'"{n}", ' for n in there).rstrip() + ")"
-
-    return _TABLE.sub(rows, content.decode()).encode()
+        rows = "".join(f'"{n}", ' for n in there).rstrip()
+        old = ast.get_source_segment(text, node) or ""
+        text = text.replace(old, f"PLUG_INS = ({rows})", 1)
+    return text.encode()
 
 
 def _cut_sections(text, layer):

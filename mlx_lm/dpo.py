@@ -168,7 +168,7 @@ def run(
     if "explicit" not in given:
         given["explicit"] = {k for k in given if given[k] != CONFIG_DEFAULTS.get(k)}
     args = SimpleNamespace(**{**DEFAULTS, **given})
-    check_keys(vars(args), [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
+    check_keys(vars(args), [*DEFAULTS, *UNUSED_KEYS, "explicit"])
     given = args.hf_dataset
     args.hf_dataset, secrets = without_secrets(given)
     if secrets:

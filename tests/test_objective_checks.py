@@ -2,6 +2,7 @@
 
 """Settings of an objective that make no sense, alone or together."""
 
+import math
 import unittest
 from dataclasses import fields
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.objective import Objective, objective_of
-from mlx_lm.tuner.losses import preference_loss
+from mlx_lm.tuner.losses import dpo_loss, preference_loss
 
 
 class TestChecks(unittest.TestCase):
@@ -124,6 +125,15 @@ class TestChecks(unittest.TestCase):
             x - 4, x - 4, x, x, 0.5, loss_type="sigmoid_norm", lengths=mx.ones((2, 2))
         )
         np.testing.assert_allclose(losses, np.log(2), rtol=1e-6)
+
+
+class TestLengths(unittest.TestCase):
+    def test_lengths_come_from_the_masks(self):
+        x, targets = mx.zeros((1, 3, 4)), mx.array([[1, 2, 3]])
+        mask = mx.array([[1, 1, 0]])
+        kwargs = {"chosen_targets": targets, "rejected_targets": targets}
+        loss = dpo_loss(x, x, x, x, **kwargs, chosen_mask=mask, loss_type="sft")
+        self.assertAlmostEqual(loss.item(), math.log(4), places=6)
 
 
 if __name__ == "__main__":

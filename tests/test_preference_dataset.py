@@ -312,12 +312,6 @@ class TestPreferenceDataset(unittest.TestCase):
         dataset = PreferenceDataset(rows, make_tokenizer(), max_bad_rows=0.2)
         self.assertEqual(len(dataset), 8)
 
-    def test_ties_are_not_bad(self):
-        row = {"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 1}
-        rows = [{**row, "score_1": i % 2} for i in range(8)]
-        dataset = PreferenceDataset(rows, make_tokenizer(), max_bad_rows=0)
-        self.assertEqual((len(dataset), dataset.skipped["tie"]), (4, 4))
-
     def test_no_usable_row(self):
         with self.assertRaisesRegex(ValueError, "Known columns: prompt, chosen, rej"):
             PreferenceDataset([{"text": "a"}], make_tokenizer(), max_bad_rows=1)

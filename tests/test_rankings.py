@@ -333,5 +333,13 @@ class TestShortRankings(unittest.TestCase):
                     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+class TestTies(unittest.TestCase):
+    def test_ties_are_not_bad(self):
+        row = {"question": "q", "answer_0": "a", "answer_1": "b", "score_0": 1}
+        rows = [{**row, "score_1": i % 2} for i in range(8)]
+        dataset = PreferenceDataset(rows, make_tokenizer(), max_bad_rows=0)
+        self.assertEqual((len(dataset), dataset.skipped["tie"]), (4, 4))
+
+
 if __name__ == "__main__":
     unittest.main()

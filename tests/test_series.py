@@ -1,10 +1,14 @@
 # Copyright © 2026 MLX Contributors
 
+import json
+import os
 import subprocess
 import sys
 import tempfile
 import unittest
 from pathlib import Path
+
+from tiny import save_rows, save_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -78,6 +82,36 @@ class TestLayers(unittest.TestCase):
             command = [sys.executable, "-c", IMPORT_ALL, *trees]
             done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+
+    def test_the_command_alone_trains_with_the_numbers_of_the_whole(self):
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder).resolve()
+            model, data = folder / "model", folder / "data"
+            save_tiny_model(model)
+            save_rows(data)
+            self.lay(folder / "alone", 3)
+            off = ["--no-share-prompt", "--no-reference-cache", "--no-token-cache"]
+            losses = {}
+            for tree, more in ((folder / "alone", []), (ROOT, off)):
+                out = folder / f"{tree.name} adapters"
+                flags = [*("--model", model, "--data", data, "--train"), *more]
+                flags += [*("--adapter-path", out, "--iters", 4, "--batch-size", 2)]
+                flags += [*("--num-layers", 1, "--steps-per-report", 1)]
+                command = [sys.executable, "-m", "mlx_lm.dpo", *map(str, flags)]
+                given = {"PYTHONPATH": str(tree), "XDG_CACHE_HOME": str(folder / "x")}
+                done = subprocess.run(
+                    command,
+                    cwd=folder,
+                    env=os.environ | given,
+                    capture_output=True,
+                    text=True,
+                )
+                self.assertEqual(done.returncode, 0, done.stderr[-2000:])
+                text = (out / "metrics.jsonl").read_text("utf-8")
+                lines = map(json.loads, text.splitlines())
+                losses[tree.name] = [x["loss"] for x in lines if "loss" in x]
+        alone, whole = losses.values()
+        self.assertEqual((len(alone), alone), (4, whole))
 
     def lay(self, tree, number):
         """A tree of upstream's files and those of the first layers."""
