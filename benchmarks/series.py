@@ -50,7 +50,7 @@ LAYERS = (
         "/mlx_lm/DPO.md",
     ),
     Layer("Shared prompts", "forward/shared.py forward/probe.py run/layouts.py"),
-    Layer("A reference that is asked once", "reference/"),
+    Layer("A reference that is asked once", "reference/", tests="test_token_scores.py"),
     Layer(
         "Checkpoints, resuming and several ranks",
         "run/checkpoint.py run/identity.py run/resume.py run/state.py run/lock.py "
@@ -71,7 +71,7 @@ LAYERS = (
     Layer(
         "Packed rows, lean layers and master weights",
         "batch/packing.py forward/packed.py forward/recompute.py policy/masters.py",
-        tests="test_length_buckets.py",
+        tests="test_length_buckets.py test_preference_metrics.py",
     ),
     Layer(
         "Tests, comparisons, single pairs, watchers and reports",

@@ -70,7 +70,8 @@ class TestEmulatedKernels(unittest.TestCase):
             case = make_case(rng, "", N, V, scale, distance, rng.normal() * 100)
             dtype = list(DTYPES)[seed % 3]
             with self.subTest(seed=seed, shape=(N, V), dtype=dtype):
-                dialect, layout = DIALECTS[seed % 2], LAYOUTS[seed // 2 % 2]
+                dialect = DIALECTS[seed % len(DIALECTS)]
+                layout = LAYOUTS[seed // 2 % 2]
                 found = run_case(dialect, case, dtype, layout, seed % 5 > 0)
                 self.assertEqual(found, [])
 
