@@ -53,6 +53,14 @@ class TestPreferenceUI(unittest.TestCase):
         self.assertIn("likelier 60.0%, per token 70.0%", text)
         self.assertIn("  tok/s    pairs     left", text)
 
+    def test_what_a_validation_had_none_of_is_a_dash(self):
+        # A batch of answers with one label has no margin.
+        none = {"rewards/accuracies": float("nan"), "rewards/margins": float("nan")}
+        ui = PreferenceTrainUI(10)
+        text = self.show(lambda: ui.report_val(5, METRICS | none, 2.0))
+        self.assertNotIn("nan", text)
+        self.assertRegex(text, r"0\.510 +- +-  ")
+
     def test_validation_is_one_line_of_80_columns(self):
         metrics = dict.fromkeys(METRICS, 1.0)
         ui = PreferenceTrainUI(99_999)

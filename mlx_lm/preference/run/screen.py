@@ -134,7 +134,7 @@ class PreferenceTrainUI(TrainUI):
         self._console.print(
             f"  [ui.muted]{it:>5}[/ui.muted]  [ui.accent]val[/ui.accent]"
             f" [ui.strong]{metrics['loss']:>5.3f}[/ui.strong]"
-            f"  {metrics['rewards/accuracies']:>6.1%}"
-            f"  {metrics['rewards/margins']:>+7.3f}"
+            f"  {_number(metrics['rewards/accuracies'], '.1%'):>6}"
+            f"  {_number(metrics['rewards/margins'], '+.3f'):>7}"
             f"  [ui.muted]{likelier}{val_time:.1f}s[/ui.muted]"
         )
