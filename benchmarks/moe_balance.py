@@ -24,6 +24,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -40,10 +41,14 @@ from mlx_lm.tuner.trainer import DPOTrainingArgs, evaluate_dpo, train_dpo
 from mlx_lm.tuner.utils import linear_to_lora_layers
 
 PAIRS = Path(__file__).parents[1] / "mlx_lm/examples/preferences"
-SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 SIZES |= {"num_key_value_heads": 2, "vocab_size": 256, "rms_norm_eps": 1e-5}
 SIZES |= {"rope_theta": 10000.0, "num_experts_per_tok": 2, "head_dim": 16}
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {
         **SIZES,
         **{"num_experts": 8, "moe_intermediate_size": 32, "decoder_sparse_step": 1},

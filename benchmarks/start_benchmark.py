@@ -74,8 +74,9 @@ def write_rows(path: Path, rows: Iterator[dict]) -> None:
 def timed(command: list[str]) -> tuple[float, float, float, int]:
     """Seconds, processor seconds, peak GB and the exit code of a command."""
     began = time.perf_counter()
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    process = subprocess.Popen(command, text=True, **pipe)
+    process = subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert process.stdout is not None
     lines = process.stdout.readlines()
     _, status, usage = os.wait4(process.pid, 0)
@@ -89,6 +90,7 @@ def timed(command: list[str]) -> tuple[float, float, float, int]:
 
 
 def main() -> None:
+    """Print a row for each file, tree and state of the cache."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--tokenizer", type=Path, help="A model folder.")
     parser.add_argument("--rows", type=float, default=1e5)
