@@ -17,6 +17,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -94,7 +95,7 @@ def run_offline(out: Path, settings: dict) -> None:
 
 def held_out_answers(out: Path, settings: dict) -> dict[str, list[Answers]]:
     """The start's, each round's and the offline run's answers."""
-    found = {}
+    found: dict[str, list[Answers]] = {}
     for at in range(settings["rounds"] + 1):
         name = f"after round {at}" if at else "start"
         with suppress(Exception):
@@ -147,7 +148,9 @@ def report(out: Path, settings: dict) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def one_by_one(model, tokenizer, encoded, args) -> float:
+def one_by_one(
+    model: Any, tokenizer: Any, encoded: list[Any], args: argparse.Namespace
+) -> float:
     """Answers a minute of ``mlx_lm.generate``, each with its own prefill."""
     sampler, tic = make_sampler(temp=1.0), CLOCK()
     for prompt in encoded:

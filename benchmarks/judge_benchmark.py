@@ -25,7 +25,7 @@ def both_orders(judge: ModelJudge, pairs: list[dict]) -> np.ndarray:
     """The probability of the answer shown first, chosen first and second. (n, 2)"""
     texts = lambda row: [row[x][0]["content"] for x in ("chosen", "rejected")]
     found = [judge(row["prompt"], texts(row), {}).orders for row in pairs]
-    return np.array([orders[0][2:] for orders in found])
+    return np.array([orders[0][2:] for orders in found if orders])
 
 
 def describe(shown: np.ndarray) -> list[str]:

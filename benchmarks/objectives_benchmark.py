@@ -32,6 +32,7 @@ from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.objective import objective_of
 from mlx_lm.preference.policy.model import load_model
 from mlx_lm.preference.report.evaluate import score_pairs
+from mlx_lm.preference.run.job import Job
 from mlx_lm.preference.run.layouts import find_sharing
 from mlx_lm.preference.run.setup import load_data, make_policy, training_args
 from mlx_lm.preference.settings.checks import check_args, fit_to_model
@@ -123,7 +124,9 @@ class Bench:
             fit_to_model(args, model)
             if trained:
                 train_set, _, _ = load_data(args, self.tokenizer)
-                start = train_model(args, model, train_set, []).model
+                job = Job(args, model, self.tokenizer, train_set, [])
+                train_model(job)
+                start = job.reference.model
             else:
                 make_policy(args, model)
                 start = FrozenStart(model)

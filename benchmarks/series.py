@@ -170,10 +170,9 @@ def imported(text: str, name: str) -> set[str]:
             base = ".".join([*start, *filter(None, [node.module])])
             found |= {f"{base}.{alias.name}" for alias in node.names}
             found |= {base} if base.count(".") == 0 else set()
-        is_text = isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if is_text and name.startswith("tests/"):
+        if isinstance(node, ast.Constant) and name.startswith("tests/"):
             # A target of mock.patch, or a program of its own.
-            found |= set(re.findall(rf"\b{PACKAGE}(?:\.\w+)+", node.value))
+            found |= set(re.findall(rf"\b{PACKAGE}(?:\.\w+)+", str(node.value)))
     return found
 
 

@@ -172,7 +172,8 @@ class TestMarkdown(unittest.TestCase):
 class TestSettingsStayAbove(unittest.TestCase):
     """The command's settings go no further than dpo, settings, setup and features."""
 
-    ABOVE = ("mlx_lm.dpo", "mlx_lm.preference.settings", "mlx_lm.preference.run.setup")
+    ABOVE: tuple[str, ...] = ("mlx_lm.dpo", "mlx_lm.preference.settings")
+    ABOVE += ("mlx_lm.preference.run.setup",)
     # What a feature of the command is made of.
     ABOVE += ("mlx_lm.preference.features", "mlx_lm.preference.run.job")
     ABOVE += ("mlx_lm.preference.run.layouts", "mlx_lm.preference.run.resume")

@@ -171,10 +171,12 @@ class RewardJudge:
                 for x in answers.responses
             ]
         )
+        pairs = []
         for one in found:
             if isinstance(one, RowFault):
                 return Verdict(NONE, why=str(one))
-        rewards = self._rewards([(one.prompt, one.chosen) for one in found])
+            pairs.append((one.prompt, one.chosen))
+        rewards = self._rewards(pairs)
         if not all(map(math.isfinite, rewards)):
             return Verdict(NONE, why="a reward is not finite")
         if len({*rewards}) == 1:

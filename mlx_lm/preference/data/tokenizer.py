@@ -103,6 +103,7 @@ class PairTokenizer:
             given[i] = self._given(row)
             answers = [x for x, ids in given[i] if ids is None]
             read = self._texts if is_text else self._chats
+            parts: Any
             try:
                 parts, notes[i] = read(row, answers)
             except RowFault as fault:

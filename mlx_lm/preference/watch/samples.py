@@ -137,9 +137,13 @@ class PromptSamples(TrainingCallback):
 
     def on_val_loss_report(self, val_info: dict) -> None:
         it = val_info["iteration"]
-        lines, answers = [], self._beside
-        if None in answers or it > 0 or not self._starts_as_reference:
-            answers = self.answers()
+        lines: list[dict] = []
+        known = [x for x in self._beside if x is not None]
+        # Before the first step the policy says what the reference does.
+        is_same = it == 0 and self._starts_as_reference
+        answers = (
+            known if is_same and len(known) == len(self.prompts) else self.answers()
+        )
         for (prompt, _), answer, other in zip(self.prompts, answers, self._beside):
             line = {"iteration": it, "prompt": prompt, "answer": answer}
             lines.append(line if other is None else line | {"reference": other})
