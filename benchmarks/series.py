@@ -71,7 +71,7 @@ LAYERS = (
     Layer(
         "Packed rows, lean layers and master weights",
         "batch/packing.py forward/packed.py forward/recompute.py policy/masters.py",
-        tests="test_length_buckets.py test_preference_metrics.py",
+        tests="test_layouts.py test_length_buckets.py test_preference_metrics.py",
     ),
     Layer(
         "Tests, comparisons, single pairs, watchers and reports",
