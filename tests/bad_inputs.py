@@ -192,7 +192,7 @@ DATA = {
     ),
     "labels without kto": (
         lambda d: d.train(lines({"prompt": "a", "completion": "b", "label": True})),
-        "labels need loss_type kto .first: train.jsonl:1",
+        "labels need loss_type kto or apo_zero_unpaired .first: train.jsonl:1",
     ),
     "ranking for kto": (
         lambda d: [
@@ -323,7 +323,7 @@ SETTINGS = {
     "hinge can't be smoothed: label_smoothing goes with sigmoid": {
         **{"loss_type": "hinge", "label_smoothing": 0.1}
     },
-    "gamma is a setting of simpo alone": ["--gamma", 1],
+    "gamma is a setting of simpo and alphapo alone": ["--gamma", 1],
     "Unknown f_divergence 'js_divergence', choose from reverse_kl": {
         "f_divergence": "js_divergence"
     },

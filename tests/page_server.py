@@ -8,6 +8,7 @@ python tests/page_server.py FOLDER NAME PORT
 import contextlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -74,7 +75,10 @@ def serving(folder, name="anna", **more):
 def process(folder, port=0, name="anna", cache=None):
     """Serve the page in a process of its own; yields it and the page's address."""
     command = [sys.executable, __file__, str(folder), name, str(port), cache or ""]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+    # A shell's job in the background would hand down that Ctrl-C is not for it.
+    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    options = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heed}
+    with subprocess.Popen(command, **options) as running:
         try:
             running.stdout.readline()
             yield running, running.stdout.readline().strip()

@@ -324,14 +324,14 @@ class TestReportedTemplates(reported.TestReportedRows):
         flags = self.flags("--save-every", 1, "--no-token-cache")
         flags += ["--sample-prompts", prompts, "--steps-per-eval", 1]
         # What the model is asked in place of what it answers.
-        asked = lambda samples: [
-            samples.tokenizer.decode(ids) for _, ids in samples.prompts
+        asked = lambda samples, model, prompts: [
+            samples.tokenizer.decode(ids) for _, ids in prompts
         ]
         flags[flags.index("--model") + 1] = self.with_template(dated)
         printed = {}
         with (
             mock.patch.object(render, "date", wraps=datetime.date) as clock,
-            mock.patch.object(PromptSamples, "answers", asked),
+            mock.patch.object(PromptSamples, "_answers", asked),
         ):
             for day, argv in (
                 (1, [*flags, "--iters", 2]),

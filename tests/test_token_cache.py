@@ -314,14 +314,15 @@ class TestFiles(CacheFolder):
         other.write_bytes(good)
         self.assertIn("damaged", self.make(max_length=61)[1][0])
 
-    def test_a_fifo_is_replaced_not_opened(self):
+    def test_a_fifo_is_neither_opened_nor_replaced(self):
         self.make()
         (path,) = self.files()
         path.unlink()
         os.mkfifo(path)
-        self.assertEqual(self.make()[1:], ([], 22))
-        self.assertTrue(path.is_file())
-        self.assertEqual(self.make()[2], 0)
+        _, lines, count = self.make()
+        self.assertEqual((len(lines), count), (1, 22))
+        self.assertIn("It is no regular file.", lines[0])
+        self.assertTrue(path.is_fifo())
 
     def test_a_folder_that_cant_be_made(self):
         (self.folder / "file").write_text("")
