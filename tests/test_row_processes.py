@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import tempfile
 import threading
 import unittest
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -72,6 +74,14 @@ class TestRowProcesses(unittest.TestCase):
         self.assertEqual(len(make(make_rows(), tokenizer)), 21)
         with mock.patch.object(processes, "__name__", "no_such_module"):
             self.assertEqual(len(make(make_rows())), 21)
+
+    def test_nothing_in_the_working_folder_runs(self):
+        folder = Path(self.enterContext(tempfile.TemporaryDirectory()))
+        (folder / "pickle.py").write_text("open('run', 'w')")
+        self.enterContext(contextlib.chdir(folder))
+        with mock.patch.object(PairTokenizer, "__call__", None):
+            self.assertEqual(len(make(make_rows())), 21)
+        self.assertFalse((folder / "run").exists())
 
     def test_what_is_left_early_leaves_nobody(self):
         begun = []

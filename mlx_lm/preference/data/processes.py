@@ -80,7 +80,8 @@ def _start() -> subprocess.Popen:
     # Not by multiprocessing, which runs the script of whoever calls again.
     path = os.pathsep.join(filter(None, sys.path))
     return subprocess.Popen(
-        [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+        # Nothing from the working folder, unless this process takes it from there.
+        [sys.executable, "-P", "-c", f"from {__name__} import serve; serve()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
