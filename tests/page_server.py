@@ -75,10 +75,7 @@ def serving(folder, name="anna", **more):
 def process(folder, port=0, name="anna", cache=None):
     """Serve the page in a process of its own; yields it and the page's address."""
     command = [sys.executable, __file__, str(folder), name, str(port), cache or ""]
-    # A shell's job in the background would hand down that Ctrl-C is not for it.
-    heed = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    options = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": heed}
-    with subprocess.Popen(command, **options) as running:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         try:
             running.stdout.readline()
             yield running, running.stdout.readline().strip()
@@ -90,6 +87,8 @@ def main():
     """Serve a folder until Ctrl-C."""
     import os
 
+    # A shell's job in the background would hand down that Ctrl-C is not for it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder, name, port, *cache = sys.argv[1:]
     if any(cache):
         os.environ["XDG_CACHE_HOME"] = cache[0]

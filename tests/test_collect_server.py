@@ -524,8 +524,8 @@ class TestCommandLine(CollectTest):
             with process(self.folder) as (running, url):
                 call(url, "vote", choose(call(url)[1]["item"], "a"))
                 running.send_signal(number)
-                said = running.stdout.read()
-                self.assertEqual(running.wait(), 0)
+                said = running.communicate(timeout=60)[0]
+                self.assertEqual(running.returncode, 0)
             done = 1 if end == go_on else 2
             self.assertIn(f"Judged {done} of 2 ({done} preferred).", said)
             self.assertIn(end, said)

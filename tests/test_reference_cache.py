@@ -2,9 +2,9 @@
 
 import contextlib
 import io
-import multiprocessing
 import os
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
@@ -28,6 +28,17 @@ def numbers(n, seed=0):
     rng = np.random.default_rng(seed)
     keys = [rng.bytes(16) for _ in range(n)]
     return keys, -rng.random((n, 2)).astype(np.float32)
+
+
+def save_some(folder, first):
+    """Save every fourth of the numbers, one by one."""
+    # Savers wait for each other for as long as a busy machine takes.
+    reference_cache.LOCK_SECONDS = 300
+    keys, logps = numbers(40)
+    cache = ReferenceCache(folder, NAME)
+    for i in range(int(first), 40, 4):
+        cache.store(keys[i : i + 1], logps[i : i + 1])
+        cache.save()
 
 
 class TestPairKey(unittest.TestCase):
@@ -178,21 +189,13 @@ class TestReferenceCache(unittest.TestCase):
     def test_many_savers_at_once_lose_nothing(self):
         keys, logps = numbers(40)
 
-        def work(i):
-            cache = ReferenceCache(self.folder, NAME)
-            for j in range(i, 40, 4):
-                cache.store(keys[j : j + 1], logps[j : j + 1])
-                cache.save()
-
-        # Nothing of MLX runs in them.
-        fork = multiprocessing.get_context("fork")
-        runs = [fork.Process(target=work, args=(i,)) for i in range(4)]
-        # Savers wait for each other for as long as a busy machine takes.
-        with mock.patch.object(reference_cache, "LOCK_SECONDS", 300):
-            for run in runs:
-                run.start()
+        # Not forked from this process, whose threads may hold a lock just then.
+        work = "import sys, test_reference_cache as t; t.save_some(*sys.argv[1:])"
+        words = [sys.executable, "-c", work, str(self.folder)]
+        here = Path(__file__).parent
+        runs = [subprocess.Popen([*words, str(i)], cwd=here) for i in range(4)]
         for run in runs:
-            run.join()
+            self.assertEqual(run.wait(300), 0)
         np.testing.assert_array_equal(self.open()[0].lookup(keys), logps)
         self.assertEqual(self.files(), [f"{NAME}.sqlite"])
 
