@@ -13,6 +13,7 @@ themselves, the adapter that was trained in them.
 import argparse
 import json
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -60,7 +61,12 @@ def launcher(ranks: int, backend: str) -> list[str]:
     script = str(beside) if beside.exists() else shutil.which("mlx.launch")
     if script is None:
         raise SystemExit("mlx.launch is not on the PATH: it comes with mlx.")
-    return [sys.executable, script, "-n", str(ranks), "--backend", backend]
+    # Two rings on the launcher's own port would wait for each other without an end.
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        ring = ["--starting-port", str(free.getsockname()[1])]
+    words = [sys.executable, script, "-n", str(ranks), "--backend", backend]
+    return words + ring * (backend == "ring")
 
 
 def run(words: list[object]) -> str:
