@@ -14,6 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from tiny import Pairs, Recorder, pair, random_pairs, tiny_model, train, weights_of
 
+from mlx_lm.preference import step
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.batch.shape import BatchShape
 from mlx_lm.preference.device import slow_dtype_notice
@@ -33,6 +34,7 @@ from mlx_lm.preference.policy.model import (
     check_token_ids,
     prepare_policy,
 )
+from mlx_lm.preference.run import loop
 from mlx_lm.preference.run.adapters import save_adapter
 from mlx_lm.preference.run.folder import CallbackList, MetricsFile
 from mlx_lm.tuner import trainer as training_step
@@ -447,6 +449,35 @@ class TestTrainer(unittest.TestCase):
         # Two epochs of 4 batches, one of which holds a single pair.
         self.assertEqual(last["trained_pairs"], 14)
         self.assertTrue(0 <= last["padding"] < 1)
+
+    def test_before_the_first_step_one_forward_tells_both(self):
+        recorders, counts = [], []
+
+        def run(known):
+            recorders.append(Recorder())
+            find = mock.Mock(side_effect=known or loop.is_start)
+            with (
+                mock.patch.object(loop, "is_start", find),
+                mock.patch.object(step, "answer_logps", wraps=step.answer_logps) as ask,
+            ):
+                train(
+                    tiny_model("lora", dropout=0.5),
+                    random_pairs(8),
+                    Pairs(random_pairs(5, seed=5)),
+                    callback=recorders[-1],
+                    iters=2,
+                    steps_per_eval=2,
+                )
+            counts.append(ask.call_count)
+
+        run(None)
+        run(lambda *_: False)
+        self.assertEqual(counts, [3, 6])
+        first, second = ([*r.train, *r.val] for r in recorders)
+        for ours, theirs in zip(first, second, strict=True):
+            for name in theirs:
+                if "second" not in name and "time" not in name and "memory" not in name:
+                    np.testing.assert_equal(ours[name], theirs[name], name)
 
     def test_evaluation_counts_every_pair_once(self):
         model, other = tiny_model(), tiny_model(seed=4)

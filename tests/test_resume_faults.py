@@ -387,10 +387,13 @@ class TestFiles(FolderCase):
             "empty": mx.zeros((0, 2)),
             "d": mx.ones((2, 3), mx.bfloat16),
         }
-        info = {"best": 0.1 + 0.2, "identity": {"train": "ä"}}
+        info = {"best": 0.1 + 0.2, "identity": {"train": "ä"}, "parts": {}}
+        info |= {"pending": False, "updates": 5, "metrics_bytes": 0}
         numbered(self.folder, 5, "adapters").write_bytes(b"weights")
         state = load_state(save_state(self.folder, 5, arrays, info))
-        for strange in ({**info, "identity": 5}, {**info, "updates": "5"}, [info]):
+        lacking = [{k: x for k, x in info.items() if k != name} for name in info][1:]
+        wrong = {**info, "identity": 5}, {**info, "updates": "5"}, [info]
+        for strange in (*lacking, *wrong, {**info, "parts": {"window": 5}}):
             path = save_state(self.folder, 5, arrays, strange)
             with self.assertRaisesRegex(InputError, "is damaged|can't be read"):
                 load_state(path)
@@ -404,6 +407,19 @@ class TestFiles(FolderCase):
         for name, x in arrays.items():
             self.assertEqual(x.dtype, state.arrays[name].dtype)
             self.assertTrue(mx.array_equal(x, state.arrays[name], equal_nan=True))
+
+    def test_parts_that_lack_what_they_need(self):
+        folder = self.start()
+        last = newest_state(folder)
+        parts = last.info["parts"]
+        for name in parts:
+            without = {k: x for k, x in last.arrays.items() if not k.startswith(name)}
+            emptied = {**last.info, "parts": {**parts, name: {}}}
+            for arrays, info in ((without, last.info), (last.arrays, emptied)):
+                save_state(folder, STEPS, arrays, info)
+                with self.subTest(name, emptied=info is emptied):
+                    with contextlib.suppress(InputError):
+                        Setup(val_batches=1).start(folder, newest_state(folder))
 
     def test_damage_costs_one_checkpoint(self):
         whole = self.start(keep_checkpoints=2)

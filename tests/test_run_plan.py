@@ -5,6 +5,7 @@ import gc
 import io
 import tempfile
 import unittest
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -12,7 +13,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
-from tiny import ROWS, random_pairs, save_rows, save_tiny_model, tiny_model
+from tiny import ROWS, Pairs, random_pairs, save_rows, save_tiny_model, tiny_model
 
 from mlx_lm import dpo
 from mlx_lm.preference.batch.collate import iterate_preference_batches
@@ -95,6 +96,26 @@ class TestPrediction(unittest.TestCase):
                     check_memory(*given)
         with mock.patch.object(forecast, "device_memory", lambda: int(needed * 1.12)):
             check_memory(*given)
+
+    def test_a_validation_may_take_more_than_a_step(self):
+        model = tiny_model("lora", **WIDE)
+        args = DPOTrainingArgs(batch_size=4, compile=False, val_batches=-1)
+        model.freeze()
+        model.layers[-1].mlp.down_proj.unfreeze()
+        short, long = random_pairs(8, vocab=64), long_pairs()
+        given = model, FrozenStart(model), optim.SGD(1e-3), short, args
+        step, whole = check_memory(*given), check_memory(*given, long)
+        self.assertGreater(whole.total, 1.5 * step.total)
+        self.assertEqual(check_memory(*given, short), step)
+        limit = int(1.2 * step.total)
+        with mock.patch.object(forecast, "device_memory", lambda: limit):
+            check_memory(*given)
+            with self.assertRaisesRegex(ValueError, "The run needs about"):
+                check_memory(*given, long)
+        # Only batches that are validated count.
+        few = replace(args, val_batches=1)
+        mixed = Pairs([*short, *long])
+        self.assertLess(check_memory(*given[:-1], few, mixed).total, whole.total)
 
     def test_an_optimizer_takes_no_step(self):
         for dtype in (mx.float32, mx.bfloat16):

@@ -92,15 +92,21 @@ def _coupled_loss(pairs, objective, values):
     return mine + others - mx.stop_gradient(others), losses[own]
 
 
-def scoring_step(policy_model: nn.Module, objective: Objective) -> Callable:
+def scoring_step(
+    policy_model: nn.Module, objective: Objective, start: bool = False
+) -> Callable:
     """What validation asks of a batch: the same numbers without a gradient."""
+    # The policy as it started is the reference: one forward tells both.
+    start = start and not objective.use_weighting
 
     def score(reference_model, batch):
         reference_logps, frozen = reference_pass(
             policy_model, reference_model, batch, objective
         )
-        with frozen.replaying():
-            logps, confidences = answer_logps(policy_model, batch, objective)
+        logps, confidences = reference_logps, None
+        if not start:
+            with frozen.replaying():
+                logps, confidences = answer_logps(policy_model, batch, objective)
         return loss_and_values(logps, reference_logps, batch, objective, confidences)[1]
 
     return score

@@ -263,7 +263,7 @@ def evaluate_dpo(
         cache_limit(clear_cache_threshold),
         progress_callback,
         hidden_metrics(objective, tested=True),
-        collector,
+        collector and collector.add,
     )
 
 

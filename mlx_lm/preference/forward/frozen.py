@@ -126,6 +126,15 @@ def running(reference_model: Any) -> Iterator[Any]:
             module._set_training_mode(mode)
 
 
+def is_start(reference_model: Any, policy: Any) -> bool:
+    """Whether a reference is the policy itself, which has not moved yet."""
+    return (
+        isinstance(reference_model, FrozenStart)
+        and reference_model.policy is policy
+        and _ids(reference_model.state) == _ids(policy.trainable_parameters())
+    )
+
+
 def frozen_layers(model: Any) -> list[nn.Module]:
     """The layers in which nothing is trained, nor around them in the trunk."""
     trunk = find_trunk(model)

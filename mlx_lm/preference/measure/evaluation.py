@@ -2,7 +2,7 @@
 
 """What policy and reference say of every held-out pair, each scored once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,7 @@ def evaluate_pairs(
     clear_cache_threshold: int,
     progress_callback: Callable[[], Any] | None,
     hidden: frozenset[str] = frozenset(),
-    collector: PairCollector | None = None,
+    keep: Callable[[PairBatch, dict[str, mx.array]], Any] | None = None,
 ) -> dict[str, float]:
     """Average over pairs and ranks what ``score`` gives: values and their arrays."""
     if len(dataset) == 0 or num_batches == 0:
@@ -96,13 +96,13 @@ def evaluate_pairs(
     policy_model.eval()
     totals: dict[str, mx.array] = {}
     group = mx.distributed.init()
-    for batch in iterate_preference_batches(
+    batches = iterate_preference_batches(
         dataset, batch_size, buckets, comm_group=group, num_batches=num_batches
-    ):
-        values, arrays = score(batch)
-        if collector is not None:
-            collector.add(batch, values)
-        sums = sum_values(values, arrays)
+    )
+    for batch, values in _one_ahead(batches, score):
+        sums = sum_values(values, batch.arrays)
+        if keep is not None:
+            keep(batch, values)
         totals = {k: totals.get(k, 0) + x for k, x in sums.items()}
         mx.eval(totals)
         trim_cache(clear_cache_threshold)
@@ -111,3 +111,20 @@ def evaluate_pairs(
     totals = sum_over_ranks(totals, group)
     means = {k: v.item() for k, v in mean_metrics(totals, hidden=hidden).items()}
     return means | {"pairs": totals["pairs"].item()}
+
+
+Scored = tuple[PairBatch, dict[str, mx.array]]
+
+
+def _one_ahead(batches: Iterable[PairBatch], score: Callable) -> Iterator[Scored]:
+    """Score batches: while one is computed, the next one's graph is built."""
+    waiting: Scored | None = None
+    for batch in batches:
+        values, arrays = score(batch)
+        if waiting is not None:
+            yield waiting
+        # Only now, so that one batch at a time takes memory.
+        mx.async_eval(values)
+        waiting = batch._replace(arrays=arrays), values
+    if waiting is not None:
+        yield waiting

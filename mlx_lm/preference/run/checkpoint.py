@@ -79,7 +79,8 @@ def load_state(path: str | Path) -> TrainingState:
         is_other = metadata["version"] != str(VERSION)
         whole = digest(arrays, metadata["info"]) == metadata["checksum"]
         whole = whole and path.name == numbered("", iteration, "state").name
-        whole = whole and all(type(info.get(k, x())) is x for k, x in _KINDS.items())
+        whole = whole and all(type(info.get(k)) is x for k, x in _KINDS.items())
+        whole = whole and all(type(x) is dict for x in info["parts"].values())
     except (RuntimeError, KeyError, ValueError, AttributeError, OSError) as e:
         raise InputError(f"{path} can't be read ({e}).") from e
     if is_other:

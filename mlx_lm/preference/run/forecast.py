@@ -5,6 +5,7 @@
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -13,7 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from ...tuner.trainer import DPOTrainingArgs, training_step
-from ..batch.collate import collate_pairs, value_arrays
+from ..batch.collate import collate_pairs, epoch_batches, value_arrays
 from ..batch.shape import Bucket, padded_tokens, pair_lengths
 from ..device import compiles, device_memory
 from ..features import Feature, features
@@ -21,7 +22,8 @@ from ..forward.frozen import FrozenStart
 from ..forward.recompute import keyed_layers
 from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
 from ..policy.masters import as_float32
-from ..step import testing_step
+from ..step import scoring_step, testing_step
+from .loop import INPUTS
 from .plan import possible_layouts, training_plan
 
 
@@ -56,7 +58,7 @@ def _worst_batch(plan, lengths, size):
 
 
 def _heaviest(
-    dataset: Any, args: DPOTrainingArgs, in_order: bool = False
+    dataset: Any, args: DPOTrainingArgs, in_order: bool = False, batches: int = -1
 ) -> tuple[dict[str, mx.array], int]:
     """The batch that computes the most tokens, and how many pairs it has."""
     lengths = np.minimum(pair_lengths(dataset), args.max_seq_length)
@@ -65,6 +67,9 @@ def _heaviest(
     if not in_order:
         layouts = possible_layouts(pairs, args, plan).values()
         plan = [b._replace(shape=shapes[b.shape]) for shapes in layouts for b in plan]
+    if batches > 0:
+        taken = epoch_batches(plan, args.batch_size, num_batches=batches)
+        plan = [Bucket(shape, np.array(indices)) for shape, indices in taken]
     size = -(-args.batch_size // mx.distributed.init().size())
     shape, indices = _worst_batch(plan, lengths, size)
     batch = collate_pairs([pairs[i] for i in indices], size, shape)
@@ -88,19 +93,36 @@ def predict_run(
     optimizer: Any,
     dataset: Any,
     args: DPOTrainingArgs,
+    valid_set: Any = None,
 ) -> MemoryEstimate:
     """Predict the peak memory of a run from the worst of its batches."""
     batch, size = _heaviest(dataset, args)
     step, state = training_step(policy_model, optimizer, args)
-    held = [*state, getattr(reference, "state", {})]
-    if reference is None:
-        batch["reference_logps"] = mx.zeros((2 * size,))
-    elif args.sync_reference:
+    held, compiled = [*state, getattr(reference, "state", {})], compiles(args.compile)
+    known = {} if reference is not None else {"reference_logps": mx.zeros((2 * size,))}
+    if reference is not None and args.sync_reference:
         held.append(tree_map(as_float32, reference.exact))
     take = lambda batch: step(reference, batch, True)
     keyed = keyed_layers(policy_model, args.grad_checkpoint)
     with _mode(policy_model, training=True), keyed:
-        return predict_peak(take, (batch,), held, compiled=compiles(args.compile))
+        estimate = predict_peak(take, (batch | known,), held, compiled)
+    other = valid_set and _heaviest(valid_set, args, True, args.val_batches)[0]
+    if not other or not _is_larger(other, batch):
+        return estimate
+    score = partial(scoring_step(policy_model, args.objective), reference)
+    with _mode(policy_model, training=False):
+        more = predict_peak(score, (other | known,), held, compiled).total
+    # Nothing is trained there, but all of it is held.
+    most = max(more - estimate.total, 0)
+    return replace(estimate, activations=estimate.activations + most)
+
+
+def _is_larger(batch, other):
+    """Whether a batch without a gradient may take more than another with one."""
+    sizes = lambda x: [x[k].shape for k in (*INPUTS, "targets") if k in x]
+    return len(sizes(batch)) != len(sizes(other)) or any(
+        m > n for a, b in zip(sizes(batch), sizes(other)) for m, n in zip(a, b)
+    )
 
 
 @contextmanager
@@ -119,11 +141,13 @@ def check_memory(
     optimizer: Any,
     dataset: Any,
     args: DPOTrainingArgs,
+    valid_set: Any = None,
 ) -> MemoryEstimate:
     """Predict a run's memory, and refuse the run if the device has less."""
     given = policy_model, reference, optimizer, dataset
-    predict = lambda change: predict_run(*given, replace(args, **change))
-    return _refuse_larger(policy_model, dataset, args, predict)
+    predict = lambda change: predict_run(*given, replace(args, **change), valid_set)
+    sets = [dataset, *([valid_set] if valid_set else [])]
+    return _refuse_larger(policy_model, sets, args, predict)
 
 
 def check_test_memory(
@@ -133,19 +157,19 @@ def check_test_memory(
     given = policy_model, reference, dataset
     predict = lambda change: predict_test(*given, replace(args, **change))
     args = replace(args, grad_checkpoint=True)  # Of no help where nothing is trained.
-    return _refuse_larger(policy_model, dataset, args, predict)
+    return _refuse_larger(policy_model, [dataset], args, predict)
 
 
 def _refuse_larger(
     policy_model: nn.Module,
-    dataset: Any,
+    sets: list[Any],
     args: DPOTrainingArgs,
     predict: Callable[[dict[str, Any]], MemoryEstimate],
 ) -> MemoryEstimate:
     estimate = predict({})
     keys = ("batch_size", "max_seq_length", "grad_checkpoint")
     settings = {key: getattr(args, key) for key in keys}
-    longest = int(pair_lengths(dataset).max())
+    longest = max(int(pair_lengths(dataset).max()) for dataset in sets)
     settings["max_seq_length"] = min(settings["max_seq_length"], longest)
     changes, bits = smaller_settings(settings), _weight_bits(policy_model)
     limit = device_memory()
@@ -183,7 +207,7 @@ class _Forecast(Feature):
         optimizer = job.optimizer
         for feature in features():
             optimizer = feature.optimizer(optimizer, model, settings)
-        given = model, start, optimizer, job.train_set, settings
+        given = model, start, optimizer, job.train_set, settings, job.valid_set
         job.kept["memory"] = check_memory(*given)
 
     def before_test(self, job: Any, reference: Any, dataset: Any) -> None:

@@ -17,6 +17,7 @@ from ...tuner.trainer import DPOTrainingArgs, training_step
 from ..batch.collate import count_tokens, epoch_batches, iterate_preference_batches
 from ..device import cache_limit, compiles, trim_cache
 from ..features import Feature, tell
+from ..forward.frozen import is_start
 from ..measure.evaluation import evaluate_pairs
 from ..measure.metrics import hidden_metrics, sum_values
 from ..measure.window import LastGradient, MetricsWindow
@@ -94,6 +95,8 @@ class PreferenceRun:
         #: Steps and updates so far, and whether the validation of this step is due.
         self.done = self.updates = 0
         self.pending = True
+        #: Whether the policy still is the reference.
+        self.at_start = False
         #: The last step to take, which parts may bring forward.
         self.last = args.iters
         #: Whether a save was put off: nothing was known to follow from the weights.
@@ -137,8 +140,11 @@ class PreferenceRun:
         self.tell("begin", 0)
         compiled, compile = self.reference.compiled, compiles(args.compile)
         self.step = compiled(self._step, self.state, self.state, compile=compile)
-        score = scoring_step(self.policy_model, args.objective)
-        self.score = compiled(score, [self.policy_model.state], compile=compile)
+        given, held = (self.policy_model, args.objective), [self.policy_model.state]
+        self.score, self.score_start = (
+            compiled(scoring_step(*given, start), held, compile=compile)
+            for start in (False, True)
+        )
         options: dict[str, Any] = {}
         for more in tell(self.parts, "batches"):
             options |= more
@@ -288,14 +294,19 @@ class PreferenceRun:
     def _score_batch(self, batch):
         """What a validation batch's metrics are made of."""
         arrays = self.reference.recall(self.val_set, batch)
-        values = self.score(arrays)
-        self._remember(self.val_set, batch, arrays, values["reference_logps"])
-        return values, arrays
+        at_start = self.at_start and "reference_logps" not in arrays
+        return (self.score_start if at_start else self.score)(arrays), arrays
+
+    def _keep_scores(self, batch, values):
+        """Keep what the reference said of a validation batch."""
+        logps = values["reference_logps"]
+        self._remember(self.val_set, batch, batch.arrays, logps)
 
     def _validate(self, it):
         """Evaluate, show and report, and go back to training mode."""
         tic = time.perf_counter()
         args = self.args
+        self.at_start = is_start(self.reference.model, self.policy_model)
         try:
             with self.ui.val_task(self.val_batches) as advance:
 
@@ -313,6 +324,7 @@ class PreferenceRun:
                     self.cache_limit,
                     count,
                     self.hidden,
+                    self._keep_scores,
                 )
         except RuntimeError as e:
             raise self._failure(e, "a validation") from e

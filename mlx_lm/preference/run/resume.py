@@ -48,7 +48,11 @@ class Stoppable:
         info = resume.info
         run.done, run.updates = resume.iteration, info["updates"]
         run.pending = info["pending"]
-        state.apply_snapshot(run.parts, resume.arrays, info["parts"], run.world)
+        try:
+            state.apply_snapshot(run.parts, resume.arrays, info["parts"], run.world)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            path = checkpoint.numbered(run.folder, run.done, "state")
+            raise InputError(f"{path} can't be used ({type(e).__name__}: {e}).") from e
         run.reference.check(run.train_set, run.args.objective.ld_alpha)
         if run.rank == 0:
             checkpoint.drop_newer(run.folder, run.done)
