@@ -1,32 +1,34 @@
 # Copyright © 2026 MLX Contributors
 
-"""Rounds of generating, judging and training, beside training on the first round alone.
+"""Rounds of generating, judging and training, beside as much training on one round.
 
-A function judges: half a point for an answer that names what was asked, half for one of
-at most 40 words. What is held out is only measured. ``--throughput`` times generation
-instead: answers a minute by batch size, and what a prompt's cache saves.
+A function judges: half a point for an answer that names what was asked, and half for one
+that besides is whole and has 10 to 40 words. What is held out is only measured. Offline
+is as many answers, pairs and steps as all rounds have, but of answers of the start.
+``--throughput`` times generation instead: answers a minute by batch size, and what a
+prompt's cache saves.
 
     python benchmarks/collect_benchmark.py --model SmolLM2-135M-Instruct --out rounds
     python benchmarks/collect_benchmark.py --model SmolLM2-135M-Instruct --throughput
 """
 
 import argparse
-import copy
 import json
 import time
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import yaml
 from collect_prompts import prompts
 
 from mlx_lm import dpo
 from mlx_lm.generate import stream_generate
 from mlx_lm.preference.collect import generate
-from mlx_lm.preference.collect.answers import Answers, read_answers
+from mlx_lm.preference.collect.answers import Answers, append_answers, read_answers
 from mlx_lm.preference.collect.generate import (
     Sampling,
     answer_prompts,
@@ -34,21 +36,34 @@ from mlx_lm.preference.collect.generate import (
     load_answering_model,
     summed_logps,
 )
+from mlx_lm.preference.collect.judges import label_answers
+from mlx_lm.preference.collect.labels import read_labels
+from mlx_lm.preference.collect.pairs import make_rows
 from mlx_lm.preference.collect.prompts import PromptRow, read_prompts
+from mlx_lm.preference.files import json_text
 from mlx_lm.sample_utils import make_sampler
 
-MOST_WORDS = 40
+FEWEST_WORDS, MOST_WORDS = 10, 40
 # Of a busy machine, seconds of the processor tell more: --cpu-time.
 CLOCK = time.perf_counter
 JUDGE = f"""\
+def is_named(text, row):
+    return row["subject"] in text.lower()
+
+def is_short(text):
+    is_whole = text.rstrip().endswith((".", "!", "?"))
+    return is_whole and {FEWEST_WORDS} <= len(text.split()) <= {MOST_WORDS}
+
 def score(prompt, responses, row):
-    names = [row["subject"] in text.lower() for text in responses]
-    is_short = [len(text.split()) <= {MOST_WORDS} for text in responses]
-    return [0.5 * a + 0.5 * b for a, b in zip(names, is_short)]
+    return [is_named(x, row) * (0.5 + 0.5 * is_short(x)) for x in responses]
 """
+SAMPLING = ("samples", "max_tokens", "seed")
+# Settings that a run without rounds has not.
+OF_ROUNDS = "adapter_path rounds prompts held_out_prompts judge samples max_tokens "
+OF_ROUNDS += "generate_batch_size epochs_per_round replay reference pairs"
 
 
-def prepare(out: Path, args: argparse.Namespace) -> dict:
+def prepare(out: Path, args: argparse.Namespace, seed: int) -> dict:
     """Write prompts and judge; the settings of the rounds."""
     out.mkdir(parents=True, exist_ok=True)
     for name, held_out in (("train", False), ("held_out", True)):
@@ -68,7 +83,8 @@ def prepare(out: Path, args: argparse.Namespace) -> dict:
         "epochs_per_round": 1,
         "learning_rate": args.learning_rate,
         "num_layers": 8,
-        "seed": 0,
+        "seed": seed,
+        **{k: yaml.safe_load(x) for k, x in (text.split("=", 1) for text in args.set)},
     }
 
 
@@ -80,72 +96,115 @@ def run_rounds(settings: dict) -> None:
     dpo.run(SimpleNamespace(**settings, explicit={*settings}))
 
 
+def sampling_of(settings: dict) -> Sampling:
+    """How the rounds sample their answers."""
+    given = {name: settings[name] for name in SAMPLING}
+    return Sampling(**given, batch_size=settings["generate_batch_size"])
+
+
+def size_of_rounds(out: Path, rounds: int) -> tuple[int, int]:
+    """How many pairs all rounds trained on, and in how many steps."""
+    pairs = steps = 0
+    for number in range(1, rounds + 1):
+        rows = (out / "run" / "pairs" / f"round-{number}" / "train.jsonl").read_text()
+        pairs += rows.count("\n")
+        log = (out / "run" / f"round-{number}" / "metrics.jsonl").read_text()
+        steps += max(json.loads(line)["iteration"] for line in log.splitlines())
+    return pairs, steps
+
+
 def run_offline(out: Path, settings: dict) -> None:
-    """As many pairs as all rounds have, out of the first one again and again."""
-    if (out / "offline" / "adapters.safetensors").exists():
+    """As many answers, pairs and steps as all rounds have, out of the start's answers."""
+    folder = out / "offline"
+    if (folder / "run" / "adapters.safetensors").exists():
         return
-    pairs = out / "run" / "pairs"
-    counts = [len(p.read_text().splitlines()) for p in pairs.glob("*/train.jsonl")]
-    kept = ("model", "learning_rate", "num_layers", "seed")
-    given = {name: settings[name] for name in kept}
-    given |= {"data": str(pairs / "round-1"), "train": True}
-    given |= {"adapter_path": str(out / "offline"), "iters": sum(counts) // 4}
+    folder.mkdir(exist_ok=True)
+    pairs, steps = size_of_rounds(out, settings["rounds"])
+    model, tokenizer = load_answering_model(settings["model"])
+    rows = read_prompts(settings["prompts"])
+    if not (folder / "answers.jsonl").exists():
+        # The start gave those of the first round, too.
+        for answers in read_answers(out / "run" / "collected", 0):
+            append_answers(folder, answers)
+    for number in range(settings["rounds"]):
+        sampling = sampling_of(settings)
+        answer_prompts(folder, rows, model, tokenizer, sampling, number)
+    label_answers(folder, settings["judge"])
+    which = settings.get("pairs", "best")
+    found, _ = make_rows(read_answers(folder), read_labels(folder), which)
+    order = np.random.default_rng(settings["seed"]).permutation(len(found))[:pairs]
+    lines = "".join(json_text(found[i]) + "\n" for i in sorted(order.tolist()))
+    (folder / "train.jsonl").write_text(lines)
+    print(f"Offline: {len(order)} pairs (the rounds {pairs}), {steps} steps.")
+    given = {k: x for k, x in settings.items() if k not in OF_ROUNDS.split()}
+    given |= {"data": str(folder), "train": True, "iters": steps}
+    given |= {"adapter_path": str(folder / "run")}
     dpo.run(SimpleNamespace(**given, explicit={*given}))
 
 
-def held_out_answers(out: Path, settings: dict) -> dict[str, list[Answers]]:
+def held_out_answers(out: Path, settings: dict) -> Iterator[tuple[str, list[Answers]]]:
     """The start's, each round's and the offline run's answers."""
-    found: dict[str, list[Answers]] = {}
     for at in range(settings["rounds"] + 1):
         name = f"after round {at}" if at else "start"
-        with suppress(Exception):
-            answers = read_answers(out / "run" / "held_out", at)
-            found |= {name: answers} if answers else {}
-    if (out / "offline" / "adapters.safetensors").exists():
-        model, tokenizer = load_answering_model(settings["model"], str(out / "offline"))
+        if (out / "run" / "held_out" / "answers.jsonl").exists():
+            if answers := read_answers(out / "run" / "held_out", at):
+                yield name, answers
+    run = out / "offline" / "run"
+    if (run / "adapters.safetensors").exists():
+        model, tokenizer = load_answering_model(settings["model"], str(run))
         rows = read_prompts(out / "held_out.jsonl")
         (out / "offline_answers").mkdir(exist_ok=True)
-        sampling = Sampling(
-            1, 1.0, 1.0, settings["max_tokens"], settings["generate_batch_size"]
-        )
-        found["round 1 alone"] = answer_prompts(
+        sampling = sampling_of({**settings, "samples": 1})
+        yield "offline", answer_prompts(
             out / "offline_answers", rows, model, tokenizer, sampling, 1
         )
-    return found
 
 
-def report(out: Path, settings: dict) -> None:
-    """A table of what was held out."""
+def facts_of(answers: list[Answers], model: Any, tokenizer: Any) -> np.ndarray:
+    """A row of numbers for each answer: those of the table. Shape: ``(n, 6)``."""
     judge: dict = {}
     exec(JUDGE, judge)
+    asked = [PromptRow(line.id, line.prompt, line.row) for line in answers]
+    rows = []
+    for line, prompt in zip(answers, encode_prompts(asked, tokenizer, model, 0)):
+        said = line.responses[0]
+        rows.append(
+            [
+                judge["score"](None, [said.text], line.row)[0],
+                judge["is_named"](said.text, line.row),
+                judge["is_short"](said.text),
+                len(said.tokens),
+                said.finished,
+                said.logps - summed_logps(model, prompt.ids, said.tokens),
+            ]
+        )
+    return np.array(rows, float)
+
+
+def report(outs: list[Path], settings: dict) -> None:
+    """A table of what was held out: means of the seeds, intervals over the prompts."""
     model, tokenizer = load_answering_model(settings["model"])
-    print(
-        "| | score | names it | at most 40 words | tokens | EOS | KL, nats an answer |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    for name, answers in held_out_answers(out, settings).items():
-        said = [line.responses[0] for line in answers]
-        rows = [line.row for line in answers]
-        scores = [
-            judge["score"](None, [one.text], row)[0] for one, row in zip(said, rows)
-        ]
-        named = [row["subject"] in one.text.lower() for one, row in zip(said, rows)]
-        short = [len(one.text.split()) <= MOST_WORDS for one in said]
-        asked = [PromptRow(line.id, line.prompt, line.row) for line in answers]
-        ids = [p.ids for p in encode_prompts(asked, tokenizer, model, 0)]
-        kl = [
-            one.logps - summed_logps(model, prompt, one.tokens)
-            for one, prompt in zip(said, ids)
-        ]
-        error = 1.96 * np.std(scores, ddof=1) / len(scores) ** 0.5
-        cells = [name, f"{np.mean(scores):.3f} ± {error:.3f}"]
-        cells += [f"{np.mean(named):.0%}", f"{np.mean(short):.0%}"]
-        cells += [f"{np.mean([len(one.tokens) for one in said]):.0f}"]
-        cells += [
-            f"{np.mean([one.finished for one in said]):.0%}",
-            f"{np.mean(kl):.2f}",
-        ]
-        print("| " + " | ".join(cells) + " |")
+    found: dict[str, list[np.ndarray]] = {}
+    for out in outs:
+        for name, answers in held_out_answers(out, settings):
+            found.setdefault(name, []).append(facts_of(answers, model, tokenizer))
+    words = f"whole, {FEWEST_WORDS} to {MOST_WORDS} words"
+    print(f"| | score | of each seed | names it | {words} | tokens | EOS | KL, nats |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, seeds in found.items():
+        mean = np.mean(seeds, axis=0)
+        error = 1.96 * mean[:, 0].std(ddof=1) / len(mean) ** 0.5
+        score, named, short, tokens, ended, kl = mean.mean(axis=0)
+        cells = [name, f"{score:.3f} ± {error:.3f}"]
+        cells += [", ".join(f"{one[:, 0].mean():.2f}" for one in seeds)]
+        cells += [f"{named:.0%}", f"{short:.0%}", f"{tokens:.0f}", f"{ended:.0%}"]
+        print(f"| {' | '.join([*cells, f'{kl:.2f}'])} |")
+    first, last = found["start"], [*found.values()]
+    for name, seeds in zip([*found][1:], last[1:]):
+        if len(seeds) == len(first):
+            gain = np.mean(seeds, axis=0)[:, 0] - np.mean(first, axis=0)[:, 0]
+            error = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5
+            print(f"{name} minus start: {gain.mean():+.3f} ± {error:.3f}")
 
 
 def one_by_one(
@@ -218,7 +277,10 @@ def main() -> None:
     add("--samples", type=int, default=4)
     add("--max-tokens", type=int, default=64)
     add("--batch-size", type=int, default=60)
-    add("--learning-rate", type=float, default=2e-4)
+    add("--learning-rate", type=float, default=5e-5)
+    add("--seeds", type=int, nargs="+", default=[0])
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of mlx_lm.dpo")
+    add("--no-offline", action="store_true")
     add("--throughput", action="store_true")
     add("--prompts", type=int, default=16, help="of --throughput")
     add("--long", type=int, default=1000, help="tokens of its long prompt")
@@ -232,11 +294,14 @@ def main() -> None:
     if args.throughput:
         throughput(args)
         return
-    settings = prepare(args.out, args)
-    if not args.report:
-        run_rounds(copy.copy(settings))
-        run_offline(args.out, settings)
-    report(args.out, settings)
+    outs = [args.out / f"seed-{seed}" for seed in args.seeds]
+    for out, seed in zip(outs, args.seeds):
+        settings = prepare(out, args, seed)
+        if not args.report:
+            run_rounds(dict(settings))
+        if not (args.report or args.no_offline):
+            run_offline(out, settings)
+    report(outs, settings)
 
 
 if __name__ == "__main__":

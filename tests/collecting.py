@@ -3,7 +3,7 @@
 """Folders of answers and labels, and the command that collects, for tests."""
 
 import json
-from functools import partial
+import re
 from pathlib import Path
 
 from test_dpo_command import command
@@ -15,8 +15,23 @@ from mlx_lm.preference.collect.answers import Answers, Response, append_answers
 TOKENIZER = bos_tokenizer()
 
 
-#: Run mlx_lm.dpo_collect in this process: exit code, stdout and stderr.
-collect = partial(command, module=dpo_collect)
+# One of a thing, said as if it were several.
+NOUNS = "answers characters epochs iters judges labels ones pairs prompts rankings responses rounds"
+NOUNS += " rows scores steps ties times tokens votes words"
+SEVERAL = re.compile(rf"(?<![\d.,/])1 (\w+ )?({'|'.join(NOUNS.split())})\b")
+
+
+def collect(*argv):
+    """Run mlx_lm.dpo_collect in this process: exit code, stdout and stderr."""
+    code, out, err = command(*argv, module=dpo_collect)
+    check_counts(out)
+    return code, out, err
+
+
+def check_counts(printed):
+    """Check that one thing is not counted as several."""
+    found = SEVERAL.search(printed)
+    assert found is None, f"{found[0]!r} in {printed}"
 
 
 def answers(number, *texts, cut=(), **more):

@@ -12,6 +12,8 @@ from unittest import mock
 
 import mlx.core as mx
 import numpy as np
+from collecting import check_counts
+from test_folder_lock import taken
 from tiny import float64_logps, save_tiny_model
 
 from mlx_lm import dpo_collect
@@ -58,6 +60,7 @@ class Folder(unittest.TestCase):
                     dpo_collect.main()
                 except SystemExit as e:
                     code = e.code
+        check_counts(printed.getvalue())
         return printed.getvalue() + errors.getvalue(), code
 
     def text(self, n=10):
@@ -280,6 +283,37 @@ class TestAnswers(Folder):
         self.assertEqual(code, 0, printed)
         lines = read_answers(self.out)
         self.assertEqual([len({x.model for x in lines}), len(lines)], [2, 4])
+
+    def test_what_happens_is_said_as_it_is(self):
+        prompts = self.text(2)
+        self.out.mkdir()
+        with taken(self.out):
+            printed, code = self.collect(prompts)
+        self.assertEqual(code, 2)
+        self.assertRegex(printed, rf"{self.out} is in use .* of its own with --output")
+        # No fault of the folder.
+        broken = mock.patch.object(
+            generate, "_prefill", side_effect=RuntimeError("too large a buffer")
+        )
+        with broken, self.assertRaisesRegex(RuntimeError, "too large a buffer"):
+            self.collect(prompts)
+
+    def test_time_left(self):
+        # Of 100 answers of 1 to 16 tokens, each ended with probability 1/8 a token.
+        mean = (1 - (7 / 8) ** 16) * 8
+        left = generate.seconds_left(10.0, 400, 50, 100, 16)
+        self.assertAlmostEqual(left, (100 * mean - 400) * 10 / 400)
+        # None has ended: they may be as long as they may.
+        self.assertEqual(generate.seconds_left(5.0, 160, 0, 100, 16), 5 * 1440 / 160)
+        self.assertIsNone(generate.seconds_left(5.0, 40, 0, 100, 16))
+        self.assertIsNone(generate.seconds_left(5.0, 0, 0, 100, 16))
+        # The first to end are the short ones: 4 of 32 after 8 tokens each.
+        rng = np.random.default_rng(0)
+        lengths = np.minimum(rng.geometric(0.02, 2000), 64)
+        at = 8 * 2000 - np.maximum(8 - lengths, 0).sum()
+        left = generate.seconds_left(1.0, at, (lengths <= 8).sum(), 2000, 64)
+        self.assertAlmostEqual(left, lengths.sum() / at - 1, delta=0.3)
+        self.assertEqual(generate.seconds_left(1.0, 1700, 100, 100, 16), 0)
 
     def test_prompts_that_are_too_long(self):
         prompts = self.write("p.txt", f"Say tea.\n{'hat ' * 200}\n")

@@ -76,7 +76,7 @@ class TestFunctions(JudgesCase):
             ("'bad'", "bad", None),
             ("None", "none", "can't tell"),
             ("[float('nan'), 1]", "none", "not finite"),
-            ("[1.0]", "none", "1 scores for 2 responses"),
+            ("[1.0]", "none", "1 score for 2 responses"),
             ("[1, 2, 3]", "none", "3 scores for 2"),
             ("[[0], [2]]", "none", "no verdict"),
             ("[[0], [0]]", "none", "no verdict"),

@@ -5,6 +5,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import signal
 import tempfile
@@ -15,11 +16,13 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 import yaml
+from collecting import check_counts
 from killing import Killer
-from resuming import MEASURED, bits
+from resuming import MEASURED, bits, signals
 from tiny import save_tiny_model
 
 from mlx_lm import dpo
+from mlx_lm.preference.collect import generate
 from mlx_lm.preference.collect.answers import Answers, Response, read_answers
 from mlx_lm.preference.collect.labels import Label, append_label
 from mlx_lm.preference.collect.round_log import (
@@ -28,6 +31,7 @@ from mlx_lm.preference.collect.round_log import (
     length_facts,
     warnings_of,
 )
+from mlx_lm.preference.run.loop import PreferenceRun
 
 WORDS = "tea hat pen cup sun ink map oak bee jam".split()
 JUDGE = """\
@@ -74,6 +78,7 @@ class Rounds(unittest.TestCase):
                     dpo.main()
                 except SystemExit as e:
                     code = e.code
+        check_counts(printed.getvalue())
         return printed.getvalue(), code
 
     def run_rounds(self, name, **more):
@@ -214,12 +219,47 @@ class TestRounds(Rounds):
                 label = Label(one.id, "human:a", "ranking", ranking=[[1], [0]])
                 append_label(folder / "collected", label)
         printed, code = self.dpo("--resume", str(folder))
-        self.assertIn("1 prompts wait for you", printed)
+        self.assertIn("For you to judge, 1 prompt: mlx_lm.dpo_collect", printed)
         append_label(folder / "collected", Label(answers[5].id, "human:a", "bad"))
         printed, code = self.dpo("--resume", str(folder))
         self.assertEqual(code, 0, printed)
         self.assertTrue((folder / "adapters.safetensors").exists())
         self.assertEqual(self.log(folder)[0]["pairs"], 5)
+
+    def test_stopped_it_names_the_rounds(self):
+        config = self.config("stopped", held_out_prompts=None)
+        folder, line = self.root / "stopped", "Go on with: --resume"
+        appended = mock.patch.object(
+            generate, "append_answers", side_effect=KeyboardInterrupt
+        )
+        for moment, argv in (
+            (appended, ["-c", config]),
+            (signals("_take_step", 2, number=signal.SIGINT), ["--resume", str(folder)]),
+        ):
+            with moment:
+                printed, code = self.dpo(*argv)
+            self.assertEqual(code, 130, printed)
+            advice = [x for x in printed.splitlines() if "--resume" in x]
+            self.assertEqual(len(advice), 1, printed)
+            self.assertTrue(advice[0].endswith(f"{line} {folder}"), printed)
+        printed, code = self.dpo("--resume", str(folder))
+        self.assertEqual(code, 0, printed)
+
+    def test_a_run_that_fails_names_what_is_there(self):
+        config = self.config("failed", held_out_prompts=None)
+        folder, take = self.root / "failed", PreferenceRun._take_step
+
+        def take_two(run, it, batch):
+            if it > 2:
+                raise run._failure(RuntimeError("out of memory"), "a step")
+            take(run, it, batch)
+
+        with mock.patch.object(PreferenceRun, "_take_step", take_two):
+            printed, code = self.dpo("-c", config)
+        self.assertEqual(code, 1, printed)
+        (named,) = re.findall(r"\S+_adapters.safetensors", printed.splitlines()[-1])
+        self.assertTrue(Path(named).exists(), named)
+        self.assertIn(f"Go on with: --resume {folder}", printed)
 
     def test_more_rounds_than_before(self):
         folder, _ = self.run_rounds("more", rounds=1, held_out_prompts=None)
@@ -240,7 +280,10 @@ class TestRounds(Rounds):
             ({"rounds": None, "train": True, "data": "x"}, "needs rounds"),
             ({"loss_type": "kto"}, "loss of pairs"),
             ({"replay": 1.5}, "replay must be"),
-            ({"held_out_prompts": str(self.root / "prompts.txt")}, "trained on too"),
+            (
+                {"held_out_prompts": str(self.root / "prompts.txt")},
+                "those that are trained on",
+            ),
             ({"prompts": str(self.root / "none.txt")}, "none.txt"),
         ):
             with self.subTest(said):

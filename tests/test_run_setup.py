@@ -160,7 +160,7 @@ class TestSetup(unittest.TestCase):
         pairs = random_pairs(4)
         pairs.shape, pairs.format = "text", "text"
         pairs.notes = RowNotes(
-            4, columns={"prompt": ["[q]"], "answers": ["a"]}, unread=["id"]
+            4, columns={"prompt": ["[q]"], "answers": ["a"]}, unread=["note"]
         )
         reference = RememberedReference(FrozenStart(tiny_model()))
         plan = training_plan(pairs, DPOTrainingArgs(batch_size=2))
@@ -180,7 +180,7 @@ class TestSetup(unittest.TestCase):
         self.assertEqual(rows["loss"], "sigmoid · beta 0.1")
         self.assertEqual(rows["an epoch"], "2 iters · 2.5 epochs")
         self.assertEqual(rows["reference"], "the frozen start")
-        self.assertEqual(rows["columns"], "prompt: [q] · answers: a · not read: id")
+        self.assertEqual(rows["columns"], "prompt: [q] · answers: a · not read: note")
         self.assertRegex(rows["prompts"], r"· 1 batch shape · \d+% padding")
         plan = length_buckets(pair_lengths(pairs), 2, min_batches=1)
         self.assertEqual(len(plan), 2)

@@ -139,8 +139,8 @@ def writing(path: str | Path) -> Iterator[None]:
     except (OSError, RuntimeError) as e:
         reason = getattr(e, "strerror", None) or str(e).rstrip(".")
         raise InputError(
-            f"Can't write {path}: {reason}. If the disk is full, make room; a run goes "
-            "on with --resume."
+            f"Can't write {path}: {reason}. If the disk is full, make room; then the "
+            "same command goes on, and a run with --resume."
         ) from e
 
 

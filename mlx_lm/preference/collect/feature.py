@@ -154,7 +154,11 @@ def _run_rounds(args):
     config, file = saved_settings(vars(args)), folder / "adapter_config.json"
     with writing(file):
         replace_file(file, lambda name: save_config(config, name))
-    rounds.run()
+    try:
+        rounds.run()
+    except KeyboardInterrupt:
+        rprint(f"Stopped. Go on with: --resume {folder}")
+        raise
 
 
 def _train_round(args, number, folder, data, before):

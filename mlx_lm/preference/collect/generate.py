@@ -18,6 +18,7 @@ from ...models.cache import make_prompt_cache
 from ...sample_utils import apply_top_p
 from ...tuner.utils import load_adapters
 from ..data.messages import RowFault
+from ..data.notes import counted
 from ..data.pairs import template_kwargs
 from ..data.row import Row
 from ..data.tokenizer import PairTokenizer
@@ -48,6 +49,8 @@ from .prompts import PromptRow, read_prompts
 # depend a little on what is computed beside them. So many batches make a group.
 GROUP_BATCHES = 4
 PREFILL_STEP = 2048
+# Less of the expected tokens tells no time that is left.
+EVIDENCE = 0.05
 # Seconds between lines of progress where there is no terminal.
 QUIET_SECONDS = 30.0
 
@@ -118,10 +121,11 @@ def generate_answers(
 ) -> None:
     """Answer the prompts of a file with a model, into a folder; go on where it ended."""
     rows = read_prompts(prompts)
-    rprint(f"{prompts}: {len(rows):,} prompts.")
+    rprint(f"{prompts}: {counted(len(rows), 'prompt')}.")
     model, tokenizer = load_answering_model(model_path, adapter_path, trust_remote_code)
-    with folder_kept(folder), writing(folder):
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    with folder_kept(folder, "--output"):
+        with writing(folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
         keep_folder(folder)
         answer_prompts(
             folder, rows, model, tokenizer, sampling, another_model=another_model
@@ -171,10 +175,11 @@ def answer_prompts(
     groups = [encoded[i : i + size] for i in range(0, len(encoded), size)]
     left = sum(p.row.id not in done for p in encoded)
     if len(encoded) > left:
-        rprint(f"{len(encoded) - left:,} of {len(encoded):,} prompts were answered.")
+        before = f"{len(encoded) - left:,} of {counted(len(encoded), 'prompt')}"
+        rprint(f"Answered before: {before}.")
     groups = [group for group in groups if any(p.row.id not in done for p in group)]
     count = sum(map(len, groups)) * sampling.samples
-    with running(model), _Progress(count) as progress:
+    with running(model), _Progress(count, sampling.max_tokens) as progress:
         for group in groups:
             given = model, tokenizer, sampling, round, progress.add
             for prompt, responses in _answer(group, *given):
@@ -232,7 +237,9 @@ def encode_prompts(
         if not ids:
             raise InputError(f"Prompt {row.id} has no tokens: remove it.")
         if most is not None and len(ids) + max_tokens > most:
-            too_long.append(f"{prompt_text(prompt)!r:.40} ({len(ids):,} tokens)")
+            too_long.append(
+                f"{prompt_text(prompt)!r:.40} ({counted(len(ids), 'token')})"
+            )
         else:
             found.append(_Encoded(PromptRow(row.id, prompt, row.row), ids))
     if too_long:
@@ -275,7 +282,7 @@ def _answer(
     tokenizer: Any,
     sampling: Sampling,
     round: int = 0,
-    progress: Callable[[int, int], None] = lambda tokens, ended: None,
+    progress: Callable[[int, list[str]], None] = lambda tokens, ends: None,
 ) -> Iterator[tuple[_Encoded, list[Response]]]:
     """Yield each prompt of a group with its samples, in their order."""
     size, samples = sampling.batch_size, sampling.samples
@@ -317,7 +324,8 @@ def _answer(
                 logps[r.uid] += logp
                 if r.finish_reason is not None:
                     ended[r.uid] = _response(tokenizer, tokens[r.uid], r, logps[r.uid])
-            progress(len(responses), sum(r.uid in ended for r in responses))
+            ends = [r.finish_reason for r in responses if r.finish_reason]
+            progress(len(responses), ends)
             while going and all(uid in ended for uid in going[0][1]):
                 prompt, uids = going.popleft()
                 yield prompt, [ended[uid] for uid in uids]
@@ -358,21 +366,37 @@ def describe_answers(answers: Sequence[Answers]) -> str:
     """How many answers there are, how they ended, and how long they are."""
     found = [one for line in answers for one in line.responses]
     sampled = sum(line.sampled for line in answers)
-    text = f"{len(answers):,} prompts, {len(found):,} answers"
+    text = f"{counted(len(answers), 'prompt')}, {counted(len(found), 'answer')}"
     if sampled > len(found):
-        text += f" ({sampled - len(found):,} more were equal to others)"
+        text += f" ({counted(sampled - len(found), 'equal one')} left out)"
     stopped = sum(one.finished for one in found) / max(len(found), 1)
     length = sum(len(one.tokens) for one in found) / max(len(found), 1)
-    return f"{text}, {length:.0f} tokens on average, {stopped:.0%} ended by the model."
+    tokens = counted(round(length), "token")
+    return f"{text}, {tokens} on average, {stopped:.0%} ended by the model."
+
+
+def seconds_left(
+    seconds: float, tokens: int, stopped: int, answers: int, most: int
+) -> float | None:
+    """Time for the rest of some answers; None before there is anything to tell it by."""
+    # The first to end are the short ones, so lengths are told by how often a token is
+    # the last one: with probability p, one of at most N has (1 - (1 - p)^N) / p.
+    ending = stopped / max(tokens, 1)
+    length = (1 - (1 - ending) ** most) / ending if ending else most
+    rest = answers * length - tokens
+    if tokens < EVIDENCE * answers * length:
+        return None
+    return max(rest, 0) * seconds / tokens
 
 
 class _Progress:
     """A bar with tokens a second and time left; lines now and then without a terminal."""
 
-    def __init__(self, total: int):
+    def __init__(self, total: int, most: int):
         from rich.progress import Progress, TextColumn
 
-        self._total, self._answers, self._tokens = total, 0, 0
+        self._total, self._most = total, most
+        self._answers = self._tokens = self._stopped = 0
         self._start = self._shown = time.perf_counter()
         console = make_console()
         self._is_live = console.is_terminal
@@ -395,10 +419,11 @@ class _Progress:
         if self._answers and not self._is_live:
             rprint(self._text())
 
-    def add(self, tokens: int, ended: int) -> None:
-        """Count new tokens, and the answers that ended with one."""
+    def add(self, tokens: int, ends: Sequence[str]) -> None:
+        """Count new tokens, and why the answers ended that did with one of them."""
         self._tokens += tokens
-        self._answers += ended
+        self._answers += len(ends)
+        self._stopped += sum(end == STOP for end in ends)
         self._bar.update(self._task, completed=self._answers, text=self._text())
         now = time.perf_counter()
         if not self._is_live and now - self._shown > QUIET_SECONDS:
@@ -407,9 +432,9 @@ class _Progress:
 
     def _text(self):
         seconds = max(time.perf_counter() - self._start, 1e-9)
-        text = f"{self._answers:,}/{self._total:,} answers"
+        text = f"{self._answers:,}/{counted(self._total, 'answer')}"
         text += f" · {self._tokens / seconds:,.0f} tok/s"
-        if not self._answers:
-            return text
-        left = seconds / self._answers * (self._total - self._answers)
-        return f"{text} · {format_duration(left)} left"
+        left = seconds_left(
+            seconds, self._tokens, self._stopped, self._total, self._most
+        )
+        return text if left is None else f"{text} · {format_duration(left)} left"

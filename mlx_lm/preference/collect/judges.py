@@ -105,7 +105,7 @@ def described(verdicts: Mapping[str, int]) -> str:
     """Say how often each verdict was given."""
     ranked = verdicts.get(SCORES, 0) + verdicts.get(RANKING, 0)
     parts = [f"{counted(ranked, 'prompt')} with a best answer"]
-    for verdict, text in ((TIE, "ties"), (BAD, "all bad"), (NONE, "without a verdict")):
+    for verdict, text in ((TIE, "tied"), (BAD, "all bad"), (NONE, "without a verdict")):
         if count := verdicts.get(verdict, 0):
             parts.append(f"{count:,} {text}")
     return ", ".join(parts)

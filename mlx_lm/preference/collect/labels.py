@@ -14,6 +14,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from ..data.notes import counted
 from ..files import json_text, open_plain, writing
 from ..run.folder import read_lines
 from ..terminal import rprint
@@ -133,8 +134,8 @@ def read_labels(
             found.setdefault(label.key, {})[label.judge] = label
     if strange:
         rprint(
-            f"[WARNING] {path}: {strange} labels fit no answers of this folder and are "
-            "left out."
+            f"[WARNING] {path}: left out {counted(strange, 'label')}, of other answers "
+            "than this folder's."
         )
     return {key: labels for key, labels in found.items() if labels}
 

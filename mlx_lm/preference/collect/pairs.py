@@ -25,8 +25,9 @@ from .summary import length_lines
 PAIRS, WEIGHTS = ("best", "all", "ranking"), ("agreement",)
 # Why a prompt gives no pair.
 UNLABELLED, FAILED = "not labelled", "without a verdict"
-TIES, ALL_BAD, SINGLE = "ties", "all bad", "with one answer"
-ALIKE, EMPTY, LENGTH = "equal answers", "empty answers", "won by a cut answer"
+TIES, ALL_BAD, SINGLE = "tied", "all bad", "with one answer"
+ALIKE, EMPTY = "with equal answers", "with an empty answer"
+LENGTH = "won by a cut answer"
 UNSURE = "of weight 0"
 # Columns that the chat template needs.
 TEMPLATE_COLUMNS = "tools", "chat_template_kwargs"

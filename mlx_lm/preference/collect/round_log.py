@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.notes import counted
 from .answers import Answers, Key
 from .labels import NONE, SCORES, TIE, Label
 
@@ -92,7 +93,8 @@ def describe_line(line: Mapping[str, Any]) -> list[str]:
     """A round's line of the log in words."""
     has = lambda name: isinstance(x := line.get(name), (int, float)) and x == x
     text = (
-        f"Round {line['round']}: {line['pairs']:,} pairs of {line['prompts']:,} prompts"
+        f"Round {line['round']}: {counted(line['pairs'], 'pair')} of "
+        f"{counted(line['prompts'], 'prompt')}"
     )
     if has("score"):
         text += f", mean score {line['score']:.3g}"
@@ -101,10 +103,11 @@ def describe_line(line: Mapping[str, Any]) -> list[str]:
         f"{text}; ties {line['tie_share']:.0%}, without a verdict "
         f"{line['failed_share']:.0%}."
     ]
-    ends = f"{line['tokens']:.0f} tokens, {line['eos_share']:.0%} ended by the model"
+    ends = f"{counted(round(line['tokens']), 'token')}"
+    ends += f", {line['eos_share']:.0%} ended by the model"
     if has("chosen_tokens"):
         chosen, rejected = line["chosen_tokens"], line["rejected_tokens"]
-        ends += f"; chosen {chosen:.0f}, rejected {rejected:.0f} tokens"
+        ends += f"; chosen ones {chosen:.0f}, rejected ones {rejected:.0f}"
     if has("order_agreement"):
         ends += f"; both orders agree in {line['order_agreement']:.0%}"
     lines.append(f"  answers: {ends}.")
@@ -115,7 +118,8 @@ def describe_line(line: Mapping[str, Any]) -> list[str]:
             text += f", mean score {line['held_out/score']:.3f} ± {error:.3f}"
             text += f" (start {line['held_out/start_score']:.3f})"
         text += f", KL {line['held_out/kl']:.2f} nats an answer"
-        lines.append(f"{text}, {line['held_out/tokens']:.0f} tokens.")
+        tokens = counted(round(line["held_out/tokens"]), "token")
+        lines.append(f"{text}, {tokens}.")
     return lines
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.notes import counted
 from ..digest import digest
 from ..errors import InputError
 from ..files import (
@@ -114,8 +115,8 @@ class Rounds:
         known = {digest(one.prompt) for one in self.prompts}
         if both := [one.id for one in rows if digest(one.prompt) in known]:
             raise InputError(
-                f"held_out_prompts has {len(both):,} prompts that are trained on too, "
-                f"such as {both[0]!r}: remove them from one of the files."
+                f"held_out_prompts shares {counted(len(both), 'prompt')} with those that are "
+                f"trained on, such as {both[0]!r}: remove them from one of the files."
             )
         return rows
 
@@ -211,7 +212,8 @@ class Rounds:
         if not waiting:
             return None
         rprint(
-            f"{len(waiting):,} prompts wait for you: mlx_lm.dpo_collect --label human "
+            f"For you to judge, {counted(len(waiting), 'prompt')}: "
+            "mlx_lm.dpo_collect --label human "
             f"--output {self.collected}\nThen go on: mlx_lm.dpo --resume {self.folder}"
         )
         return False
@@ -256,7 +258,7 @@ class Rounds:
                 text = "".join(json_text(row) + "\n" for row in part)
                 write_text(folder / f"{name}.jsonl", text)
         replayed = f", {count:,} of them of earlier rounds" if count else ""
-        rprint(f"Round {number + 1}: {len(rows):,} pairs{replayed}.")
+        rprint(f"Round {number + 1}: {counted(len(rows), 'pair')}{replayed}.")
 
     def _train(self, number: int) -> None:
         folder, before = self._run_folder(number), self._run_folder(number - 1)
@@ -264,13 +266,9 @@ class Rounds:
             self._make_run(
                 number, folder, self._pairs_folder(number), before if number else None
             )
-        except SystemExit:
-            rprint(f"All rounds go on with: mlx_lm.dpo --resume {self.folder}")
-            raise
         except TrainingStopped as e:
             # The rounds go on, not one of their runs.
-            text = str(e).replace(str(folder), str(self.folder))
-            raise TrainingStopped(text) from e
+            raise TrainingStopped(f"{e} Go on with: --resume {self.folder}") from e
 
     def _measure(self, number: int) -> None:
         """Write the round's line of the log, and say what is to be watched."""
@@ -345,4 +343,5 @@ class Rounds:
             replace_file(self.folder / ADAPTER, lambda name: shutil.copy(last, name))
         state = {"round": self.settings.rounds - 1, "phase": "done"}
         write_json(self.folder / STATE, state)
-        rprint(f"Saved the adapter of {self.settings.rounds} rounds to {self.folder}")
+        rounds = counted(self.settings.rounds, "round")
+        rprint(f"Saved the adapter of {rounds} to {self.folder}")

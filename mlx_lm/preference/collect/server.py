@@ -399,7 +399,7 @@ def _until_stopped() -> Iterator[None]:
 
 def summary(voting: Voting, commands: dict[str, str]) -> str:
     """What was judged, and the command that goes on."""
-    names = {"ranking": "preferred", "tie": "ties", "bad": "all bad", "none": "skipped"}
+    names = {"ranking": "preferred", "tie": "tied", "bad": "all bad", "none": "skipped"}
     counts = voting.counts()
     parts = [f"{counts[k]:,} {name}" for k, name in names.items() if counts[k]]
     total = len(voting.questions)

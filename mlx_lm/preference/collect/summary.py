@@ -24,7 +24,7 @@ def length_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     warning = "[WARNING] " if chosen > LONGER * rejected else ""
     hint = ": the policy will learn to write more" if warning else ""
     yield (
-        f"{warning}Chosen answers have {chosen:.0f} words, rejected ones "
+        f"{warning}Chosen answers have {counted(round(chosen), 'word')}, rejected ones "
         f"{rejected:.0f} on average{hint}."
     )
 

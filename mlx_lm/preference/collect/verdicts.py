@@ -5,6 +5,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from ..data.notes import counted
 from .labels import BAD, NONE, RANKING, SCORES, TIE, Label, fits, is_finite
 
 
@@ -35,7 +36,9 @@ def as_verdict(said: Any, size: int) -> Verdict:
         if not all(map(is_finite, values)):
             return Verdict(NONE, why="a score is not finite")
         if len(values) != size:
-            return Verdict(NONE, why=f"{len(values)} scores for {size} responses")
+            return Verdict(
+                NONE, why=f"{counted(len(values), 'score')} for {size} responses"
+            )
         kind = TIE if len({*values}) == 1 else SCORES
         return Verdict(kind, scores=[float(x) for x in values])
     if values and all(isinstance(x, (list, tuple)) for x in values):

@@ -21,6 +21,9 @@ _LOOKS_LIKE_MESSAGES = re.compile(
 )
 
 
+# What names a row, or another one, says nothing.
+_NAMES = re.compile(r"(.+_)?id", re.IGNORECASE)
+
 # What rows are read as.
 KINDS = ("pairs", "rankings", "labels")
 RANKING_PAIRS = ("all", "neighbours", "best_and_worst")
@@ -94,12 +97,15 @@ class Row(dict):
         return all(name in self for name in names)
 
     def unread(self) -> list[str]:
-        """The columns with text or messages that were read as nothing."""
+        """The columns with text or messages, not names, that were read as nothing."""
         read = {name for names in self.roles.values() for name in names}
         return [
             name
             for name, value in ((self.given.get(k, k), v) for k, v in self.items())
-            if isinstance(name, str) and name not in read and _is_text(value)
+            if isinstance(name, str)
+            and name not in read
+            and not _NAMES.fullmatch(name)
+            and _is_text(value)
         ]
 
 

@@ -19,25 +19,34 @@ _HELD_ELSEWHERE = (errno.EWOULDBLOCK, errno.EACCES, errno.EAGAIN)
 # Descriptors by the folders' real paths, None before a folder is there. The system
 # drops a dead process's locks.
 _held: dict[str, int | None] = {}
+# The folders as they were named, the outermost first, and the settings that did.
+_named: dict[str, tuple[str, str]] = {}
 
 
 @contextmanager
-def folder_kept(folder: str | Path) -> Iterator[None]:
+def folder_kept(folder: str | Path, setting: str = "--adapter-path") -> Iterator[None]:
     """Keep a folder, or as soon as it is made, to what happens inside."""
     key = os.path.realpath(folder)
     if key in _held:
         yield
         return
-    _held[key] = None
+    _held[key], _named[key] = None, (str(folder), setting)
     try:
         if os.path.isdir(folder):
             keep_folder(folder)
         yield
     finally:
-        descriptor = _held.pop(key)
+        descriptor, _ = _held.pop(key), _named.pop(key)
         if descriptor is not None:
             (Path(key) / NAME).unlink(missing_ok=True)
             os.close(descriptor)
+
+
+def resumed_folder(folder: str | Path) -> str:
+    """What to resume for a run in a folder: rounds for one of theirs, which lies inside."""
+    run = Path(os.path.realpath(folder))
+    outer = (name for key, (name, _) in _named.items() if run.is_relative_to(key))
+    return next(outer, str(folder))
 
 
 def keep_folder(folder: str | Path) -> None:
@@ -85,9 +94,10 @@ def _lock(descriptor, folder):
             if owner:
                 who = f", process {owner.get('process')} on {owner.get('name')}"
             hint = "" if is_held or is_here else f" If it is dead, delete {NAME} there."
+            _, setting = _named[os.path.realpath(folder)]
             raise InputError(
                 f"{folder} is in use by another run{who}: wait until it ends, or give "
-                f"this one a folder of its own with --adapter-path.{hint}"
+                f"this one a folder of its own with {setting}.{hint}"
             ) from e
     me = {"process": os.getpid(), "name": platform.node(), "host": HOST}
     # A disk that is full, or somebody else's file: the lock holds all the same.

@@ -21,7 +21,7 @@ from . import checkpoint, state
 from .adapters import copy_adapter
 from .folder import METRICS
 from .identity import rank_inputs, run_identity
-from .lock import folder_kept, keep_folder
+from .lock import folder_kept, keep_folder, resumed_folder
 from .signals import StopSignals
 
 
@@ -31,8 +31,8 @@ class Stoppable:
     def __init__(self, run: Any):
         self.state: checkpoint.TrainingState | None = run.resume
         self.checkpoints = run.parts["checkpoints"]
-        advice = f"Go on with: --resume {run.folder}"
-        self.stop = StopSignals(run.world.size() > 1, advice)
+        self.advice = f"Go on with: --resume {resumed_folder(run.folder)}"
+        self.stop = StopSignals(run.world.size() > 1, self.advice)
         self._snapshot: tuple = ()
 
     def around(self, run: Any) -> AbstractContextManager:
@@ -108,7 +108,7 @@ class Stoppable:
         if it not in self.checkpoints.steps[-1:] or run.pending:
             run.save(it)
         if run.rank == 0:
-            rprint(f"Stopped after step {it}. Go on with: --resume {run.folder}")
+            rprint(f"Stopped after step {it}. {self.advice}")
         # The first to leave with an error code takes the others with it.
         wait_for_all()
         raise SystemExit(self.stop.exit_code)

@@ -13,6 +13,7 @@ import mlx.optimizers as optim
 from ...tuner.datasets import load_preference_dataset
 from ...tuner.trainer import DPOTrainingArgs
 from ..batch import shape
+from ..data.notes import counted
 from ..data.options import RowOptions
 from ..data.render import fix_date
 from ..forward.frozen import FrozenStart
@@ -122,13 +123,15 @@ def header_rows(
     padding = 1 - shape.needed_tokens(plan, lengths) / computed
     shared = "shared" if any(b.shape.prompt for b in plan) else "not shared"
     shared += ", rows packed" if any(b.shape.packed for b in plan) else ""
-    shapes = f"{len(plan)} batch shape{'s' if len(plan) > 1 else ''}"
+    shapes = counted(len(plan), "batch shape")
+    epochs = f"{args.iters / per_epoch:.3g}"
+    epochs += " epoch" if epochs == "1" else " epochs"
     return {
         **_settings_rows(args),
         "loss has": _modifiers(args),
         "data": str(args.hf_dataset or args.data),
         what: f"{len(train_set):,} train · {len(valid_set):,} valid",
-        "an epoch": f"{per_epoch:,} iters · {args.iters / per_epoch:.3g} epochs",
+        "an epoch": f"{counted(per_epoch, 'iter')} · {epochs}",
         "rows are": f"{train_set.shape} · {train_set.format}",
         "columns": train_set.notes.read_as(),
         "prompts": f"{shared} · {shapes} · {padding:.0%} padding",
