@@ -7,6 +7,7 @@ import io
 import os
 import tempfile
 import unittest
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +19,7 @@ from test_bad_input import CommandCase
 
 from mlx_lm.preference import files
 from mlx_lm.preference.data import parsing, tokenize
+from mlx_lm.preference.data.arrow import unpacked_bytes
 from mlx_lm.preference.device import system_memory
 
 ROOM = 2 * 10**6
@@ -55,12 +57,25 @@ def bomb(write, same):
     return buffer.getvalue()
 
 
-def as_arrow(rows, buffer):
-    with ipc.new_file(buffer, rows.schema) as writer:
+def as_arrow(rows, buffer, new=ipc.new_file, packed=None):
+    options = ipc.IpcWriteOptions(compression=packed)
+    with new(buffer, rows.schema, options=options) as writer:
         writer.write_table(rows)
 
 
+def packed_bomb(d, kind, new, same=None):
+    """Arrays that are small as long as nobody unpacks them."""
+    write = partial(as_arrow, new=new, packed=kind)
+    return d.train(bomb(write, same or [LONG] * 500), "train.arrow")
+
+
+def saved_bomb(d):
+    d.file('{"_data_files": [{"filename": "f.arrow"}]}', "state.json")
+    return d.train(gzip.compress(bytes(10**8)), "f.arrow")
+
+
 LONG = "x" * 10**5
+WIDE = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 500), [LONG * 100])
 SAME = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 500), [LONG])
 
 
@@ -109,6 +124,10 @@ FILES = {
         FULL,
     ),
     "an Arrow bomb": (lambda d: d.train(bomb(as_arrow, SAME), "train.arrow"), FULL),
+    "a packed Arrow file": (lambda d: packed_bomb(d, "zstd", ipc.new_file), FULL),
+    "a packed Arrow stream": (lambda d: packed_bomb(d, "lz4", ipc.new_stream), FULL),
+    "a packed dictionary": (lambda d: packed_bomb(d, "zstd", ipc.new_file, WIDE), FULL),
+    "a gzip bomb in a saved set": (saved_bomb, FULL),
     "a model's FIFO": (of_model, "config.json is no regular file"),
     "an adapter's FIFO": (
         lambda d: ["--resume-adapter-file", fifo(d)],
@@ -157,6 +176,21 @@ class TestFiles(CommandCase):
 
 
 class TestParts(unittest.TestCase):
+    def test_what_an_arrow_file_holds_is_known_unpacked(self):
+        rows = pyarrow.table({"a": ["x" * 1000] * 99, "b": [[1], None, [2, 3]] * 33})
+        for new in (ipc.new_file, ipc.new_stream):
+            for packed in (None, "lz4", "zstd"):
+                with self.subTest(new=new.__name__, packed=packed):
+                    buffer = io.BytesIO()
+                    as_arrow(rows, buffer, new, packed)
+                    raw, size = buffer.getvalue(), rows.nbytes if packed else 0
+                    self.assertLess(abs(unpacked_bytes(raw) - size), 100)
+                    with mock.patch.object(ipc, "open_file") as file:
+                        with mock.patch.object(ipc, "open_stream") as stream:
+                            for end in range(0, len(raw), 97):
+                                unpacked_bytes(raw[:end])
+                    self.assertFalse(file.called or stream.called)
+
     def test_reading(self):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "a"

@@ -11,6 +11,7 @@ import json
 import threading
 import unittest
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import test_reported_rows as reported
@@ -64,6 +65,15 @@ CALLED = each(
         'order{"what": "?"}</s>',
     )
 )
+GIGABYTES = Case(
+    15,
+    "a template that writes gigabytes at once",
+    each(lambda w: pair([user(w)], chat_template_kwargs={"n": 10**10})),
+    refused=r"4 rows: chat template takes too much memory \(first: .*train.jsonl:1, "
+    "more than 1 GB for one row",
+    template="{% set x = 'x' * n %}" + TURNS + END,
+)
+# No other system holds a process to an address space.
 CASES = [
     Case(
         3,
@@ -238,6 +248,15 @@ CASES = [
             lambda w: pair([user(w)], chat_template_kwargs={"chat_template": "{{ 1 }}"})
         ),
         refused="not a variable of the template .* chat_template_kwargs has chat_template",
+    ),
+    *([GIGABYTES] if Path("/proc/self/statm").exists() else []),
+    Case(
+        15,
+        "a template that writes much, piece by piece",
+        each(lambda w: pair([user(w)])),
+        refused=r"4 rows: chat template writes too much \(first: .*train.jsonl:1, "
+        "more than 4,000,000 characters for one row",
+        template="{{ 'x' * 5000000 }}" + TURNS + END,
     ),
     Case(
         15,

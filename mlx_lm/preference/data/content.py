@@ -17,6 +17,8 @@ _OTHERS = ("user", "system", "developer", "tool")
 
 
 _LARGEST = 1e30
+# Of a row: tokenizing takes some 150 bytes for each, and models read fewer at a time.
+MOST_CHARACTERS = 2_000_000
 
 
 class RowFault(ValueError):

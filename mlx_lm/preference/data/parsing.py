@@ -19,6 +19,7 @@ from typing import Any
 
 from ..device import system_memory
 from ..errors import InputError
+from .arrow import unpacked_bytes
 from .messages import RowFault
 
 Rows = list[tuple[Any, str]]
@@ -241,6 +242,8 @@ def _table_parts(raw, path):
         )
         yield from file.iter_batches(_CHUNK)
         return
+    # Packed, a few bytes may stand for many.
+    check_room(path, unpacked_bytes(raw))
     if raw[:6] == b"ARROW1":
         file = ipc.open_file(BufferReader(raw))
         batches = (file.get_batch(i) for i in range(file.num_record_batches))

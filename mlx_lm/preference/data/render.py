@@ -8,11 +8,8 @@ last user turn, thoughts of earlier turns, an opened thought). Then the answer i
 behind the last turn of the prompt, or the row is refused.
 """
 
-import ctypes
 import inspect
 import re
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import date
@@ -24,16 +21,18 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ...tokenizer_utils import TokenizerWrapper
-from .content import ROLES, RowFault, check_text, is_answer
+from .bounded import TooSlow, bounded
+from .content import MOST_CHARACTERS, ROLES, RowFault, check_text, is_answer
 
 # Seconds of processor time for one row, and rows that may take so long.
 LONGEST, MOST_SLOW = 10.0, 3
 TOO_SLOW = "chat template runs too long"
+# Bytes that it may take for one row.
+MOST_MEMORY = 10**9
 NO_THOUGHT = "the answer closes no thought"
 UNCLEAR = "the chat template hides where the answer begins"
 _ONE_TURN = "let each answer be one turn"
 _WAY_OUT = "give rendered text as prompt, chosen and rejected"
-_SIGNAL = getattr(signal, "SIGVTALRM", None)
 # No template changes or looks into these.
 _TURN, _ANSWER = "90417263558", "81736254409"
 # Arguments of the call, where a row may set variables of the template.
@@ -44,10 +43,6 @@ _AMONG = re.compile(r"\bin\s*[\[(]([^\])]*)[\])]")
 _QUOTED = re.compile(r"""(['"])(.*?)\1""")
 _FORMAT = re.compile("%[-_^#0]?[a-zA-Z]")
 _DATE = "strftime_now"
-
-
-class _TooSlow(BaseException):
-    """Raised inside a template, which may catch an Exception."""
 
 
 class ChatRenderer:
@@ -83,7 +78,7 @@ class ChatRenderer:
         write the prompt otherwise then. Text, or ids of a renderer that makes them."""
         self._check([prompt, *answers], variables)
         call = partial(self._call, variables)
-        with self._guarded():
+        with self.guarded():
             parts = [call(prompt, add_generation_prompt=True)]
             parts += [call(prompt + answer) for answer in answers]
             size = len(parts[0])
@@ -104,7 +99,7 @@ class ChatRenderer:
             raise RowFault(UNCLEAR, _ONE_TURN)
         call, found = partial(self._call, variables), []
         others: list[list[str]] = []
-        with self._guarded():
+        with self.guarded():
             full = call(prompt + answer)
             for i, (turn, following) in enumerate(pairwise(answer), 1):
                 if is_answer(turn) != is_answer(following):
@@ -148,16 +143,19 @@ class ChatRenderer:
         raise RowFault(UNCLEAR, _ONE_TURN)
 
     @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def guarded(self) -> Iterator[None]:
         """Turn what a template may raise into faults."""
         if self._slow >= MOST_SLOW:
             raise RowFault(TOO_SLOW)
         try:
-            with _bounded(LONGEST):
+            with bounded(LONGEST, MOST_MEMORY):
                 yield
         except RowFault:
             raise
-        except _TooSlow as e:
+        except MemoryError as e:
+            what = f"more than {MOST_MEMORY / 1e9:g} GB for one row"
+            raise RowFault("chat template takes too much memory", what) from e
+        except TooSlow as e:
             self._slow += 1
             raise RowFault(TOO_SLOW, f"stopped after {LONGEST:g} s") from e
         except Exception as e:
@@ -190,6 +188,9 @@ class ChatRenderer:
         if options["tokenize"] and self._apply == self._raw.apply_chat_template:
             options["return_dict"] = False
         result = self._apply(messages, **options)
+        if len(result) > 2 * MOST_CHARACTERS:
+            what = f"more than {2 * MOST_CHARACTERS:,} characters for one row"
+            raise RowFault("chat template writes too much", what)
         if options["tokenize"]:
             return list(result)
         return check_text(result, "the rendered chat")
@@ -288,52 +289,3 @@ def _at(day: date, template: str) -> str:
     # An empty expression: behind a block the template's first newline would be lost.
     macro = f"{{% macro {_DATE}(format) %}}{{{{ {text} }}}}{{% endmacro %}}"
     return f"{macro}{{{{ '' }}}}{template}"
-
-
-@contextmanager
-def _bounded(seconds: float) -> Iterator[None]:
-    """End what runs longer: than so much processor time in the main thread, else time."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if _SIGNAL is None or not is_main:
-        with _watched(seconds):
-            yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise _TooSlow
-
-    before = signal.signal(_SIGNAL, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(_SIGNAL, before)
-
-
-@contextmanager
-def _watched(seconds: float) -> Iterator[None]:
-    """The same by another thread, where no signal arrives."""
-    thread, lock, is_done = (
-        ctypes.c_ulong(threading.get_ident()),
-        threading.Lock(),
-        False,
-    )
-    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-
-    def stop():
-        with lock:
-            if not is_done:
-                raise_in(thread, ctypes.py_object(_TooSlow))
-
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        with lock:
-            is_done = True
-        # One that has not arrived yet.
-        raise_in(thread, None)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..plug_ins import load
-from .content import RowFault
+from .content import MOST_CHARACTERS, RowFault
 from .notes import TOO_LONG, NotesBuilder
 from .pairs import PreferenceRow
 from .shapes import criteria_names, read_rows, separate
@@ -22,8 +22,6 @@ KEEPERS: list[Callable[..., Any]] = []
 # What takes a part of the work, parts of the rows in their order, where it can.
 HELPERS: list[Callable[..., list | None]] = []
 _CHUNK = 512
-# Tokenizing takes some 150 bytes for each; models read fewer at a time.
-MOST_CHARACTERS = 2_000_000
 
 
 @dataclass(frozen=True)

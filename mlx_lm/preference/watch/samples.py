@@ -11,6 +11,7 @@ from rich.cells import cell_len, set_cell_size
 
 from ...tuner.callbacks import TrainingCallback
 from ..data.messages import as_messages
+from ..data.render import ChatRenderer
 from ..errors import InputError
 from ..files import MOST_TEXT, append_text, json_text, read_plain, write_text
 from ..forward.frozen import running
@@ -75,7 +76,10 @@ def _encode(tokenizer, prompt, number):
         try:
             # As rows of data are read: parts of texts are joined.
             messages = as_messages(prompt, "messages")
-            return tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+            with ChatRenderer(tokenizer).guarded():
+                return tokenizer.apply_chat_template(
+                    messages, add_generation_prompt=True
+                )
         except Exception as e:
             # Each template fails in its own way.
             raise InputError(
