@@ -127,8 +127,8 @@ class TestPrompts(Folder):
             "none.jsonl": ([{"prompt": ""}], "has no prompt"),
             "empty.txt": ("\n\n", "has no prompt"),
             "json.txt": ([{"prompt": "a"}], "json.jsonl"),
-            "picture.txt": (b"\x89PNG\r\n\xff\xfe", "no text"),
-            "zeros.txt": (b"a\0b", "no text"),
+            "picture.txt": (b"\x89PNG\r\n\xff\xfe", "not UTF-8 text"),
+            "zeros.txt": (b"a\0b", "not UTF-8 text"),
             "broken.jsonl": ("{", "JSON"),
             "list.jsonl": ("[1, 2]", "no JSON object"),
         }

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import tempfile
 import time
 import unittest
@@ -10,6 +11,8 @@ from pathlib import Path
 from unittest import mock
 
 from mlx_lm.preference import files
+from mlx_lm.preference.collect import prompts as collected
+from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.files import (
     DAY,
     HOST,
@@ -18,6 +21,7 @@ from mlx_lm.preference.files import (
     replace_file,
     write_json,
 )
+from mlx_lm.preference.watch import retained_text, samples
 
 
 class TestFiles(unittest.TestCase):
@@ -95,6 +99,26 @@ class TestFiles(unittest.TestCase):
         write_json(self.folder / "x.json", content, indent=1)
         for text in (json_text(content), (self.folder / "x.json").read_text()):
             self.assertEqual(json.loads(text, parse_constant=self.fail), expected)
+
+    def test_texts_of_users(self):
+        """One reader, and one wording, whatever setting names the file."""
+        path, advice = self.folder / "a.txt", "Give a text."
+        lines = [(1, "a\u2028b"), (3, "ä")]
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            path.write_bytes("a\u2028b\r\n \r\nä\r\n".encode(encoding))
+            self.assertEqual(files.read_lines_of(path, "prompts", advice), lines)
+        readers = {
+            "prompts": collected.read_prompts,
+            "sample_prompts": samples.read_prompts,
+            "retain_data": retained_text.read_text,
+        }
+        for content in (b"\xff\xfd", b"a\0b", b"\xff\xfea"):
+            path.write_bytes(content)
+            for name, read in readers.items():
+                with self.subTest(name, content=content):
+                    wording = f"{name} {path} can't be read: it is not UTF-8 text. Give"
+                    with self.assertRaisesRegex(InputError, re.escape(wording)):
+                        read(str(path))
 
     def test_leftovers(self):
         day_ago = time.time() - DAY - 9

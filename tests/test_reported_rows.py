@@ -307,10 +307,16 @@ TEXTS = "".join(json.dumps(row) + "\n" for row in PLAIN)
 TABLE = "prompt,chosen,rejected\n" + "".join(f"Say {w}.,{w},no {w}\n" for w in WORDS)
 
 
-def file(name, content, suffix=".jsonl", refused=""):
+MARKED = [
+    row | {"split": split}
+    for row, split in zip(PLAIN, ["train", "validation", "train", "train"])
+]
+
+
+def file(name, content, suffix=".jsonl", refused="", says="."):
     """A case of a whole file; what is read of it is the same."""
     pairs = each(lambda w: (f"Say {w}.", w, f"no {w}"))
-    return Case(17, name, content, pairs, refused=refused, suffix=suffix)
+    return Case(17, name, content, pairs, says, refused=refused, suffix=suffix)
 
 
 FILES = [
@@ -318,6 +324,12 @@ FILES = [
     file("UTF-16", TEXTS.encode("utf-16")),
     file("pretty-printed", TEXTS.replace(", ", ",\n  ")),
     file("save_to_disk", PLAIN, "/"),
+    file(
+        "rows of two splits",
+        MARKED,
+        says="The column 'split' says 'train' in 3, 'validation' in 1 of the rows, and "
+        "all are read: keep those of each split in a file of its own",
+    ),
     file(
         "trailing comma",
         f"[{TEXTS.replace('}', '},')}]",

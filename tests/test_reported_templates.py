@@ -249,6 +249,22 @@ CASES = [
         ),
         refused="not a variable of the template .* chat_template_kwargs has chat_template",
     ),
+    Case(
+        4,
+        "calls that the template leaves out",
+        each(lambda w: pair([user(w)], [ordered(w)], [ordered("?")])),
+        refused=r"4 rows: equal answers \(first: train.jsonl:1, they differ in "
+        "tool_calls, which the chat template drops",
+        template=TURNS + END + GO,
+    ),
+    Case(
+        15,
+        "a template that ends no answer",
+        each(lambda w: pair([user(w)])),
+        each(lambda w: (f"<s>[user] {w}[assistant] ", "Yes.", "No.")),
+        "In 4 pairs the chat template writes no token after an answer that ends",
+        template=TURNS + "{% endfor %}" + GO,
+    ),
     *([GIGABYTES] if Path("/proc/self/statm").exists() else []),
     Case(
         15,

@@ -132,7 +132,7 @@ class TestText(unittest.TestCase):
             (None, "No such file"),
             (b"", "has 0 characters, too few"),
             (b"short\n", "has 5 characters, too few"),
-            (b"\xff\xfe" * 1000, "it is not UTF-8 text"),
+            (b"\xff\xfd" * 1000, "it is not UTF-8 text"),
         ):
             if content is not None:
                 self.file.write_bytes(content)

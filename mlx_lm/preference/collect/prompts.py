@@ -17,7 +17,7 @@ from ..data.row import PROMPT, SYSTEM, Row
 from ..data.shapes import read_rows
 from ..data.sources import SUFFIXES, open_sources
 from ..errors import InputError
-from ..files import MOST_TEXT, read_plain
+from ..files import read_lines_of
 from ..terminal import rprint
 from .answers import Messages, prompt_id
 
@@ -84,22 +84,8 @@ def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
 
 
 def _lines(path: Path) -> Iterable[tuple[str, str]]:
-    try:
-        text = read_plain(path, MOST_TEXT).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "it is no text"
-        raise InputError(
-            f"Can't read the prompts {path}: {reason}. Give a text with one a line, or "
-            ".jsonl."
-        ) from e
-    if "\0" in text:
-        raise InputError(
-            f"Can't read the prompts {path}: it is no text. Give one prompt a line, or "
-            ".jsonl."
-        )
-    # Not splitlines: a prompt may hold other ends of lines.
-    lines = [(i, line.rstrip("\r")) for i, line in enumerate(text.split("\n"), 1)]
-    lines = [(i, line) for i, line in lines if line.strip()]
+    advice = "Give a text with one prompt a line, or .jsonl."
+    lines = read_lines_of(path, "prompts", advice)
     if lines and all(_is_object(line) for _, line in lines[:10]):
         raise InputError(
             f"{path} has a JSON object in each line: name it {path.stem}.jsonl, else "

@@ -14,13 +14,16 @@ from .content import RowFault
 from .pairs import TIE, PreferenceRow
 from .row import ANSWERS, PROMPT
 from .shapes import KNOWN_SHAPES, NO_WEIGHT
-from .table import CUT, EQUAL, PARTED, REWRITTEN, SPECIAL, TokenColumns
+from .sources import SPLIT_ALIASES
+from .table import CUT, ENDLESS, EQUAL, PARTED, REWRITTEN, SPECIAL, TokenColumns
 from .tokenizer import TokenPair
 
 TOO_LONG = "prompt fills max_length"
 # Rows that are left out by rule, not because something is wrong with them.
 _NOT_BAD = {TIE, TOO_LONG, NO_WEIGHT}
 _WARNING = "[WARNING] "
+# What rows of several splits in one file, such as HelpSteer2's, are marked with.
+_SPLITS = {name for names in SPLIT_ALIASES.values() for name in names}
 
 
 class NotesBuilder:
@@ -38,6 +41,7 @@ class NotesBuilder:
         self._unread: dict[str, None] = {}
         self._choices: dict[str, None] = {}
         self._remarks: dict[str, tuple[int, str | int]] = {}
+        self._splits: dict[str, int] = {}
 
     def add(
         self,
@@ -61,6 +65,8 @@ class NotesBuilder:
         assert row is not None
         for role, names in row.roles.items():
             self._columns.setdefault(role, {}).update(dict.fromkeys(names))
+        if isinstance(split := row.get("split"), str) and split in _SPLITS:
+            self._splits[split] = self._splits.get(split, 0) + 1
         self._unread.update(dict.fromkeys(row.unread()))
         self._choices.update(dict.fromkeys(row.choices))
         for text in dict.fromkeys(row.remarks):
@@ -78,6 +84,8 @@ class NotesBuilder:
         for text, (count, first) in later._remarks.items():
             before, earlier = self._remarks.get(text, (0, first))
             self._remarks[text] = before + count, earlier
+        for split, count in later._splits.items():
+            self._splits[split] = self._splits.get(split, 0) + count
         self._dropped_tail = self._dropped_tail or later._dropped_tail
         self._special_token = self._special_token or later._special_token
         for role, names in later._columns.items():
@@ -101,6 +109,7 @@ class NotesBuilder:
             "unread": [name for name in self._unread if name not in read],
             "choices": list(self._choices),
             "remarks": self._remarks,
+            "splits": self._splits,
         }
 
 
@@ -121,10 +130,13 @@ class RowNotes:
     choices: Sequence[str] = ()
     # What was done to rows: how many, and the place of the first.
     remarks: Mapping[str, Sequence] = field(default_factory=dict)
+    # Used rows by what their own column calls their split.
+    splits: Mapping[str, int] = field(default_factory=dict)
 
     def of_part(self, num_rows: int) -> "RowNotes":
         """Notes on some of the rows, none of which was skipped."""
-        none: dict = {"skipped": {}, "first_skipped": {}, "details": {}, "remarks": {}}
+        names = ("skipped", "first_skipped", "details", "remarks", "splits")
+        none: dict = {name: {} for name in names}
         return replace(self, num_rows=num_rows, **none)
 
     @staticmethod
@@ -134,6 +146,7 @@ class RowNotes:
         details: dict[str, str] = {}
         skipped: Counter[str] = Counter()
         remarks: dict[str, Sequence] = {}
+        splits: Counter[str] = Counter()
         columns: dict[str, Sequence[str]] = {}
         for part in parts:
             for role, names in part.columns.items():
@@ -142,6 +155,7 @@ class RowNotes:
                 before, first_place = remarks.get(text, (0, place))
                 remarks[text] = (before + count, first_place)
             skipped.update(part.skipped)
+            splits.update(part.splits)
             first = {**part.first_skipped, **first}
             details = {**part.details, **details}
         return RowNotes(
@@ -156,6 +170,7 @@ class RowNotes:
             list(dict.fromkeys(name for part in parts for name in part.unread)),
             list(dict.fromkeys(text for part in parts for text in part.choices)),
             remarks,
+            splits,
         )
 
     def lines(self) -> list[str]:
@@ -170,6 +185,13 @@ class RowNotes:
             text = text.removeprefix(_WARNING)
             where = f"(first: {_named(place)})"
             lines.append(f"{warning}In {counted(count, 'row')} {text} {where}.")
+        if len(self.splits) > 1:
+            found = [f"{name!r} in {count:,}" for name, count in self.splits.items()]
+            lines.append(
+                f"[WARNING] The column 'split' says {', '.join(found)} of the rows, and "
+                "all are read: keep those of each split in a file of its own, as in "
+                "train.jsonl and valid.jsonl."
+            )
         if self.choices:
             lines.append(f"Answers are compared by: {'; '.join(self.choices)}.")
         if self.unread:
@@ -267,6 +289,11 @@ def describe(
         lines.append(
             f"In {counted(rewritten, noun)} the chat template writes the prompt "
             "otherwise once an answer follows: prompts are as mlx_lm.generate has them."
+        )
+    if endless := np.count_nonzero(columns.flags & ENDLESS):
+        lines.append(
+            f"[WARNING] In {counted(endless, noun)} the chat template writes no token "
+            "after an answer that ends generation: the model is not taught to stop."
         )
     special, is_raw = (columns.flags & SPECIAL) > 0, columns.is_raw()
     if rendered := np.count_nonzero(special & is_raw):

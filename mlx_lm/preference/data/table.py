@@ -17,8 +17,9 @@ from .tokenizer import TokenPair, plain_ids
 Pair = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int, int]]
 # Bits of a pair's flags: cut to the longest length, with answers that are equal
 # after the cut, with a prompt that ends in other tokens on its own, with one that the
-# template writes otherwise before an answer, and with special tokens in its texts.
-CUT, EQUAL, PARTED, REWRITTEN, SPECIAL = 1, 2, 4, 8, 16
+# template writes otherwise before an answer, with special tokens in its texts, and with
+# answers that no token ends.
+CUT, EQUAL, PARTED, REWRITTEN, SPECIAL, ENDLESS = 1, 2, 4, 8, 16, 32
 # What pairs may bring along, and what it is where a row has none: the weight in the
 # loss; a margin in nats; whether the chosen answer is desirable; the places of both
 # answers in their ranking, counted from 0, -1 for a copy.
@@ -218,7 +219,7 @@ class ColumnsBuilder:
         room = self._limit - size
         chosen, rejected = pair.chosen[:room], pair.rejected[:room]
         flags = PARTED * bool(pair.dropped) | REWRITTEN * pair.rewritten
-        flags |= SPECIAL * bool(pair.special)
+        flags |= SPECIAL * bool(pair.special) | ENDLESS * pair.endless
         if max(len(pair.chosen), len(pair.rejected)) > room:
             flags |= CUT | (EQUAL if chosen == rejected else 0)
         kept = pair.chosen[: self._limit] if self._keep_whole else chosen

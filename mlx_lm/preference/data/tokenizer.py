@@ -4,6 +4,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from os.path import commonprefix
 from typing import Any
 
@@ -17,6 +18,8 @@ from .pairs import PreferenceRow
 from .render import ChatRenderer
 from .special import SpecialTokens, is_marked, split_marked
 
+# Templates may write so many tokens of spaces behind an answer's end.
+_BEHIND_END = 4
 OTHER_TOKENS = (
     "[WARNING] the token ids of an answer are not this tokenizer's for its text, which "
     "is read instead"
@@ -40,6 +43,8 @@ class TokenPair:
     # special token in the row's own texts.
     rewritten: bool = False
     special: str = ""
+    # Whether the template writes no end behind an answer.
+    endless: bool = False
 
 
 class PairTokenizer:
@@ -69,6 +74,7 @@ class PairTokenizer:
         #: The date that the template writes, if it writes one.
         self.template_date = self._renderer.date
         self._special = SpecialTokens(tokenizer, self._raw)
+        self._end_ids = set(map(self._raw.convert_tokens_to_ids, self._special.ends))
         self._escapes = escape_special_tokens
         if escape_special_tokens:
             self._check_escapes()
@@ -110,6 +116,7 @@ class PairTokenizer:
                 results[i] = fault
                 continue
             if isinstance(parts[0], list):
+                notes[i]["endless"] = not all(map(self._ends, parts[1:]))
                 parts = _with_given(parts, given[i])
                 results[i] = _make_pair(row, *parts, **notes[i])
             else:
@@ -118,9 +125,15 @@ class PairTokenizer:
         ids += self._encode_chats([*chats.values()])
         for i, parts in zip([*texts, *chats], ids, strict=True):
             parts = _mark_other_turns(parts, notes[i].pop("borders", ()))
+            if i in chats:
+                notes[i]["endless"] = not all(map(self._ends, parts[1:]))
             parts = _with_given(parts, given[i])
             results[i] = _make_pair(rows[i], *parts, **notes[i])
         return results
+
+    def _ends(self, ids: list[int]) -> bool:
+        """Whether an answer ends in a token that ends generation, but for spaces."""
+        return not self._end_ids.isdisjoint(ids[-_BEHIND_END:])
 
     def _given(self, row: PreferenceRow) -> list[tuple[Any, list[int] | None]]:
         """Each answer, with its token ids if the row has them and they are its text."""
@@ -332,12 +345,23 @@ def _make_pair(
     if any(len(answer) == size for answer in answers):
         return RowFault("empty answer", "it has no tokens")
     if len(answers) > 1 and answers[0] == answers[1]:
-        return RowFault("equal answers", "they have the same tokens")
+        return RowFault("equal answers", _why_equal(row))
     chosen, rejected = [*(answer[size:] for answer in answers), []][:2]
     dropped = prompt[size:]
     return TokenPair(
         prompt[:size], chosen, rejected, dropped, row.shape, row.format, **notes
     )
+
+
+def _why_equal(row: PreferenceRow) -> str:
+    """What two answers differ in that the template does not write."""
+    names: set = set()
+    if not isinstance(row.chosen, str):
+        for one, other in zip_longest(row.chosen, row.rejected, fillvalue={}):
+            names |= {k for k in one | other if one.get(k) != other.get(k)}
+    if not names - {"content"}:
+        return "they have the same tokens"
+    return f"they differ in {', '.join(sorted(names))}, which the chat template drops"
 
 
 def _mark_other_turns(parts: list[list[int]], counts: Sequence[int]) -> list:

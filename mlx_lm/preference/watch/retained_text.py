@@ -13,8 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 from transformers.utils import logging as transformers_log
 
+from .. import files
 from ..errors import InputError
-from ..files import MOST_TEXT, read_plain, write_json
+from ..files import write_json
 from ..forward.frozen import running
 from ..forward.head import completion_logps
 from ..forward.probe import check_sharing
@@ -57,13 +58,7 @@ class RetainedText:
 
 def read_text(path: str | Path) -> str:
     """Read a text and check that a perplexity of it says something."""
-    try:
-        text = read_plain(path, MOST_TEXT).decode("utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        reason = getattr(e, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(
-            f"retain_data {path} can't be read: {reason}. Name a text file."
-        ) from e
+    text = files.read_text(path, "retain_data", "Give a text file.")
     if len(text.strip()) < FEWEST_CHARACTERS:
         raise InputError(
             f"retain_data {path} has {len(text.strip()):,} characters, too few for a "

@@ -13,7 +13,7 @@ from ...tuner.callbacks import TrainingCallback
 from ..data.messages import as_messages
 from ..data.render import ChatRenderer
 from ..errors import InputError
-from ..files import MOST_TEXT, append_text, json_text, read_plain, write_text
+from ..files import append_text, json_text, read_lines_of, write_text
 from ..forward.frozen import running
 from ..run.folder import read_lines
 from ..terminal import rprint
@@ -38,17 +38,20 @@ def read_prompts(given: Any) -> list[Prompt]:
 
 
 def _read_file(path):
-    try:
-        # Not splitlines: JSON may hold other ends of lines as they are.
-        lines = read_plain(path, MOST_TEXT).decode("utf-8").split("\n")
-        lines = [line for line in lines if line.strip()]
-        return [json.loads(x) for x in lines] if path.endswith(".jsonl") else lines
-    except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or str(e)
-        raise InputError(
-            f"sample_prompts {path} can't be read: {reason}. Name a file of lines, or a "
-            ".jsonl file."
-        ) from e
+    advice = "Give a text with one prompt a line, or .jsonl."
+    lines = read_lines_of(path, "sample_prompts", advice)
+    if not path.lower().endswith(".jsonl"):
+        return [line for _, line in lines]
+    rows = []
+    for number, line in lines:
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as e:
+            reason = f"line {number} is no JSON ({e})"
+            raise InputError(
+                f"sample_prompts {path} can't be read: {reason}. {advice}"
+            ) from e
+    return rows
 
 
 def _prompt(row, where):
