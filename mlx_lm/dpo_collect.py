@@ -9,7 +9,7 @@ from .preference.collect.flags import FLAGS, GROUPS
 from .preference.device import prepare_backend
 from .preference.errors import InputError
 from .preference.files import user_cache_folder
-from .preference.settings.parser import add_flag
+from .preference.setting import add_flag
 from .preference.terminal import lasting_output, visible
 
 
@@ -51,7 +51,7 @@ def run(args: SimpleNamespace) -> None:
         "export": _export,
     }
     asked = [name for name in steps if getattr(args, name) is not None]
-    if not asked and args.explicit & {"pairs", "weights"}:
+    if not asked and args.explicit & {"pairs", "weights", "length_penalty"}:
         asked = ["pairs"]
     if not asked:
         raise InputError(
@@ -121,13 +121,20 @@ def _label(args):
 def _make_pairs(args):
     from .preference.collect.pairs import write_pairs
 
-    return write_pairs(args.output, pairs=args.pairs, weights=args.weights)
+    return write_pairs(args.output, **_how(args))
 
 
 def _export(args):
     from .preference.collect.pairs import export_pairs
 
-    export_pairs(args.output, args.export, pairs=args.pairs, weights=args.weights)
+    export_pairs(args.output, args.export, **_how(args))
+
+
+def _how(args):
+    """Which pairs are made, and what they weigh."""
+    return {
+        name: getattr(args, name) for name in ("pairs", "weights", "length_penalty")
+    }
 
 
 def main() -> None:

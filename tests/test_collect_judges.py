@@ -318,18 +318,22 @@ class TestModels(JudgesCase):
         self.assertEqual(code, 0, err)
         row = ROWS[0]
         texts = [row[name][0]["content"] for name in ("rejected", "chosen")]
-        rows = [answers(1, *texts, "tea", cut=[2], prompt=row["prompt"])]
+        rows = [answers(1, *texts, "tea", "", cut=[2], prompt=row["prompt"])]
+        rows.append(answers(2, "tea", " "))
         folder = save_answers(self.folder / "data", *rows)
         own = ["--label", "reward", "--output", folder, "--model", self.model]
         code, out, err = collect(*own, "--adapter-path", adapters)
         self.assertEqual(code, 0, err)
-        (label,) = read_lines(folder / LABELS)
+        label, none = read_lines(folder / LABELS)
+        self.assertEqual(none["why"], "fewer than two answers say anything")
+        # Nothing is as little likely as its end, which says nothing of an answer.
+        self.assertIsNone(label["scores"].pop())
         tokenizer = TOKENIZER
         prompt = tokenizer.apply_chat_template(
             row["prompt"], add_generation_prompt=True, return_dict=False
         )
         rewards = []
-        for response in rows[0].responses:
+        for response in rows[0].responses[:3]:
             ids = prompt + response.tokens
             sums = []
             for path in (adapters, None):

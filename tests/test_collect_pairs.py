@@ -1,11 +1,13 @@
 # Copyright © 2026 MLX Contributors
 
 import json
+import re
 import tempfile
 import unittest
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from collecting import answers, collect, read_lines, save_answers
 from test_dpo_command import command
 from test_folder_lock import content
@@ -108,6 +110,47 @@ class TestPairs(PairsCase):
         self.assertEqual(self.pairs(rows, [reward])[0], [("b", "a")])
         labels = [reward, scored(1, 1, 0, judge="function:x.py:y")]
         self.assertEqual(self.pairs(rows, labels)[0], [("a", "b")])
+
+    def test_a_reward_is_not_for_length(self):
+        rng = np.random.default_rng(0)
+        rows, labels = [], []
+        for i in range(40):
+            lengths = rng.choice(12, 3, replace=False) + 1
+            texts = ["a " * (n - 1) + f"b{k}" for k, n in enumerate(lengths)]
+            rows.append(answers(i, *texts))
+            tokens = np.array([len(one.tokens) for one in rows[-1].responses])
+            scores = (rng.normal(size=3) + 0.8 * tokens).round(6).tolist()
+            labels.append(scored(i, *scores, judge="reward"))
+        found, out = self.pairs(rows, labels, "--pairs", "best")
+        longer = lambda: np.mean(
+            [len(x["chosen_tokens"]) - len(x["rejected_tokens"]) for x in self.rows]
+        )
+        self.assertLess(abs(longer()), 0.5)
+        penalty = float(re.search(r"costs (\S+) nats", out)[1])
+        self.assertAlmostEqual(penalty, 0.8, delta=0.2)
+        # The answers that are best without what their length brought.
+        gaps = []
+        for cost in np.linspace(0, 2, 2001):
+            gap = 0
+            for row, label in zip(rows, labels):
+                n = np.array([len(one.tokens) for one in row.responses])
+                left = np.array(label.scores) - cost * n
+                gap += n[left.argmax()] - n[left.argmin()]
+            gaps.append(abs(gap) / len(rows))
+        self.assertAlmostEqual(abs(longer()), min(gaps))
+        # As asked for, and as the judge has it.
+        _, out = self.pairs(rows, labels, "--length-penalty", "0.3")
+        self.assertIn("costs 0.3000 nats.", out)
+        self.pairs(rows, labels, "--length-penalty", "0")
+        self.assertGreater(longer(), 5)
+        # Where others have judged, it counts nothing.
+        others = [scored(i, 1, 0, 0) for i in range(40)]
+        self.assertNotIn("costs", self.pairs(rows, labels + others)[1])
+
+    def test_scores_that_are_missing(self):
+        rows = [answers(1, "a", "", "c"), answers(2, "a", "")]
+        labels = [scored(1, 1, None, 2), scored(2, 1, None)]
+        self.assertEqual(self.pairs(rows, labels)[0], [("c", "a")])
 
     def test_mean_of_ranks(self):
         rows = [answers(1, "a", "b", "c")]

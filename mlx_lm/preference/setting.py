@@ -2,6 +2,7 @@
 
 """What a setting is. Each is declared once, by the room that owns it."""
 
+import argparse
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -140,3 +141,35 @@ def declared(owner: type) -> list[Setting]:
         for f in fields(owner)
         if "help" in f.metadata
     ]
+
+
+def add_flag(parser: Any, one: Setting) -> None:
+    """Add what the command line has of a setting to a parser, or a group of one."""
+    flag, help = one.name.replace("_", "-"), one.help.replace("%", "%%")
+    if isinstance(one.default, bool):
+        action, prefix = "store_true", ""
+        if one.default:
+            action, prefix, help = "store_false", "no-", f"Don't: {help}"
+        parser.add_argument(
+            f"--{prefix}{flag}", dest=one.name, action=action, default=None, help=help
+        )
+        return
+    if one.kind is bool:
+        switch = argparse.BooleanOptionalAction
+        parser.add_argument(f"--{flag}", action=switch, default=None, help=help)
+        return
+    if one.default not in (None, "") and "Default:" not in help:
+        help += f" Default: {one.default}."
+    options: dict[str, Any] = {"type": one.read or one.type or str, "help": help}
+    options |= {k: v for k in ("metavar", "nargs") if (v := getattr(one, k))}
+    if one.choices:
+        options["choices"] = [*one.choices]
+    parser.add_argument(*filter(None, [one.short]), f"--{flag}", **options)
+    if one.off:
+        parser.add_argument(
+            f"--no-{flag}",
+            dest=one.name,
+            action="store_false",
+            default=None,
+            help=f"No {one.name.replace('_', ' ')} on disk.",
+        )

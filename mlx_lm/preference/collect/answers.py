@@ -2,9 +2,11 @@
 
 """Answers that a model gave to prompts: ``answers.jsonl``, a line for each prompt."""
 
+import gc
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,8 @@ def read_answers(folder: str | Path, round: int | None = None) -> list[Answers]:
         raise InputError(
             f"{folder} has no {ANSWERS}: generate answers first, with --prompts."
         )
-    found = [_answers(line, f"{path}:{i}") for i, line in read_records(path)]
+    with _uncollected():
+        found = [_answers(line, f"{path}:{i}") for i, line in read_records(path)]
     found = [one for one in found if round is None or one.round == round]
     keys: set[Key] = set()
     for one in found:
@@ -86,6 +89,18 @@ def read_answers(folder: str | Path, round: int | None = None) -> list[Answers]:
             )
         keys.add(one.key)
     return found
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Look for no cycles among new objects, of which lines make many and no cycle."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def read_records(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:

@@ -75,6 +75,13 @@ PAIRS = [
         choices=("agreement",),
     ),
     Setting(
+        "length_penalty",
+        None,
+        "What a token of an answer costs where the judge is reward, in nats. Default: as "
+        "much as makes chosen answers as long as rejected ones.",
+        float,
+    ),
+    Setting(
         "export",
         None,
         "Write plain JSONL with the columns of TRL.",

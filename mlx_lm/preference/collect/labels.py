@@ -36,7 +36,8 @@ class Label:
     judge: str
     verdict: str
     round: int = 0
-    scores: list[float] | None = None
+    # None for an answer that was not compared.
+    scores: list[float | None] | None = None
     ranking: list[list[int]] | None = None
     certainty: float | None = None
     # Of each two that were compared: their numbers, and how likely the one shown
@@ -56,6 +57,10 @@ class Label:
     def is_human(self) -> bool:
         return self.judge.startswith(HUMAN)
 
+    def known_scores(self) -> list[float]:
+        """The scores of those answers that were compared."""
+        return [score for score in self.scores or () if score is not None]
+
     def places(self, size: int) -> list[float] | None:
         """Places from 0 for the best, equal ones share their mean, NaN is not compared."""
         if self.verdict in (TIE, BAD):
@@ -64,7 +69,7 @@ class Label:
             groups = self.ranking or []
         elif self.verdict == SCORES:
             scores = self.scores or []
-            best_first = sorted(set(scores), reverse=True)
+            best_first = sorted({*self.known_scores()}, reverse=True)
             groups = [[i for i, s in enumerate(scores) if s == b] for b in best_first]
         else:
             return None
@@ -169,9 +174,10 @@ def fits(label: Label, size: int | None) -> bool:
     """Whether a label says something of so many responses, or of any number."""
     if label.verdict == SCORES:
         scores = label.scores
-        if not isinstance(scores, list) or not all(map(_is_number, scores)):
+        if not isinstance(scores, list) or size not in (None, len(scores)):
             return False
-        if size not in (None, len(scores)):
+        known = [score for score in scores if score is not None]
+        if len(known) < min(2, len(scores)) or not all(map(_is_number, known)):
             return False
     elif label.verdict == RANKING:
         groups = label.ranking
@@ -210,6 +216,12 @@ def is_finite(value: float) -> bool:
 def _are_places(values: Sequence[Any], size: int | None) -> bool:
     most = math.inf if size is None else size
     return all(type(value) is int and 0 <= value < most for value in values)
+
+
+def certainty(scores: Sequence[float | None]) -> float:
+    """Bradley and Terry's probability that the best is better than the worst."""
+    known = [score for score in scores if score is not None]
+    return round(1 / (1 + math.exp(min(known) - max(known))), 6)
 
 
 def orders(label: Label, size: int) -> dict[tuple[int, int], int]:

@@ -33,7 +33,7 @@ from ..settings.table import CONFIG_DEFAULTS
 from ..terminal import rprint
 from .answers import Answers
 from .compare import compare
-from .labels import NONE, SCORES, TIE
+from .labels import NONE, SCORES, TIE, certainty
 from .verdicts import Verdict
 
 _STEP = 2048
@@ -156,6 +156,9 @@ class RewardJudge:
     def __call__(self, answers: Answers) -> Verdict:
         """Score all responses to a prompt."""
         prompt = answers.prompt
+        said = [x for x in answers.responses if x.text.strip()]
+        if len(said) < 2:
+            return Verdict(NONE, why="fewer than two answers say anything")
         is_text = isinstance(prompt, str)
         kwargs = {} if is_text else template_kwargs(Row(answers.row))
         found = self._encode(
@@ -168,7 +171,7 @@ class RewardJudge:
                     template_kwargs=kwargs,
                     chosen_tokens=x.tokens,
                 )
-                for x in answers.responses
+                for x in said
             ]
         )
         pairs = []
@@ -181,11 +184,10 @@ class RewardJudge:
             return Verdict(NONE, why="a reward is not finite")
         if len({*rewards}) == 1:
             return Verdict(TIE)
-        margin = max(rewards) - min(rewards)
-        # Bradley and Terry's probability that the best is better than the worst.
-        certainty = round(1 / (1 + math.exp(-margin)), 6)
-        scores = [round(reward, 6) for reward in rewards]
-        return Verdict(SCORES, scores=scores, certainty=certainty)
+        given = iter(round(reward, 6) for reward in rewards)
+        # No answer is an opinion of the policy's length, not of what it says.
+        scores = [next(given) if x.text.strip() else None for x in answers.responses]
+        return Verdict(SCORES, scores=scores, certainty=certainty(scores))
 
     def _rewards(self, answers):
         """Rewards in nats; two answers make a batch, the last one twice if it is odd."""

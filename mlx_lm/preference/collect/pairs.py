@@ -20,6 +20,7 @@ from ..files import MOST_TEXT, json_text, write_text, writing
 from ..terminal import rprint
 from .answers import ANSWERS, Answers, Key, read_answers
 from .labels import BAD, LABELS, NONE, REWARD, Label, orders, read_labels
+from .lengths import without_length
 from .summary import length_lines
 
 PAIRS, WEIGHTS = ("best", "all", "ranking"), ("agreement",)
@@ -260,16 +261,30 @@ def _is_same(one, other):
     return os.path.realpath(one) == os.path.realpath(other)
 
 
+def _read(folder, length_penalty):
+    """The answers and labels of a folder, rewards less the penalty for each token."""
+    answers = read_answers(folder)
+    labels = read_labels(folder, {one.key: len(one.responses) for one in answers})
+    labels, penalty = without_length(answers, labels, length_penalty)
+    if penalty is not None:
+        aim = (
+            "" if length_penalty is not None else ": chosen ones are as long as others"
+        )
+        rprint(f"{REWARD}: a token of an answer costs {penalty:.4f} nats{aim}.")
+    return answers, labels
+
+
 def write_pairs(
     folder: str | Path,
     pairs: str = "best",
     weights: str | None = None,
+    length_penalty: float | None = None,
     valid_fraction: float = 0.1,
     seed: int = 0,
 ) -> dict[str, int]:
     """Write the pairs of a folder's answers as its training and validation sets."""
-    folder, answers = Path(folder), read_answers(folder)
-    labels = read_labels(folder, {one.key: len(one.responses) for one in answers})
+    folder = Path(folder)
+    answers, labels = _read(folder, length_penalty)
     rows, left_out = make_rows(answers, labels, pairs, weights)
     held = [is_held_out(row["prompt"], valid_fraction, seed) for row in rows]
     train = [row for row, is_held in zip(rows, held) if not is_held]
@@ -301,14 +316,14 @@ def export_pairs(
     file: str | Path,
     pairs: str = "best",
     weights: str | None = None,
+    length_penalty: float | None = None,
 ) -> int:
     """Write the pairs of a folder's answers for other tools, in the columns of TRL."""
     if pairs == "ranking":
         raise InputError(
             "Other tools read no rankings: export with --pairs best or all."
         )
-    answers = read_answers(folder)
-    labels = read_labels(folder, {one.key: len(one.responses) for one in answers})
+    answers, labels = _read(folder, length_penalty)
     rows, _ = make_rows(answers, labels, pairs, weights)
     if not rows:
         raise InputError(f"{folder} holds no pairs yet: label its answers first.")

@@ -30,7 +30,7 @@ def answer_facts(answers: Sequence[Answers], prefix: str = "") -> dict[str, floa
 def describe_round(answers: Sequence[Answers], labels: Labels) -> dict[str, Any]:
     """The facts of a round's answers and of what judges said of them."""
     said = [x for line in answers for x in labels.get(line.key, {}).values()]
-    scores = [x.scores for x in said if x.verdict in (SCORES, TIE) and x.scores]
+    scores = [x.known_scores() for x in said if x.verdict in (SCORES, TIE) and x.scores]
     orders = [order for x in said for order in x.orders or ()]
     count = max(len(said), 1)
     return {
@@ -69,9 +69,10 @@ def compare_with_start(answers: Sequence[Answers], labels: Labels) -> dict[str, 
             wins.append(
                 0.5 + 0.5 * (places[1] < places[0]) - 0.5 * (places[1] > places[0])
             )
-            if label.verdict in (SCORES, TIE) and label.scores:
-                before.append(label.scores[0])
-                after.append(label.scores[1])
+            scores = label.known_scores()
+            if label.verdict in (SCORES, TIE) and len(scores) == 2:
+                before.append(scores[0])
+                after.append(scores[1])
     found = {"held_out/win_rate": _mean(wins), "held_out/compared": len(wins)}
     for name, values in (("start_score", before), ("score", after)):
         found[f"held_out/{name}"] = _mean(values)

@@ -14,7 +14,7 @@ class Verdict:
     """What a judge said of some responses."""
 
     verdict: str
-    scores: list[float] | None = None
+    scores: list[float | None] | None = None
     ranking: list[list[int]] | None = None
     certainty: float | None = None
     orders: list[list[float]] | None = None

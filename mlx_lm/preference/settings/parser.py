@@ -11,7 +11,7 @@ import yaml
 
 from ..errors import InputError
 from ..files import read_plain
-from ..setting import Setting
+from ..setting import add_flag
 from .table import SETTINGS
 
 # A file of settings has a hundred lines; what it refers to twice counts twice.
@@ -31,38 +31,6 @@ def build_parser() -> argparse.ArgumentParser:
         if one.flag:
             add_flag(parser, one)
     return parser
-
-
-def add_flag(parser: Any, one: Setting) -> None:
-    """Add what the command line has of a setting to a parser, or a group of one."""
-    flag, help = one.name.replace("_", "-"), one.help.replace("%", "%%")
-    if isinstance(one.default, bool):
-        action, prefix = "store_true", ""
-        if one.default:
-            action, prefix, help = "store_false", "no-", f"Don't: {help}"
-        parser.add_argument(
-            f"--{prefix}{flag}", dest=one.name, action=action, default=None, help=help
-        )
-        return
-    if one.kind is bool:
-        switch = argparse.BooleanOptionalAction
-        parser.add_argument(f"--{flag}", action=switch, default=None, help=help)
-        return
-    if one.default not in (None, "") and "Default:" not in help:
-        help += f" Default: {one.default}."
-    options: dict[str, Any] = {"type": one.read or one.type or str, "help": help}
-    options |= {k: v for k in ("metavar", "nargs") if (v := getattr(one, k))}
-    if one.choices:
-        options["choices"] = [*one.choices]
-    parser.add_argument(*filter(None, [one.short]), f"--{flag}", **options)
-    if one.off:
-        parser.add_argument(
-            f"--no-{flag}",
-            dest=one.name,
-            action="store_false",
-            default=None,
-            help=f"No {one.name.replace('_', ' ')} on disk.",
-        )
 
 
 def _refuse_flags(message):
