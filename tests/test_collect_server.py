@@ -97,7 +97,7 @@ class TestVotes(CollectTest):
             made = call(url, "finish", {})[1]["made"]
             counts = {
                 "without a verdict": 1,
-                "ties": 1,
+                "tied": 1,
                 "all bad": 1,
                 "with one answer": 1,
             }
