@@ -5,6 +5,10 @@
 Short made-up pairs, a toy model and the real command, in a process of its own:
 
     python benchmarks/start_benchmark.py --tokenizer SmolLM2-135M-Instruct --rows 1e6
+
+Ten million pairs of 1.5 KB, of which the command reads as many as a run uses:
+
+    python benchmarks/start_benchmark.py --rows 1e7 --words 85
 """
 
 import argparse
@@ -38,10 +42,13 @@ WORDS = (
 ).split()
 
 
-def made_rows(count: int, kind: str, seed: int = 0) -> Iterator[dict]:
+def made_rows(count: int, kind: str, seed: int = 0, words: int = 14) -> Iterator[dict]:
     """Pairs of a few words each: texts, or messages."""
     draw = random.Random(seed)
-    text = lambda: " ".join(draw.choices(WORDS, k=draw.randint(4, 24)))
+    made = lambda: " ".join(draw.choices(WORDS, k=draw.randint(4, 2 * words - 4)))
+    # Long texts take long to make: the same ones come again.
+    pool = [made() for _ in range(5000)] if words > 14 else []
+    text = (lambda: pool[int(draw.random() * len(pool))]) if pool else made
     for i in range(count):
         prompt, chosen, rejected = f"{i}: {text()}?", f" {text()}.", f" {text()}!"
         if kind == "text":
@@ -98,6 +105,8 @@ def main() -> None:
     parser.add_argument("--files", nargs="+", default=["jsonl"])
     parser.add_argument("--trees", nargs="+", default=[str(Path(__file__).parents[1])])
     parser.add_argument("--folder", type=Path, help="Keep the files here.")
+    parser.add_argument("--words", type=int, default=14, help="Of a text, on average.")
+    parser.add_argument("--read", type=int, help="Rows of them that the run reads.")
     parser.add_argument("--no-cache", action="store_true", help="Neither write it.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +130,7 @@ def compare(args: argparse.Namespace, folder: Path) -> None:
         for suffix in args.files:
             data = folder / f"{kind}_{count}.{suffix}"
             if not data.exists():
-                write_rows(data, made_rows(count, kind))
+                write_rows(data, made_rows(count, kind, words=args.words))
             for known in ("new",) if args.no_cache else ("new", "cached"):
                 for number, tree in enumerate(args.trees):
                     run(args, folder, model, data, known, number, tree)
@@ -143,6 +152,7 @@ def run(args, folder, model, data, known, number, tree):
         "token_cache": False if args.no_cache else str(cache),
         "reference_cache": False,
         "val_batches": 1,
+        "max_rows": args.read,
     }
     config = folder / "run.yaml"
     config.write_text(json.dumps(settings), "utf-8")

@@ -92,6 +92,7 @@ EFFECTS = {
     "transcripts": Effect("weights", "raw", {"data": "transcripts"}),
     "max_bad_rows": Effect("stops", 0.5, {"data": "faulty"}),
     "valid_fraction": Effect("weights", 0.5, {"data": "alone"}),
+    "max_rows": Effect("weights", 3),
     "reference_cache": Effect("files", str(_ROOT / "references")),
     "token_cache": Effect("files", str(_ROOT / "tokens")),
     "beta": Effect("weights", 0.5),

@@ -95,14 +95,20 @@ def append_text(path: str | Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def read_plain(path: str | Path, most: int | None = None) -> bytes:
-    """Read a file that ends: a FIFO or a device is none, and a large one is refused."""
+def plain_size(path: str | Path) -> int:
+    """The bytes of a file that ends: a FIFO or a device is none."""
     found = os.stat(path)
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "It is no regular file")
-    if most is not None and found.st_size > most:
+    return found.st_size
+
+
+def read_plain(path: str | Path, most: int | None = None) -> bytes:
+    """Read a file that ends; a large one is refused."""
+    size = plain_size(path)
+    if most is not None and size > most:
         raise OSError(errno.EFBIG, f"It has more than {most / 1e6:,.0f} MB")
     return Path(path).read_bytes()
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..preference import terminal
 from ..preference.data.notes import RowNotes, describe
 from ..preference.data.options import RowOptions, row_arguments
+from ..preference.data.sample import Sample, sample_rows
 from ..preference.data.shapes import KNOWN_SHAPES
 from ..preference.data.sources import SPLIT_NAMES, needed_splits, open_sources
 from ..preference.data.table import Pair, TokenColumns, choose_held_out
@@ -124,6 +125,8 @@ class PreferenceDataset:
         self.max_length = max_length
         self.kind, self.mismatch = kind, mismatch
         self.source = source or "preference data"
+        # Of how many training rows they are, where not all were read.
+        self.sample: Sample | None = None
         self._has_chat_template = encode.has_chat_template
         arguments = row_arguments(row_options, encode, kind)
         cache = found = None
@@ -364,6 +367,8 @@ def load_preference_dataset(
     data_dir: str | None = None,
     valid_fraction: float = 0.02,
     seed: int = 0,
+    max_rows: int | None = None,
+    enough_rows: int | None = None,
     token_cache: str | Path | bool | None = None,
     **options: Any,
 ) -> tuple:
@@ -386,7 +391,11 @@ def load_preference_dataset(
         data_dir (str, optional): Folder inside ``data``.
         valid_fraction (float): Share of the pairs held out, at most 500, if there is
             no validation split. Default: ``0.02``.
-        seed (int): Seed of their choice. Default: ``0``.
+        seed (int): Seed of their choice, and of that of ``max_rows``. Default: ``0``.
+        max_rows (int, optional): Read at most so many training rows, chosen at random
+            from those of all datasets together. Default: all.
+        enough_rows (int, optional): What ``max_rows`` is where all of them take more
+            than a quarter of the free memory. Default: such data is refused.
         token_cache (str, Path or bool, optional): A folder that keeps token ids, or
             ``False``. Default: one in the user's cache folder.
         options (Any): The fields of :class:`RowOptions`.
@@ -415,10 +424,13 @@ def load_preference_dataset(
     sources = open_sources(data, data_dir)
     names = needed_splits(sources, train, test, inspect)
     results: dict[str, list] = {name: [] for name in SPLIT_NAMES}
-    for source, own, splits in sources:
+    opened = [{n: x[n]() for n in names if n in x} for *_, x in sources]
+    sample = sample_rows(opened, max_rows, enough_rows, seed)
+    for (source, own, _), rows in zip(sources, opened):
         sets: dict[str, Any] = {
             name: PreferenceDataset(
-                splits[name](),
+                # Not to be held while others are read.
+                rows.pop(name),
                 tokenizer,
                 max_length,
                 kind=kind,
@@ -427,8 +439,7 @@ def load_preference_dataset(
                 token_cache=token_cache or None,
                 **vars(row_options.updated(own)),
             )
-            for name in names
-            if name in splits
+            for name in [*rows]
         }
         if "train" in sets and "valid" not in sets:
             total = len(sets["train"])
@@ -450,4 +461,6 @@ def load_preference_dataset(
     group = max((dataset.group_size for dataset in found if dataset), default=1)
     for dataset in filter(None, found):
         dataset._columns = dataset._columns.regroup(group)
+    if found[0]:
+        found[0].sample = sample
     return tuple(found)

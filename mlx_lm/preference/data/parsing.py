@@ -8,11 +8,13 @@ import csv
 import gzip
 import io
 import json
+import math
 import re
 import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from .arrow import unpacked_bytes
 from .messages import RowFault
 
 Rows = list[tuple[Any, str]]
+GZIP, UTF_8 = b"\x1f\x8b", codecs.BOM_UTF8
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BLANK = re.compile(r"\s*(?=\S)")
 # Columns whose cells are texts, also where all of them look like numbers.
@@ -34,16 +37,11 @@ _TEXTS = re.compile(
 
 def parse_file(raw: bytes, path: Path) -> Rows:
     """The rows of a file. A row that can't be read is a ``RowFault``."""
-    parse: Callable[[bytes, Path], Rows] = _parse_json
-    kind = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
-    if kind:
-        parse = _PARSERS.get(kind[0].lower(), parse)
-    try:
+    parse = _PARSERS.get(kind_of(path), _parse_json)
+    with reading(path):
         # Some tools give compressed files no other name.
-        raw = _unpack(raw, path) if raw[:2] == b"\x1f\x8b" else raw
+        raw = _unpack(raw, path) if raw[:2] == GZIP else raw
         rows = parse(raw, path)
-    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
-        raise InputError(f"Can't read {path}: {' '.join(str(e).split())}") from e
     if not rows:
         raise InputError(f"{path} is empty: it should have a JSON object a line.")
     if not any(isinstance(row, Mapping) for row, _ in rows):
@@ -55,14 +53,43 @@ def parse_file(raw: bytes, path: Path) -> Rows:
     return rows
 
 
-def check_room(path: Path, size: int) -> None:
-    """Refuse what would take more than a quarter of the memory: rows need several."""
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a file of rows."""
+    try:
+        yield
+    except MemoryError as e:
+        raise InputError(f"{path} does not fit into the memory. Split it.") from e
+    except (OSError, EOFError, zlib.error, csv.Error, UnicodeDecodeError) as e:
+        reason = getattr(e, "strerror", None) or " ".join(str(e).split())
+        raise InputError(f"Can't read {path}: {reason}") from e
+
+
+def kind_of(path: Path) -> str:
+    """How a file's name says what it holds, packed or not."""
+    kind = path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:]
+    return kind[0].lower() if kind else ""
+
+
+def room() -> float:
+    """The bytes that rows may have: a quarter of the free memory, they need several."""
     free = _free(system_memory, int(time.monotonic()))
-    if free is not None and size > free // 4:
-        raise InputError(
-            f"{path} holds more than {free / 4e9:.2g} GB, a quarter of the free memory: "
-            "split it, or use a part of it."
-        )
+    return math.inf if free is None else free // 4
+
+
+def check_room(path: Path, size: int) -> None:
+    """Refuse what would take more."""
+    if size > room():
+        part = "use a part of it, which max_rows takes of training rows"
+        raise too_large(path, part)
+
+
+def too_large(path: Path, advice: str) -> InputError:
+    """What is wrong with rows that take more than that."""
+    return InputError(
+        f"{path} holds more than {room() / 1e9:.2g} GB, a quarter of the free memory: "
+        f"split it, or {advice}."
+    )
 
 
 @lru_cache(maxsize=1)
@@ -94,7 +121,7 @@ def _parse_json(raw: bytes, path: Path) -> Rows:
     # The least that Python needs for a row and its place.
     check_room(path, 200 * raw.count(b"\n"))
     lines = enumerate(raw.split(b"\n"), 1)
-    rows = [(_as_row(_parse(s)), f"{path.name}:{i}") for i, s in lines if s.strip()]
+    rows = [(read_line(s), f"{path.name}:{i}") for i, s in lines if s.strip()]
     if begins == b"{" and len(rows) > 1:
         try:
             return list(_parse_objects(raw.decode("utf-8"), path.name))
@@ -118,7 +145,12 @@ def _parse_objects(text: str, name: str) -> Iterator[tuple[Any, str]]:
 def _as_utf8(raw):
     if raw.startswith(_UTF_16):
         return raw.decode("utf-16").encode("utf-8")
-    return raw.removeprefix(codecs.BOM_UTF8)
+    return raw.removeprefix(UTF_8)
+
+
+def read_line(raw: bytes) -> Any:
+    """The row of a line."""
+    return _as_row(_parse(raw))
 
 
 def _parse(raw: bytes) -> Any:
@@ -208,56 +240,82 @@ _CHUNK = 64
 
 
 def _parse_table(raw: bytes, path: Path) -> Rows:
+    rows: Rows = []
+    size = 0
+    with reading_tables(path):
+        for part in _table_parts(raw, path):
+            # What a table says once may stand in all of its rows.
+            check_room(path, size := size + _table_bytes(part))
+            first = len(rows) + 1
+            rows += [
+                (x, f"{path.name}:{i}") for i, x in enumerate(table_rows(part), first)
+            ]
+    return rows
+
+
+@contextmanager
+def reading_tables(path: Path) -> Iterator[None]:
+    """Say in one line what is wrong with a table, or with the installation."""
     try:
         from pyarrow import ArrowException
     except ImportError as e:
         raise InputError(f"{path} needs pyarrow: pip install 'mlx-lm[train]'") from e
-    rows: Rows = []
-    size = 0
     try:
-        for part in _table_parts(raw, path):
-            # What a table says once may stand in all of its rows.
-            check_room(path, size := size + _table_bytes(part))
-            try:
-                found = part.to_pylist()
-            except UnicodeDecodeError:
-                found = [_table_row(part, i) for i in range(len(part))]
-            rows += [
-                (x, f"{path.name}:{i}") for i, x in enumerate(found, len(rows) + 1)
-            ]
+        yield
     except ArrowException as e:
         raise InputError(f"Can't read {path}: {' '.join(str(e).split())}") from e
-    return rows
+
+
+def is_parquet(head: bytes, path: Path) -> bool:
+    """Tell the two kinds of tables apart."""
+    return head[:4] == b"PAR1" or path.suffix.lower() == ".parquet"
+
+
+def arrow_batches(source: Any, head: bytes) -> Iterator[Any]:
+    """Yield the rows of an Arrow file or stream as they were written together."""
+    from pyarrow import ipc
+
+    if head[:6] != b"ARROW1":
+        yield from ipc.open_stream(source)
+        return
+    file = ipc.open_file(source)
+    yield from (file.get_batch(i) for i in range(file.num_record_batches))
 
 
 def _table_parts(raw, path):
     """Yield the rows of a table, a few at a time."""
-    from pyarrow import BufferReader, ipc, parquet
+    from pyarrow import BufferReader, parquet
 
-    if raw[:4] == b"PAR1" or path.suffix.lower() == ".parquet":
+    if is_parquet(raw, path):
         file = parquet.ParquetFile(BufferReader(raw))
-        groups = range(file.num_row_groups)
-        check_room(
-            path, sum(file.metadata.row_group(i).total_byte_size for i in groups)
-        )
+        check_room(path, parquet_bytes(file))
         yield from file.iter_batches(_CHUNK)
         return
     # Packed, a few bytes may stand for many.
     check_room(path, unpacked_bytes(raw))
-    if raw[:6] == b"ARROW1":
-        file = ipc.open_file(BufferReader(raw))
-        batches = (file.get_batch(i) for i in range(file.num_record_batches))
-    else:
-        batches = iter(ipc.open_stream(BufferReader(raw)))
-    for batch in batches:
+    for batch in arrow_batches(BufferReader(raw), raw):
         for start in range(0, len(batch), _CHUNK):
             yield batch.slice(start, _CHUNK)
+
+
+def parquet_bytes(file: Any) -> int:
+    """What the rows of a Parquet file take, unpacked."""
+    groups = range(file.num_row_groups)
+    return sum(file.metadata.row_group(i).total_byte_size for i in groups)
 
 
 def _table_bytes(part):
     # Columns of few different values are stored as numbers of these.
     plain = (getattr(x, "dictionary_decode", lambda x=x: x)() for x in part.columns)
     return 200 * len(part) + sum(column.nbytes for column in plain)
+
+
+def table_rows(part: Any) -> list[Any]:
+    """The rows of a part of a table."""
+    try:
+        return part.to_pylist()
+    except UnicodeDecodeError:
+        return [_table_row(part, i) for i in range(len(part))]
 
 
 def _table_row(table: Any, index: int) -> Any:
@@ -267,5 +325,8 @@ def _table_row(table: Any, index: int) -> Any:
         return RowFault("invalid UTF-8")
 
 
-_PARSERS = {".parquet": _parse_table, ".arrow": _parse_table}
-_PARSERS |= dict.fromkeys((".csv", ".tsv"), _parse_csv)
+TABLES, CELLS = (".parquet", ".arrow"), (".csv", ".tsv")
+_PARSERS: dict[str, Callable[[bytes, Path], Rows]] = {
+    **dict.fromkeys(TABLES, _parse_table),
+    **dict.fromkeys(CELLS, _parse_csv),
+}

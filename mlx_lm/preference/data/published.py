@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
+from ..errors import InputError
 from .content import RowFault, check_text, is_answer, is_number
 from .messages import Messages, as_messages
 from .pairs import TIE, PreferenceRow, make_pair
@@ -310,6 +311,11 @@ def joined(rows: Sequence[Any]) -> Iterator[tuple[int, Any]]:
             yield index - len(group), _together(group)
             group = []
         if _is_rating(row):
+            if getattr(rows, "is_part", False) and isinstance(row["response"], str):
+                raise InputError(
+                    "max_rows, or a set too large for the memory, would part answers "
+                    "to one prompt that stand in several rows: put them into one row."
+                )
             group.append(row)
         else:
             yield index, row

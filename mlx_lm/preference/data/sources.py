@@ -13,9 +13,10 @@ from typing import Any
 
 from ..digest import digest, file_digest
 from ..errors import InputError
-from ..files import read_plain
+from ..files import plain_size, read_plain
 from ..terminal import rprint
-from .parsing import check_room, parse_file
+from .large import LargeRows, largest_size, open_large
+from .parsing import check_room, parse_file, reading, room, too_large
 from .secrets import hide_values
 
 _BASES = {
@@ -52,6 +53,16 @@ class LocatedRows(Sequence):
         """Name the place of a row."""
         return f"{self._name}:{index + 1}"
 
+    def size(self, exactly: bool = True) -> int:
+        """The bytes of the rows, 0 if they lie in no table."""
+        table = getattr(self._rows, "data", ())
+        # Some rows of a table have the whole one.
+        return getattr(table, "nbytes", 0) * len(self) // max(len(table), 1)
+
+    def some(self) -> "LocatedRows":
+        """The rows, of which some can be taken without the others."""
+        return self
+
     def fingerprint(self) -> str | None:
         """Hash the rows' content and places."""
         rows = rows_fingerprint(self._rows)
@@ -77,6 +88,26 @@ class FileRows(Sequence):
     def location(self, index: int) -> str:
         """Name the place of a row."""
         return self._content[1][index]
+
+    def size(self, exactly: bool = True) -> int:
+        """The bytes of the rows, unpacked; else a bound that is known at once."""
+        if not exactly:
+            return sum(map(largest_size, self._paths))
+        pairs = zip(self._paths, self._large)
+        return sum(large.size if large else plain_size(path) for path, large in pairs)
+
+    @cached_property
+    def _large(self) -> list:
+        return [*map(open_large, self._paths)]
+
+    def some(self) -> "FileRows | LargeRows":
+        """The rows, of which some can be taken without the others."""
+        if all(self._large):
+            return LargeRows(self._large)
+        path = self._paths[self._large.index(None)]
+        if "_content" not in vars(self) and self.size(False) > room():
+            raise too_large(path, "make it JSONL, a row a line, or Parquet")
+        return self
 
     def fingerprint(self) -> str | None:
         """Hash the files' names and bytes, without reading rows."""
@@ -211,15 +242,11 @@ def _read(paths: Sequence[Path]) -> tuple[list, list[str], str]:
     places: list[str] = []
     digests = []
     for path in paths:
-        try:
+        with reading(path):
             check_room(path, path.stat().st_size)
             raw = read_plain(path)
             digests.append(blake2b(raw).hexdigest())
             new = parse_file(raw, path)
-        except MemoryError as e:
-            raise InputError(f"{path} does not fit into the memory. Split it.") from e
-        except OSError as e:
-            raise InputError(f"Can't read {path}: {e.strerror or e}") from e
         rows.extend(row for row, _ in new)
         places.extend(place for _, place in new)
     return rows, places, _files_fingerprint(paths, digests)

@@ -2,6 +2,7 @@
 
 """What a run is made of, found or built before its first step."""
 
+import math
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,10 @@ from ..reference.live import LiveReference, NoReference
 from ..terminal import rprint
 from .job import Job
 
+# Rows of a set too large for the memory: tokenized in seconds, and enough to choose
+# validation pairs from. So many at most are held out.
+FEWEST_ROWS, HELD_OUT = 10_000, 500
+
 
 def make_policy(args: SimpleNamespace, model: nn.Module) -> None:
     """Make the trained part of the model as the settings say."""
@@ -43,7 +48,7 @@ def load_data(args: SimpleNamespace, tokenizer: Any) -> tuple:
     # A run that goes on, or is tested, another day has the date of its start.
     args.template_date = fix_date(tokenizer, args.template_date)
     objective = objective_of(args)
-    return load_preference_dataset(
+    sets = load_preference_dataset(
         getattr(args, "secrets", None) or args.hf_dataset or args.data,
         tokenizer,
         train=args.train,
@@ -55,9 +60,22 @@ def load_data(args: SimpleNamespace, tokenizer: Any) -> tuple:
         data_dir=args.data_dir,
         valid_fraction=args.valid_fraction,
         seed=args.seed,
+        max_rows=args.max_rows,
+        enough_rows=_enough_rows(args),
         token_cache=args.token_cache,
         **vars(RowOptions().updated(vars(args))),
     )
+    if sets[0] and sets[0].sample:
+        # A run that goes on, however long, has the rows of its start.
+        args.max_rows = sets[0].sample.most
+    return sets
+
+
+def _enough_rows(args):
+    """Rows with the pairs that a run uses, those held out, and some that are bad."""
+    if not args.train or args.resume or args.epochs is not None:
+        return None
+    return max(FEWEST_ROWS, math.ceil(1.1 * args.iters * args.batch_size) + HELD_OUT)
 
 
 def introduce(job: Job) -> None:
@@ -126,10 +144,12 @@ def header_rows(
     shapes = counted(len(plan), "batch shape")
     epochs = f"{args.iters / per_epoch:.3g}"
     epochs += " epoch" if epochs == "1" else " epochs"
+    read = getattr(train_set, "sample", None)
     return {
         **_settings_rows(args),
         "loss has": _modifiers(args),
         "data": str(args.hf_dataset or args.data),
+        "rows read": f"{read.rows:,} of {read.total:,}" if read else "",
         what: f"{len(train_set):,} train · {len(valid_set):,} valid",
         "an epoch": f"{counted(per_epoch, 'iter')} · {epochs}",
         "rows are": f"{train_set.shape} · {train_set.format}",

@@ -104,6 +104,11 @@ def _data() -> Iterable[Setting]:
     what = "Share of the pairs held out, at most 500, if there is no validation split."
     yield Setting("valid_fraction", 0.02, what, least=0, below=1, **_YAML)
     what = (
+        "Training rows that are read, chosen at random. Default: all, or, where they "
+        "do not fit into the memory, as many as iters uses."
+    )
+    yield Setting("max_rows", None, what, **_COUNT)
+    what = (
         "Folder that keeps the token ids of large data sets for later runs. Default: in "
         "the user's cache folder; false: nowhere."
     )
