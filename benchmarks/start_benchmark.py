@@ -157,7 +157,8 @@ def run(args, folder, model, data, known, number, tree):
     config = folder / "run.yaml"
     config.write_text(json.dumps(settings), "utf-8")
     os.environ["PYTHONPATH"] = tree
-    command = [sys.executable, "-m", "mlx_lm.dpo", "--config", str(config)]
+    # Not the tree that this is run in.
+    command = [sys.executable, "-P", "-m", "mlx_lm.dpo", "--config", str(config)]
     took, cpu, peak, code = timed(command)
     facts = f"{took:.1f} | {cpu:.1f} | {peak:.2f}" if code == 0 else f"exit {code} | | "
     size = data.stat().st_size / 1e6

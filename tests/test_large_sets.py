@@ -211,10 +211,12 @@ class TestRuns(CommandCase):
         ]
         self.data = self.folder / "large"
         self.data.mkdir()
-        (self.data / "train.jsonl").write_text(lines(rows))
+        # Blank lines count among all, whatever the memory.
+        text = lines(rows[:100]) + "\n" + lines(rows[100:])
+        (self.data / "train.jsonl").write_text(text)
         self.alone = self.folder / "alone"
         self.alone.mkdir()
-        chosen = [rows[i] for i in draw(200, 40, 0)]
+        chosen = [rows[i - (i > 100)] for i in draw(201, 40, 0) if i != 100]
         (self.alone / "train.jsonl").write_text(lines(chosen))
         self.enterContext(mock.patch.object(setup, "FEWEST_ROWS", 40))
         self.enterContext(mock.patch.object(setup, "HELD_OUT", 2))
@@ -232,7 +234,7 @@ class TestRuns(CommandCase):
         self.succeed(*self.flags(*more, *alone))
         with self.small():
             out = self.succeed(*self.flags(*more, "--adapter-path", parts))
-        self.assertIn("rows read       40 of 200", " ".join(out.split("\n")))
+        self.assertIn("rows read       40 of 201", " ".join(out.split("\n")))
         config = json.loads((parts / "adapter_config.json").read_text())
         self.assertEqual(config["max_rows"], 40)
         parsing._free.cache_clear()
@@ -247,7 +249,7 @@ class TestRuns(CommandCase):
         with self.small():
             self.succeed(*self.flags("--iters", 20, "--dry-run"))
             out = self.succeed(*self.flags("--iters", 20, "--dry-run"))
-        self.assertIn("90 of 200", out)
+        self.assertIn("90 of 201", out)
         with self.small():
             self.fail_in_one_line(
                 "train.jsonl holds more than .*, which max_rows takes of training rows",

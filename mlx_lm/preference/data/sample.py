@@ -46,16 +46,18 @@ def sample_rows(
     having = [rows for rows in opened if "train" in rows]
     sets = [rows["train"] for rows in having]
     count = enough if most is None else most
-    if not sets or count is None or (fit := _fit(sets)) and most is None:
+    if not sets or count is None:
         return None
-    size = 0
-    if not fit:
+    if most is None:
+        if _fit(sets):
+            return None
         rprint("The training rows do not fit into the memory: counting them.")
-        size, sets = _size(sets), [rows.some() for rows in sets]
-    ends = np.cumsum([0, *map(len, sets)])
+    # Whatever the memory, so that a run that goes on has the same.
+    parts = [rows.some() for rows in sets]
+    ends = np.cumsum([0, *map(len, parts)])
     numbers = draw(total := int(ends[-1]), count, seed)
     sample = Sample(count, len(numbers), total)
-    if sample.rows * size > total * room():
+    if sample.rows * _size(sets) > total * room():
         raise InputError(
             f"{sample.rows:,} of {total:,} training rows take more than a quarter of "
             f"the free memory ({room() / 1e9:.2g} GB): set fewer iters, or max_rows."
@@ -64,11 +66,11 @@ def sample_rows(
         f"Reading {sample.rows:,} of {total:,} training rows, chosen at random "
         f"(seed {seed})."
     )
-    if fit and len(numbers) == total:
+    if sample.rows == total:
         return sample
     edges = np.searchsorted(numbers, ends)
-    for rows, all_rows, first, i, j in zip(having, sets, ends, edges, edges[1:]):
-        rows["train"] = PartOfRows(_take(all_rows, numbers[i:j] - first))
+    for rows, part, first, i, j in zip(having, parts, ends, edges, edges[1:]):
+        rows["train"] = PartOfRows(_take(part, numbers[i:j] - first))
         if not rows["train"] and len(having) > 1:
             del rows["train"]
     return sample
