@@ -83,6 +83,16 @@ class TestPartsOfFiles(TempFolder):
         self.assertEqual((first, third), (make_rows(0, 1)[0], {}))
         self.assertEqual((second.reason, place), ("unreadable JSON", "a.jsonl:2"))
 
+    def test_packed_arrays_are_not_unpacked(self):
+        """Nobody knows how many bytes a few of them stand for, until all are there."""
+        table = pyarrow.Table.from_pylist(ROWS)
+        packed = ipc.IpcWriteOptions(compression="zstd")
+        for write in (ipc.new_file, ipc.new_stream):
+            path = self.folder / "a.arrow"
+            with write(str(path), table.schema, options=packed) as writer:
+                writer.write_table(table)
+            self.assertIsNone(large.open_large(path))
+
     def test_numbers_that_are_drawn(self):
         for total, count in ((5, 9), (9, 9), (40, 30), (1000, 20), (10**12, 50)):
             numbers = draw(total, count, seed=3)

@@ -18,7 +18,7 @@ _BLOCK = np.dtype([("at", "<i8"), ("head", "<i4"), ("_", "<i4"), ("body", "<i8")
 _BUFFER = np.dtype([("at", "<i8"), ("size", "<i8")])
 
 
-def unpacked_bytes(raw: bytes) -> int:
+def unpacked_bytes(raw: bytes | memoryview) -> int:
     """The bytes that the packed arrays of an Arrow file or stream say they have."""
     # What can't be read here is the reader's to refuse.
     size = 0

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..files import plain_size
+from .arrow import unpacked_bytes
 from .parsing import (
     CELLS,
     GZIP,
@@ -116,6 +117,12 @@ class LargeTable:
         with open(path, "rb") as file:
             self._head = file.read(6)
 
+    def is_packed(self) -> bool:
+        """Whether arrays of an Arrow file are compressed, however many at a time."""
+        if is_parquet(self._head, self.path) or not self.path.stat().st_size:
+            return False
+        return unpacked_bytes(memoryview(np.memmap(self.path, mode="r"))) > 0
+
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
         """A Parquet file, or the mapped source of an Arrow file."""
@@ -183,7 +190,8 @@ def open_large(path: Path) -> LargeLines | LargeTable | None:
         plain_size(path)
         lines = LargeLines(path)
         if kind_of(path) in TABLES:
-            return None if lines.is_packed() else LargeTable(path)
+            whole = lines.is_packed() or LargeTable(path).is_packed()
+            return None if whole else LargeTable(path)
         return lines if kind_of(path) not in CELLS and lines.holds_rows() else None
 
 
