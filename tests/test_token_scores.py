@@ -136,8 +136,8 @@ class TestScoreTokens(unittest.TestCase):
         pairs = random_pairs(4)
         ours = train(tiny_model("lora"), pairs, pairs, iters=2)
         steps, validations = 2, 2 * 2  # before the first step and after the last
-        # The first validation asks the reference about every pair.
-        forwards = steps + validations + 2
+        # The first validation asks the start alone, which is policy and reference.
+        forwards = steps + validations
         self.assertEqual(self.calls.count(("forward", False)), forwards)
         self.assertEqual(self.calls.count(("backward", False)), steps)
         self.assertEqual(len(self.calls), forwards + steps)

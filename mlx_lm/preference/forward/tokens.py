@@ -44,7 +44,7 @@ def _plain_logsumexp_and_logps(x, targets, mask):
 
 def _plain_score_tokens(policy_logits, reference_logits, targets, mask):
     x = policy_logits.astype(mx.float32)
-    y = mx.stop_gradient(reference_logits).astype(mx.float32)
+    y = reference_logits.astype(mx.float32)
     x_total, policy_logps = _plain_logsumexp_and_logps(x, targets, mask)
     y_total, reference_logps = _plain_logsumexp_and_logps(y, targets, mask)
     # Checkpoints of one family may pad the same vocabulary to other widths.
@@ -93,7 +93,7 @@ def _kernel_scores(policy_logits, reference_logits, targets, mask, kl_gradient=F
         (mask != 0).reshape(-1),
     ]
     if reference_logits is not None:
-        arrays.append(mx.stop_gradient(reference_logits).reshape(-1, width))
+        arrays.append(reference_logits.reshape(-1, width))
     scores, _ = _KERNEL_FUNCTIONS[kl_gradient](*arrays)
     return [x.reshape(targets.shape) for x in scores]
 
@@ -129,6 +129,7 @@ def score_tokens(
     kl_gradient: bool = False,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Both models' log-prob of every target, and the exact KL between them."""
+    reference_logits = mx.stop_gradient(reference_logits)
     arrays = (policy_logits, reference_logits, targets, mask)
     same_width = policy_logits.shape == reference_logits.shape
     if same_width and _kernel_applies(policy_logits, reference_logits):
@@ -137,4 +138,4 @@ def score_tokens(
         policy_logps, reference_logps, kl = _plain_score_tokens(*arrays)
     if not kl_gradient:
         kl = mx.stop_gradient(kl)
-    return policy_logps, mx.stop_gradient(reference_logps), kl
+    return policy_logps, reference_logps, kl

@@ -120,18 +120,18 @@ def preference_sums(
     counts: mx.array | None = None,
 ) -> dict[str, mx.array]:
     """Sum a batch's metrics over its pairs."""
-    policy, real = mx.stop_gradient(policy_logps), (weights > 0).astype(mx.float32)
+    real = (weights > 0).astype(mx.float32)
     if counts is None:
         counts = lengths[:, 1] - mx.maximum(lengths[:, 0], 1)
     counts = counts.astype(mx.float32)
-    sums = {"loss": (mx.stop_gradient(losses) * weights).sum()}
+    sums = {"loss": (losses * weights).sum()}
     # How often the chosen answer is the likelier one, summed and per token.
-    for name, logps in (("logps", policy), ("reference_logps", reference_logps)):
+    for name, logps in (("logps", policy_logps), ("reference_logps", reference_logps)):
         per_token = logps / mx.maximum(counts, 1)
         for suffix, x in (("", logps), ("_per_token", per_token)):
             chosen, rejected = mx.split(x, 2)
             sums[f"{name}/accuracies{suffix}"] = ((chosen > rejected) * real).sum()
-    chosen, rejected = mx.split(policy, 2)
+    chosen, rejected = mx.split(policy_logps, 2)
     if labels is None:
         is_chosen, is_rejected = real, real
         right = chosen_rewards > rejected_rewards
@@ -151,11 +151,12 @@ def preference_sums(
     sums["logps/rejected"] = (rejected * is_rejected).sum()
     if kl is None:
         # Half the squared log-ratio: Schulman's k2, on the data's answers.
-        sums["kl_estimate"] = (0.5 * (policy - reference_logps) ** 2 * rows).sum()
+        log_ratio = policy_logps - reference_logps
+        sums["kl_estimate"] = (0.5 * log_ratio**2 * rows).sum()
     else:
-        sums["kl"] = (mx.stop_gradient(kl) * rows).sum()
+        sums["kl"] = (kl * rows).sum()
     likely = mx.concatenate([is_chosen, mx.zeros_like(is_chosen)])
-    sums["nll/policy"] = -(policy * likely).sum()
+    sums["nll/policy"] = -(policy_logps * likely).sum()
     sums["nll/reference"] = -(reference_logps * likely).sum()
     sums["tokens/chosen"] = (counts * likely).sum()
     sums["tokens/completion"] = (counts * rows).sum()

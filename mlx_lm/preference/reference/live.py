@@ -14,11 +14,11 @@ from ..forward.frozen import FrozenStart
 
 
 def with_reference(
-    function: Callable,
     model: Any,
+    function: Callable,
     inputs: list,
-    outputs: list | None = None,
-    compile: bool = True,
+    outputs: list | None,
+    compile: bool,
 ) -> Callable:
     """Give a function its reference model, and compile it."""
     function = partial(function, model)
@@ -75,7 +75,12 @@ class LiveReference:
         compile: bool = True,
     ) -> Callable:
         """Compile a function of the reference and a batch."""
-        return with_reference(function, self.model, inputs, outputs, compile)
+        given = function, inputs, outputs, compile
+        return self._choose(lambda model: with_reference(model, *given))
+
+    def _choose(self, make: Callable[[Any], Callable]) -> Callable:
+        """What runs, made for the model that it asks."""
+        return make(self.model)
 
 
 class NoReference(LiveReference):
@@ -88,11 +93,5 @@ class NoReference(LiveReference):
     def unknown(self, *datasets: Any) -> int:
         return 0
 
-    def compiled(
-        self,
-        function: Callable,
-        inputs: list,
-        outputs: list | None = None,
-        compile: bool = True,
-    ) -> Callable:
-        return with_reference(function, None, inputs, outputs, compile)
+    def _choose(self, make: Callable[[Any], Callable]) -> Callable:
+        return make(None)

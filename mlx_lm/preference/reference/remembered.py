@@ -15,7 +15,7 @@ from ..forward.answers import sequence_logps
 from ..forward.frozen import FrozenStart, running
 from ..terminal import rprint
 from .cache import ReferenceCache, pair_key, pair_keys
-from .live import LiveReference, with_reference
+from .live import LiveReference
 
 # How many remembered pairs a run compares with its model, out of how many.
 CHECKED, LOOKED_AT = 3, 64
@@ -147,23 +147,15 @@ class RememberedReference(LiveReference):
             forms.pop(False, None)
         return True
 
-    def compiled(
-        self,
-        function: Callable,
-        inputs: list,
-        outputs: list | None = None,
-        compile: bool = True,
-    ) -> Callable:
-        """Compile a function of the reference and a batch, in both its forms."""
+    def _choose(self, make: Callable[[Any], Callable]) -> Callable:
+        """Both forms: of batches whose numbers are known, and of others."""
         forms: dict[bool, Callable] = {}
         self._forms.append(forms)
 
         def run(batch, *args):
             known = "reference_logps" in batch
             if known not in forms:
-                model = None if known else self.model
-                given = function, model, inputs, outputs
-                forms[known] = with_reference(*given, compile)
+                forms[known] = make(None if known else self.model)
             return forms[known](batch, *args)
 
         return run
