@@ -29,7 +29,7 @@ from mlx_lm.preference.run.checkpoint import (
     numbered,
     save_state,
 )
-from mlx_lm.preference.run.signals import StopSignals
+from mlx_lm.preference.run.signals import WARNINGS, StopSignals
 from mlx_lm.tuner.callbacks import TrainingCallback
 
 
@@ -108,6 +108,16 @@ class TestSignals(CommandCase):
         self.assertEqual((code, err), (129, ""))
         self.assertEqual(newest_state(self.adapters).iteration, 5)
         self.check_resumed(["0000005_adapters.safetensors"])
+
+    def test_a_batch_system_warns(self):
+        for number in WARNINGS:
+            with self.subTest(signal.Signals(number).name):
+                shutil.rmtree(self.adapters, ignore_errors=True)
+                with signals("_take_step", 5, number=number):
+                    code, _, err = command(*self.run_flags())
+                self.assertEqual((code, err), (128 + number, ""))
+                self.assertEqual(newest_state(self.adapters).iteration, 5)
+                self.assertEqual(signal.getsignal(number), signal.SIG_DFL)
 
     def test_nohup(self):
         before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

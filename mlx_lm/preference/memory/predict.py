@@ -32,11 +32,15 @@ class MemoryEstimate:
 
 
 def predict_peak(
-    fn: Callable, args: tuple, state: Any, compiled: bool = True
+    fn: Callable,
+    args: tuple,
+    state: Any,
+    compiled: bool = True,
+    gradient: bool = True,
 ) -> MemoryEstimate:
     """Predict the peak memory of a step without computing anything."""
     slots = list(array_places(state))
-    tape = trace_step(fn, args, state)
+    tape = trace_step(fn, args, state, gradient)
     fixed = {i for i, o in zip(tape.inputs[: len(slots)], tape.outputs) if i == o}
     twins: dict[str, str] = {}
     first: dict[int, str] = {}

@@ -229,7 +229,7 @@ def _put_back(containers):
             dict.update(tree, before)
 
 
-def _trace(fn, args, state):
+def _trace(fn, args, state, gradient):
     """The tape of a step, tied up; its outputs are the state's, then ``fn``'s."""
     tape, segments, sizes = Tape(), _Segments(), []
     places = list(array_places(state))
@@ -256,7 +256,7 @@ def _trace(fn, args, state):
             mx.export_function(tape.record, step, *inputs, *_arrays(args))
     finally:
         _put_back(before)
-    if segments.strays and not segments.gradients:
+    if gradient and segments.strays and not segments.gradients:
         raise ValueError(
             "The step's gradient function was made before it was traced: call "
             "nn.value_and_grad inside the step."
@@ -274,8 +274,8 @@ def _trace(fn, args, state):
     return tape
 
 
-def trace_step(fn: Callable, args: tuple, state: Any) -> Tape:
+def trace_step(fn: Callable, args: tuple, state: Any, gradient: bool = True) -> Tape:
     """The operations of a step, as the CPU would run them."""
     # Kernels of our own can't be exported: plain operations need no less.
     with mx.stream(mx.cpu):
-        return _trace(fn, args, state)
+        return _trace(fn, args, state, gradient)

@@ -84,7 +84,7 @@ def predict_test(
     score = testing_step(policy_model, reference, args.objective)
     held = [policy_model.state, getattr(reference, "state", {})]
     with _mode(policy_model, training=False):
-        return predict_peak(score, (batch,), held, compiled=compiles(args.compile))
+        return predict_peak(score, (batch,), held, compiles(args.compile), False)
 
 
 def predict_run(
@@ -111,7 +111,7 @@ def predict_run(
         return estimate
     score = partial(scoring_step(policy_model, args.objective), reference)
     with _mode(policy_model, training=False):
-        more = predict_peak(score, (other | known,), held, compiled).total
+        more = predict_peak(score, (other | known,), held, compiled, False).total
     # Nothing is trained there, but all of it is held.
     most = max(more - estimate.total, 0)
     return replace(estimate, activations=estimate.activations + most)

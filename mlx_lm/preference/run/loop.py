@@ -141,10 +141,9 @@ class PreferenceRun:
         compiled, compile = self.reference.compiled, compiles(args.compile)
         self.step = compiled(self._step, self.state, self.state, compile=compile)
         given, held = (self.policy_model, args.objective), [self.policy_model.state]
-        self.score, self.score_start = (
-            compiled(scoring_step(*given, start), held, compile=compile)
-            for start in (False, True)
-        )
+        self.score = compiled(scoring_step(*given), held, compile=compile)
+        # Taken once, and the compiler fails where two results are one array.
+        self.score_start = compiled(scoring_step(*given, True), held, compile=False)
         options: dict[str, Any] = {}
         for more in tell(self.parts, "batches"):
             options |= more

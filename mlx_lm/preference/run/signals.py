@@ -12,7 +12,11 @@ from types import FrameType
 
 # Windows has no terminals that hang up.
 HANGUP = getattr(signal, "SIGHUP", None)
-SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]))
+# With these batch systems say that the time is nearly over; the last comes each second.
+_NAMES = "SIGUSR1", "SIGUSR2", "SIGXCPU"
+WARNINGS = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *filter(None, [HANGUP]), *WARNINGS)
+REPEATED = (HANGUP, *WARNINGS[-1:])
 # Seconds for a step after a signal; other ranks' loss should show within a minute.
 PATIENCE = 45.0
 
@@ -70,6 +74,9 @@ class StopSignals:
                 # nohup, which lets a run outlive its terminal.
                 if number == HANGUP and signal.getsignal(number) == signal.SIG_IGN:
                     continue
+                # Programs may have a use of their own for them.
+                if number in WARNINGS and signal.getsignal(number) != signal.SIG_DFL:
+                    continue
                 self._before[number] = signal.signal(number, self._remember)
             if self.patient:
                 self._guard = _Guard(self.advice)
@@ -94,12 +101,13 @@ class StopSignals:
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         self.exit_code = 128 + number
-        hangup = {k: x for k, x in self._before.items() if k == HANGUP}
+        repeated = {k: x for k, x in self._before.items() if k in REPEATED}
         self._leave(signal.SIG_IGN if self.patient else None)
-        if HANGUP and hangup and not self.patient:
+        if not self.patient:
             # A shell and its terminal both tell that they close: one is enough.
-            signal.signal(HANGUP, signal.SIG_IGN)
-            self._before = hangup
+            for again in repeated:
+                signal.signal(again, signal.SIG_IGN)
+            self._before = repeated
 
     def beat(self) -> None:
         """Tell that the run moves: a step or a batch is done."""
