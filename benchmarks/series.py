@@ -34,9 +34,9 @@ class Layer(NamedTuple):
 
 LAYERS = (
     Layer(
-        "dpo_loss, its kernel and three losses",
+        "dpo_loss and three losses",
         "__init__.py errors.py plug_ins.py setting.py objective/ forward/__init__.py "
-        "forward/tokens.py /mlx_lm/kernels/ /mlx_lm/tuner/losses.py",
+        "forward/tokens.py /mlx_lm/tuner/losses.py",
     ),
     Layer(
         "PreferenceDataset",
@@ -49,14 +49,24 @@ LAYERS = (
         "/mlx_lm/tuner/ /mlx_lm/dpo.py /mlx_lm/cli.py /mlx_lm/README.md /README.md "
         "/mlx_lm/DPO.md",
     ),
-    Layer("Shared prompts", "forward/shared.py forward/probe.py run/layouts.py"),
+    Layer("One kernel for log-probs and their KL", "forward/fused.py /mlx_lm/kernels/"),
+    Layer(
+        "Other models, adapters, and references that are quantized",
+        "policy/peft.py policy/gpt2.py run/compressed.py settings/earlier.py "
+        "settings/adopt.py",
+    ),
+    Layer(
+        "Shared prompts",
+        "forward/shared.py forward/probe.py run/layouts.py",
+        tests="test_completion_head.py test_preference_batches.py",
+    ),
     Layer("A reference that is asked once", "reference/", tests="test_token_scores.py"),
     Layer(
         "Checkpoints, resuming and several ranks",
         "run/checkpoint.py run/identity.py run/resume.py run/state.py run/lock.py "
         "run/signals.py run/best.py",
         sections=("Stop and go on", "Several Macs"),
-        tests="resuming.py killing.py test_kill.py test_full_disk.py",
+        tests="resuming.py killing.py test_kill.py test_full_disk.py test_files.py",
     ),
     Layer(
         "Other objectives, rankings, labels, and a reference that moves",
@@ -75,7 +85,7 @@ LAYERS = (
     ),
     Layer(
         "Tests, comparisons, single pairs, watchers and reports",
-        "report/ watch/ measure/pair_metrics.py",
+        "report/ watch/ measure/pair_metrics.py settings/finished.py",
         sections=("Look at it", "Test it", "Compare runs", "Serve it"),
         tests="test_dpo_adapters.py test_finished_runs.py test_inspection.py "
         "test_bad_input.py test_setting_effects.py test_dpo_config.py "
@@ -83,12 +93,18 @@ LAYERS = (
     ),
     Layer(
         "Token ids that are kept, and CUDA's kernel",
-        "data/cache.py data/processes.py /mlx_lm/kernels/preference_logps_cuda.h run/kernels.py",
+        "data/cache.py data/processes.py /mlx_lm/kernels/preference_logps_cuda.h "
+        "run/kernels.py run/tokens.py",
     ),
     Layer(
         "The forecast of memory, the reference of settings, and a quickstart",
         "memory/ run/forecast.py /mlx_lm/DPO_REFERENCE.md /mlx_lm/examples/",
-        sections=("Memory", "When something looks wrong"),
+        sections=(
+            "Settings in a file",
+            "Memory",
+            "From Python",
+            "When something looks wrong",
+        ),
         tests="test_example_preferences.py test_dpo_quickstart.py "
         "test_dpo_docs.py test_public_api.py test_smollm2.py",
     ),

@@ -23,9 +23,8 @@ from .preference.run.job import Job
 from .preference.run.loop import TrainingStopped
 from .preference.run.plan import describe_plan, training_plan
 from .preference.run.screen import print_header
-from .preference.settings.begin import agree, load_models
+from .preference.settings.begin import agree, load_models, settle
 from .preference.settings.checks import check_keys
-from .preference.settings.finished import settle
 from .preference.settings.parser import build_parser, read_config
 from .preference.settings.table import CONFIG_DEFAULTS, DEFAULTS, UNUSED_KEYS
 from .preference.terminal import lasting_output, rprint, visible
@@ -167,8 +166,9 @@ def run(
     given = {k: v for k, v in vars(args).items() if v is not None}
     if "explicit" not in given:
         given["explicit"] = {k for k in given if given[k] != CONFIG_DEFAULTS.get(k)}
+    named = [k for k, v in given.items() if k not in DEFAULTS or v != DEFAULTS[k]]
+    check_keys(named, [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
     args = SimpleNamespace(**{**DEFAULTS, **given})
-    check_keys(vars(args), [*DEFAULTS, *UNUSED_KEYS, "explicit"])
     given = args.hf_dataset
     args.hf_dataset, secrets = without_secrets(given)
     if secrets:

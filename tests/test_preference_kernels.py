@@ -23,7 +23,7 @@ from preference_oracle import CASES, check_gradient, check_scores, make_case, or
 
 from mlx_lm.kernels import preference_logps as kernels
 from mlx_lm.kernels.preference_logps import kernel_text, preference_backend
-from mlx_lm.preference.forward import tokens as token_scores
+from mlx_lm.preference.forward import fused
 from mlx_lm.tuner.losses import dpo_loss
 
 # The series of patches brings CUDA's text later.
@@ -320,7 +320,7 @@ class TestDeviceKernels(unittest.TestCase):
         targets = mx.array([[1, 2, 3], [4, 5, 6]])
         pairs = {"chosen_targets": targets, "rejected_targets": targets}
         logps = mock.patch.object(
-            token_scores, "preference_logps", wraps=kernels.preference_logps
+            fused, "preference_logps", wraps=kernels.preference_logps
         )
         with logps as forward:
             gradient = mx.grad(lambda p: dpo_loss(p, p * 2, x, x, **pairs))(x)

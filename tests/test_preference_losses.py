@@ -5,7 +5,7 @@ import unittest
 
 import mlx.core as mx
 import numpy as np
-from tiny import float64_logps
+from float64 import float64_logps
 
 from mlx_lm.preference.forward.tokens import score_tokens, token_logps
 from mlx_lm.tuner.losses import dpo_loss, preference_loss

@@ -29,6 +29,28 @@ for tree in sys.argv[1:]:
         sys.modules["mlx_lm.preference.features"].features()
 """
 
+# Settings of layers behind the command.
+LATER = ("save_best", "criteria", "gamma", "resume", "pack", "sync_steps", "test")
+LATER += ("token_cache", "reference_bits", "resume_adapter_file", "share_prompt")
+REFUSED = """
+import json, sys
+from types import SimpleNamespace
+from mlx_lm import dpo
+found = []
+for name in sys.argv[1:]:
+    with open("given.yaml", "w") as file:
+        json.dump({name: 1}, file)
+    try:
+        dpo.resolve_args(["--config", "given.yaml"])
+    except dpo.InputError as e:
+        try:
+            dpo.run(SimpleNamespace(train=True, data="data", **{name: 1}))
+        except dpo.InputError as again:
+            if f"Unknown key {name!r}" in str(e) and str(e) == str(again):
+                found.append(name)
+print("found", *found)
+"""
+
 
 def own_files():
     paths = build.own_files(PACKAGE)
@@ -112,8 +134,21 @@ class TestLayers(unittest.TestCase):
                 text = (out / "metrics.jsonl").read_text("utf-8")
                 lines = map(json.loads, text.splitlines())
                 losses[tree.name] = [x["loss"] for x in lines if "loss" in x]
-        alone, whole = losses.values()
-        self.assertEqual((len(alone), alone), (4, whole))
+            alone, whole = losses.values()
+            self.assertEqual((len(alone), alone), (4, whole))
+            self.refuses(folder, env | {"PYTHONPATH": str(folder / "alone")})
+
+    def refuses(self, folder, env):
+        """What no layer of a prefix reads can't be set there."""
+        done = subprocess.run(
+            [sys.executable, "-c", REFUSED, *LATER],
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        found = done.stdout.rpartition("found ")[2].split()
+        self.assertEqual(found, [*LATER], done.stderr[-2000:])
 
     def lay(self, tree, number):
         """A tree of upstream's files and those of the first layers."""
@@ -157,7 +192,10 @@ class TestCuts(unittest.TestCase):
         found = series.cut("mlx_lm/DPO.md", text.encode(), set(), 3).decode()
         contents = "[Install](#install)"
         self.assertEqual(found, f"# Guide\n\n{contents}\n\n## Install\na\n")
-        found = series.cut("mlx_lm/DPO.md", text.encode(), set(), 9).decode()
+        shown = next(
+            n for n, x in enumerate(series.LAYERS, 1) if "Look at it" in x.sections
+        )
+        found = series.cut("mlx_lm/DPO.md", text.encode(), set(), shown).decode()
         self.assertIn("[Look at it](#look-at-it)\n\n", found)
         self.assertIn("### More\nc\n", found)
         self.assertNotIn("Memory", found)
@@ -171,7 +209,8 @@ class TestCuts(unittest.TestCase):
             "tests/test_c.py": b'patch("mlx_lm.preference.memory.tape.x", "rows_a")\n',
         }
         found = {n: series.layer_of(n, files) for n in files if n.startswith("tests/")}
-        self.assertEqual([*found.values()], [3, 3, 11, 1, 11])
+        last = series.layer_of("mlx_lm/preference/memory/tape.py", files)
+        self.assertEqual([*found.values()], [3, 3, last, 1, last])
 
     def test_public_names(self):
         files = {

@@ -10,6 +10,7 @@ from tiny import pair, random_pairs, tiny_model, train
 
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.batch.shape import BatchShape
+from mlx_lm.preference.forward import fused
 from mlx_lm.preference.forward import tokens as token_scores
 from mlx_lm.preference.forward.answers import paired_sequence_logps, sequence_logps
 from mlx_lm.tuner.losses import dpo_loss
@@ -26,7 +27,7 @@ class TestLongRows(unittest.TestCase):
             exact = -np.log(np.exp(x.astype(np.float64)).sum(axis=-1))
             exact = exact + x[targets, targets]
             arrays = mx.array(x)[None], mx.array(targets)[None]
-            with mock.patch.object(token_scores, "preference_backend", lambda: None):
+            with mock.patch.object(fused, "preference_backend", lambda: None):
                 logps = token_scores.token_logps(*arrays)[0]
             with self.subTest(vocabulary=V):
                 np.testing.assert_allclose(logps, exact, atol=5e-6)
@@ -45,7 +46,7 @@ class TestScoreTokens(unittest.TestCase):
             "preference_logps_vjp": backward,
         }
         for name, fake in fakes.items():
-            patch = mock.patch.object(token_scores, name, fake)
+            patch = mock.patch.object(fused, name, fake)
             patch.start()
             self.addCleanup(patch.stop)
         rng = np.random.default_rng(0)
@@ -94,7 +95,7 @@ class TestScoreTokens(unittest.TestCase):
             self.calls.clear()
             ours = run()
             self.assertEqual(self.calls, [("forward", dual) for dual in forms])
-            with mock.patch.object(token_scores, "preference_backend", lambda: None):
+            with mock.patch.object(fused, "preference_backend", lambda: None):
                 expected = run()
             for a, b in zip(
                 *((x if isinstance(x, tuple) else (x,)) for x in (ours, expected))
@@ -105,7 +106,7 @@ class TestScoreTokens(unittest.TestCase):
         arrays = (self.x, self.targets, self.mask)
         expected = token_scores.token_logps(*arrays)
         self.assertEqual(len(self.calls), 1)
-        with mock.patch.object(token_scores, "preference_backend", lambda: None):
+        with mock.patch.object(fused, "preference_backend", lambda: None):
             plain = token_scores.token_logps(*arrays)
         self.assertEqual(len(self.calls), 1)
         np.testing.assert_allclose(plain, expected, rtol=1e-5)
@@ -124,7 +125,7 @@ class TestScoreTokens(unittest.TestCase):
         targets = mx.array([[70, -1, 3], [0, 999, 69]])
         for mask in (None, self.mask, self.mask.astype(mx.float32)):
             ours = token_scores.token_logps(self.x, targets, mask)
-            with mock.patch.object(token_scores, "preference_backend", lambda: None):
+            with mock.patch.object(fused, "preference_backend", lambda: None):
                 plain = token_scores.token_logps(self.x, targets, mask)
             np.testing.assert_allclose(ours, plain, rtol=1e-5)
         self.assertTrue(mx.isnan(token_scores.token_logps(self.x, targets))[0, 0])
@@ -141,7 +142,7 @@ class TestScoreTokens(unittest.TestCase):
         self.assertEqual(self.calls.count(("forward", False)), forwards)
         self.assertEqual(self.calls.count(("backward", False)), steps)
         self.assertEqual(len(self.calls), forwards + steps)
-        with mock.patch.object(token_scores, "preference_backend", lambda: None):
+        with mock.patch.object(fused, "preference_backend", lambda: None):
             plain = train(tiny_model("lora"), pairs, pairs, iters=2)
         for key in ("loss", "kl_estimate", "grad_norm", "rewards/margins"):
             self.assertAlmostEqual(ours[key], plain[key], places=4, msg=key)
@@ -152,7 +153,7 @@ class TestScoreTokens(unittest.TestCase):
         models = tiny_model(), tiny_model(seed=2)
         ours = evaluate_dpo(*models, random_pairs(4), batch_size=2)
         self.assertEqual(self.calls, [("forward", True)] * 2)
-        with mock.patch.object(token_scores, "preference_backend", lambda: None):
+        with mock.patch.object(fused, "preference_backend", lambda: None):
             plain = evaluate_dpo(*models, random_pairs(4), batch_size=2)
         for key in ("loss", "kl", "rewards/margins"):
             self.assertAlmostEqual(ours[key], plain[key], places=4, msg=key)

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from float64 import float64_logps  # noqa: F401
 from mlx.utils import tree_flatten
 
 from mlx_lm.models import llama
@@ -112,15 +113,6 @@ def train(model, pairs, val=None, optimizer=None, callback=None, **args):
                 reference,
                 callback,
             )
-
-
-def float64_logps(logits, targets, mask):
-    """Summed log-probs in float64, from arrays of any framework."""
-    x = np.asarray(logits, dtype=np.float64)
-    x = x - x.max(axis=-1, keepdims=True)
-    x = x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-    x = np.take_along_axis(x, np.asarray(targets)[..., None], axis=-1)[..., 0]
-    return (x * np.asarray(mask)).sum(axis=-1)
 
 
 def save_tiny_model(folder, quantize=False, **config):

@@ -6,12 +6,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from .setting import Setting
 
 # Each module's FEATURE takes part, in this order.
 PLUG_INS = (
+    "settings.earlier",
     "run.layouts",
     "run.forecast",
     "run.compressed",
@@ -21,6 +23,8 @@ PLUG_INS = (
     "reference.moving",
     "policy.masters",
     "forward.recompute",
+    "forward.packed",
+    "run.tokens",
     "run.kernels",
     "watch.feature",
     "policy.peft",
@@ -35,9 +39,16 @@ class Feature:
     # The command's settings come in a job, see run/job.py, or alone to what is asked
     # before there is one. train_dpo asks the last four methods, with DPOTrainingArgs.
 
+    # Settings beside these that are declared elsewhere, and read by it alone.
+    brings: tuple[str, ...] = ()
+
     def settings(self) -> dict[str, Iterable[Setting]]:
         """Settings of the command, by the group in which they are listed."""
         return {}
+
+    def complete(self, args: Any) -> str | Path | None:
+        """Take settings from what lies in a folder, and tell in which."""
+        return None
 
     def check(self, args: Any) -> None:
         """Refuse settings that make no sense, before anything is loaded."""

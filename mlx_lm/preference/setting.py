@@ -82,6 +82,8 @@ class Setting:
     per_dataset: bool = False  # may stand in an entry of hf_dataset
     # Each rank may have its own: a place on its disk, or what the first alone does.
     per_rank: bool = False
+    # There only with a feature, a loss or a shape of rows that reads it.
+    brought: bool = False
     outside: bool = False  # reads, writes or sends outside of the adapter folder
 
     @property

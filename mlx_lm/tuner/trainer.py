@@ -135,6 +135,7 @@ class DPOTrainingArgs(Objective):
         "two states.",
         kind=int,
         metavar="N",
+        brought=True,
         **_COUNT,
     )
     save_best: str | None = setting(
@@ -142,6 +143,7 @@ class DPOTrainingArgs(Objective):
         "Keep the adapter that validates best in the folder best/.",
         kind=str,
         choices=["accuracy", "loss"],
+        brought=True,
         **_FREE,
     )
     early_stopping: int | None = setting(
@@ -150,12 +152,14 @@ class DPOTrainingArgs(Objective):
         "by default accuracy.",
         kind=int,
         metavar="N",
+        brought=True,
         **_COUNT,
     )
     load_best: bool = setting(
         False,
         "When the run ends, let adapters.safetensors be the adapter that validated "
         "best by save_best's measure, by default accuracy.",
+        brought=True,
         **_FREE,
     )
     max_skipped_steps: int = setting(
@@ -164,12 +168,14 @@ class DPOTrainingArgs(Objective):
         flag=False,
         **_COUNT,
     )
-    sync_reference: bool = setting(False, "Let the reference follow the policy.")
+    sync_reference: bool = setting(
+        False, "Let the reference follow the policy.", brought=True
+    )
     sync_alpha: float = setting(
-        0.6, "The policy's share in the new reference.", above=0, most=1
+        0.6, "The policy's share in the new reference.", above=0, most=1, brought=True
     )
     sync_steps: int = setting(
-        512, "Optimizer updates between two new references.", least=1
+        512, "Optimizer updates between two new references.", least=1, brought=True
     )
     sharing: str = "plain"
     try_layouts: bool = False

@@ -119,7 +119,7 @@ class _Collect(Feature):
                 "data does not go with rounds, which make their own: leave it out."
             )
         # What needs the table of settings, which has those from here.
-        from ..settings.finished import settle
+        from ..settings.begin import settle
 
         args.train, args.data = True, str(Path(args.adapter_path) / PAIRS)
         settle(args)

@@ -28,7 +28,7 @@ from ..policy.model import (
     read_weights,
 )
 from ..run.setup import make_policy
-from ..settings.finished import settle
+from ..settings.begin import settle
 from ..settings.table import CONFIG_DEFAULTS
 from ..terminal import rprint
 from .answers import Answers

@@ -11,7 +11,17 @@ from .content import RowFault
 from .pairs import PreferenceRow
 from .rankings import read_label, read_ranking, singles
 from .row import Reading, Row
-from .shapes import AS_KIND, CRITERIA, FINDERS, JOINED, SHAPES, SIGNED, Reader, Shape
+from .shapes import (
+    AS_KIND,
+    CRITERIA,
+    FINDERS,
+    JOINED,
+    ROW_OPTIONS,
+    SHAPES,
+    SIGNED,
+    Reader,
+    Shape,
+)
 
 _STRENGTH = "from -3 to 3, below 0 for the first"
 _several = partial(Shape, several=True)
@@ -178,4 +188,5 @@ AS_KIND |= {"rankings": _as_rankings, "labels": _as_labels}
 FINDERS.append(_by_criteria)
 CRITERIA.append(_criteria_names)
 JOINED.append(published.joined)
+ROW_OPTIONS |= {"criteria", "ranking_pairs"}
 SIGNED.update(published.SIGNED)

@@ -54,11 +54,13 @@ class RowOptions:
         None,
         "Weights of the criteria to compare answers by, such as {helpful: 1.0}.",
         kind=dict,
+        brought=True,
     )
     ranking_pairs: str = _hidden(
         "all",
         "Which answers of a ranking are compared: all, neighbours, or best and worst.",
         choices=list(RANKING_PAIRS),
+        brought=True,
     )
     wrap_text: bool = _tokens(False, "Put text rows into the chat template.")
     escape_special_tokens: bool = _tokens(

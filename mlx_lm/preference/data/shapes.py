@@ -42,6 +42,8 @@ FINDERS: list[Callable[[Row, Reading], Reader | None]] = []
 CRITERIA: list[Callable[[Any], set[str]]] = []
 JOINED: list[Callable[[Any], Iterator[tuple[int, Any]]]] = []
 SIGNED: set[str] = set()
+# The options of rows that some of them alone read.
+ROW_OPTIONS: set[str] = set()
 
 
 def _pair(

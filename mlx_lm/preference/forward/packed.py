@@ -2,12 +2,15 @@
 
 """Rows of several sequences, each of which attends to itself alone."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import mlx.core as mx
 
 from ...models.base import create_causal_mask
 from ...models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
+from ..features import Feature
+from ..setting import Setting
 from .caches import PromptKeysValues
 from .parts import trunk_states
 from .states import STATES
@@ -46,3 +49,12 @@ def packed_states(model: Any, batch: dict[str, Any]) -> mx.array:
 
 
 STATES["segments"] = packed_states
+
+
+class _Packing(Feature):
+    def settings(self) -> dict[str, Iterable[Setting]]:
+        what = "Put several sequences in a row, instead of sharing prompts."
+        return {"What to do": [Setting("pack", False, what)]}
+
+
+FEATURE = _Packing()

@@ -6,16 +6,15 @@ Everything from the logits on is float32. Kernels run where there are any, chose
 each call; tests compare them with the plain functions, which run elsewhere.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
 
-from ...kernels.preference_logps import (
-    DTYPES,
-    preference_backend,
-    preference_logps,
-    preference_logps_vjp,
-)
+from ..plug_ins import load
+
+# What scores tokens instead of the plain functions, if it says anything.
+KERNELS: list[Callable[..., list[mx.array] | None]] = []
 
 
 def _logsumexp(x, block=128):
@@ -58,58 +57,17 @@ def _plain_score_tokens(policy_logits, reference_logits, targets, mask):
     return policy_logps, reference_logps, kl
 
 
-def _kernel_function(kl_gradient):
-    @mx.custom_function
-    def scores(policy_logits, targets, mask, *reference):
-        reference_logits = reference[0] if reference else None
-        arrays = (policy_logits, reference_logits, targets, mask)
-        return preference_logps(*arrays, backend=preference_backend())
-
-    @scores.vjp
-    def scores_vjp(primals, cotangents, outputs):
-        policy_logits, targets, mask, *reference = primals
-        reference_logits, saved, given = None, outputs[1][:2], cotangents[0][:1]
-        if reference and kl_gradient:
-            reference_logits, saved, given = reference[0], outputs[1], cotangents[0]
-        arrays = (policy_logits, reference_logits, targets, mask, saved, given)
-        gradient = preference_logps_vjp(*arrays, backend=preference_backend())
-        # Nothing asks for the others, so these zeros are never computed.
-        return gradient, *(mx.zeros_like(x) for x in primals[1:])
-
-    return scores
-
-
-# Where the KL carries no gradient, no reference logits wait for the backward pass.
-_KERNEL_FUNCTIONS = {flag: _kernel_function(flag) for flag in (False, True)}
-
-
-def _kernel_scores(policy_logits, reference_logits, targets, mask, kl_gradient=False):
-    width = policy_logits.shape[-1]
-    if mask is None:
-        mask = mx.ones(targets.shape, dtype=mx.bool_)
-    arrays = [
-        policy_logits.reshape(-1, width),
-        targets.astype(mx.int32).reshape(-1),
-        (mask != 0).reshape(-1),
-    ]
-    if reference_logits is not None:
-        arrays.append(reference_logits.reshape(-1, width))
-    scores, _ = _KERNEL_FUNCTIONS[kl_gradient](*arrays)
-    return [x.reshape(targets.shape) for x in scores]
-
-
-def _kernel_applies(*logits):
-    known = all(x.dtype in DTYPES and x.size > 0 for x in logits)
-    return known and preference_backend() is not None
+def _from_kernel(*arrays):
+    return next(filter(None, (kernel(*arrays) for kernel in KERNELS)), None)
 
 
 def token_logps(
     logits: mx.array, targets: mx.array, mask: mx.array | None = None
 ) -> mx.array:
     """The log-probability of every target token."""
-    if not _kernel_applies(logits):
-        return _plain_logsumexp_and_logps(logits.astype(mx.float32), targets, mask)[1]
-    return _kernel_scores(logits, None, targets, mask)[0]
+    if found := _from_kernel(logits, None, targets, mask):
+        return found[0]
+    return _plain_logsumexp_and_logps(logits.astype(mx.float32), targets, mask)[1]
 
 
 def token_log_sum_squares(logits: mx.array, _: Any = None) -> mx.array:
@@ -131,11 +89,13 @@ def score_tokens(
     """Both models' log-prob of every target, and the exact KL between them."""
     reference_logits = mx.stop_gradient(reference_logits)
     arrays = (policy_logits, reference_logits, targets, mask)
-    same_width = policy_logits.shape == reference_logits.shape
-    if same_width and _kernel_applies(policy_logits, reference_logits):
-        policy_logps, reference_logps, kl = _kernel_scores(*arrays, kl_gradient)
-    else:
-        policy_logps, reference_logps, kl = _plain_score_tokens(*arrays)
+    found = _from_kernel(*arrays, kl_gradient) or _plain_score_tokens(*arrays)
+    policy_logps, reference_logps, kl = found
     if not kl_gradient:
         kl = mx.stop_gradient(kl)
     return policy_logps, reference_logps, kl
+
+
+# Each adds to the table.
+PLUG_INS = ("fused",)
+load(__package__, PLUG_INS)

@@ -17,6 +17,8 @@ from .pairs import DIVERGENCES, PairLogps
 
 # A test of a finished run takes them from the run.
 _own = partial(setting, tested=True)
+# There where a loss reads it.
+_of_a_loss = partial(_own, brought=True)
 
 
 @dataclass(frozen=True)
@@ -77,16 +79,20 @@ class Objective:
     reference_free: bool = _own(
         False, "Compare log-probs instead of log-ratios to a reference."
     )
-    gamma: float = _own(0.5, "Target margin of simpo and alphapo, in nats.", least=0)
-    alphapo_alpha: float = _own(
+    gamma: float = _of_a_loss(
+        0.5, "Target margin of simpo and alphapo, in nats.", least=0
+    )
+    alphapo_alpha: float = _of_a_loss(
         0.25,
         "Shape of alphapo's reward; 0 is simpo's, above it unlikely tokens cost more.",
     )
-    cpo_alpha: float = _own(1.0, "What sft counts in cpo.", least=0)
-    dpop_lambda: float = _own(50.0, "Weight of dpop's penalty.", least=0)
-    discopop_tau: float = _own(0.05, "Temperature of discopop.", above=0)
-    desirable_weight: float = _own(1.0, "What desirable answers count.", above=0)
-    undesirable_weight: float = _own(1.0, "What undesirable answers count.", above=0)
+    cpo_alpha: float = _of_a_loss(1.0, "What sft counts in cpo.", least=0)
+    dpop_lambda: float = _of_a_loss(50.0, "Weight of dpop's penalty.", least=0)
+    discopop_tau: float = _of_a_loss(0.05, "Temperature of discopop.", above=0)
+    desirable_weight: float = _of_a_loss(1.0, "What desirable answers count.", above=0)
+    undesirable_weight: float = _of_a_loss(
+        1.0, "What undesirable answers count.", above=0
+    )
 
     def __post_init__(self) -> None:
         _check_losses(self)
@@ -262,6 +268,14 @@ def pair_rewards(pairs: PairLogps, objective: Objective) -> tuple[mx.array, mx.a
         chosen, rejected = shape(chosen, objective), shape(rejected, objective)
     chosen, rejected = mx.stop_gradient(chosen), mx.stop_gradient(rejected)
     return objective.beta * chosen, objective.beta * rejected
+
+
+def check_has_reference(settings: Any, name: str) -> None:
+    """Refuse a setting of the reference where the losses read none."""
+    objective = objective_of(settings)
+    if getattr(settings, name) and not objective.needs_reference:
+        losses = " and ".join(objective.losses)
+        raise InputError(f"{losses} has no reference: leave out {name}.")
 
 
 def objective_of(settings: Any) -> Objective:

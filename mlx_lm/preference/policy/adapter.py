@@ -4,16 +4,37 @@
 
 import json
 import os
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 
 from ..errors import InputError
 from ..files import read_plain
+from ..plug_ins import load
 
 ADAPTER, PEFT_ADAPTER = "adapters.safetensors", "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
+Tensors = dict[str, mx.array]
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+class OtherAdapters:
+    """Adapters that another library writes."""
+
+    def shape(self, path: Path, config: dict | None) -> dict[str, Any] | None:
+        """The settings that make the layers of its adapter, if this is one."""
+        raise NotImplementedError
+
+    def weights(
+        self, tensors: Tensors, path: str | Path, known: Collection[str]
+    ) -> Tensors | None:
+        """Its tensors under a model's own names, if these are such."""
+        raise NotImplementedError
+
+
+OTHERS: list[OtherAdapters] = []
 
 
 def adapter_file(path: str | Path) -> Path:
@@ -56,3 +77,8 @@ def read_tensors(path: str | Path) -> dict[str, mx.array]:
         return tensors
     except (RuntimeError, ValueError) as e:
         raise InputError(f"Can't read the adapter file {path}: {e}") from e
+
+
+# Each adds to the list.
+PLUG_INS = ("peft",)
+load(__package__, PLUG_INS)

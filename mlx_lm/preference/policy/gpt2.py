@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from ...models import gpt2
 from ..errors import InputError
+from .model import CLASSES
 
 
 class Model(gpt2.Model):
@@ -22,3 +23,6 @@ class Model(gpt2.Model):
             if k.endswith(".attn.masked_bias"):
                 del weights[k]
         return super().sanitize(weights)
+
+
+CLASSES[gpt2.Model] = Model

@@ -16,12 +16,14 @@ from ...tuner.dora import DoRAEmbedding, DoRALinear
 from ...tuner.utils import linear_to_lora_layers
 from ...utils import _download, _get_classes, load_tokenizer
 from ..errors import InputError
+from ..plug_ins import load
 from ..terminal import rprint
-from . import gpt2, peft
-from .adapter import read_tensors
+from .adapter import OTHERS, read_tensors
 
 # Of a quantized reference: small groups round less.
 GROUP_SIZE = 32
+# What takes the place of upstream's classes.
+CLASSES: dict[type, type] = {}
 LEARNING_RATES = {"lora": 1e-5, "dora": 1e-5, "full": 1e-6}
 
 
@@ -84,9 +86,8 @@ def load_model(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, A
 
 
 def _model_classes(config):
-    """Upstream's classes; GPT-2's also reads checkpoints that have a head."""
     model, model_args = _get_classes(config)
-    return gpt2.Model if model is gpt2.gpt2.Model else model, model_args
+    return CLASSES.get(model, model), model_args
 
 
 def _unreadable(path, error):
@@ -120,9 +121,10 @@ def fitting_weights(model: nn.Module, path: str | Path) -> dict[str, mx.array]:
     weights = read_tensors(path)
     check = "Check fine_tune_type, num_layers and lora_parameters.keys."
     ranks = "Check lora_parameters.rank."
-    if any(name.startswith(peft.PREFIX) for name in weights):
-        weights = peft.fitted_names(peft.own_tensors(weights, path), trainable)
-        check = ranks = "Is it an adapter of this model?"
+    for other in OTHERS:
+        if theirs := other.weights(weights, path, trainable):
+            weights, check = theirs, "Is it an adapter of this model?"
+            ranks = check
     for name, w in weights.items():
         if name not in trainable:
             raise InputError(
@@ -290,3 +292,8 @@ def _quantize(model, bits):
     if before or not any("scales" in module for module in model.modules()):
         why = "is quantized already" if before else "has no layer that can be quantized"
         raise InputError(f"reference_bits: the reference {why}. Leave it out.")
+
+
+# Each fills the table of classes.
+PLUG_INS = ("gpt2",)
+load(__package__, PLUG_INS)

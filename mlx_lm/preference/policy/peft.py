@@ -17,7 +17,16 @@ from ..features import Feature
 from ..files import check_plain, replace_file, write_json, writing
 from ..setting import Setting
 from ..terminal import rprint
-from .adapter import ADAPTER, CONFIG, PEFT_ADAPTER, adapter_config, read_tensors
+from .adapter import (
+    ADAPTER,
+    CONFIG,
+    OTHERS,
+    PEFT_ADAPTER,
+    OtherAdapters,
+    Tensors,
+    adapter_config,
+    read_tensors,
+)
 
 PEFT_FOLDER = "peft"
 PREFIX = "base_model.model."
@@ -241,6 +250,21 @@ def _their_targets(tensors, config):
     if min(layers) == 0 and not set(keys) & set(modules):
         return {"target_modules": same}
     return {"target_modules": same, "layers_to_transform": sorted(layers)}
+
+
+class _PeftAdapters(OtherAdapters):
+    def shape(self, path: Path, config: dict | None) -> dict[str, Any] | None:
+        is_one = path.name == PEFT_ADAPTER or "peft_type" in (config or {})
+        return own_shape(path, config) if is_one else None
+
+    def weights(
+        self, tensors: Tensors, path: str | Path, known: Collection[str]
+    ) -> Tensors | None:
+        is_one = any(name.startswith(PREFIX) for name in tensors)
+        return fitted_names(own_tensors(tensors, path), known) if is_one else None
+
+
+OTHERS.append(_PeftAdapters())
 
 
 class _Peft(Feature):

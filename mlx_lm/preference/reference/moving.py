@@ -7,8 +7,10 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from ..errors import InputError
 from ..features import Feature
 from ..forward.frozen import FrozenStart
+from ..objective.objective import check_has_reference
 from ..update import fill
 from .live import NoReference
 
@@ -38,6 +40,18 @@ class MovingReference:
 
 
 class _Moving(Feature):
+    brings = ("sync_reference", "sync_alpha", "sync_steps")
+
+    def check(self, args: Any) -> None:
+        check_has_reference(args, "sync_reference")
+        if args.sync_reference and args.reference_model:
+            raise InputError(
+                "sync_reference lets the policy's own start follow it: leave out "
+                "reference_model."
+            )
+        if not args.sync_reference and args.explicit & {"sync_alpha", "sync_steps"}:
+            raise InputError("sync_alpha and sync_steps need sync_reference.")
+
     def after_weights(self, job: Any) -> None:
         # A test measures from the start, wherever training moves the reference to.
         if job.args.sync_reference and job.args.test:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ... import lora
 from ..errors import InputError
 from ..features import Feature
 from ..run.folder import METRICS
@@ -17,11 +18,18 @@ from .page import LEFT_BY_TESTS
 class _Report(Feature):
     def settings(self) -> dict[str, Iterable[Setting]]:
         free: dict[str, Any] = {"resume": "free"}
+        tests = "Evaluate the test split, after training if both are set."
+        count = "Batches of the test; -1 for all."
+        batches = lora.CONFIG_DEFAULTS["test_batches"]
         what = "Show so many held-out pairs, the surest mistakes first."
         number: dict[str, Any] = {"kind": int, "least": 1, "metavar": "N", **free}
         page = "Write report.html and curves.png beside the adapter; needs matplotlib."
         return {
-            "What to do": [Setting("inspect", None, what, **number)],
+            "What to do": [
+                Setting("test", lora.CONFIG_DEFAULTS["test"], tests, **free),
+                Setting("test_batches", batches, count, least=1, all=True, **free),
+                Setting("inspect", None, what, **number),
+            ],
             "What looks on": [Setting("report", False, page, per_rank=True, **free)],
         }
 

@@ -156,6 +156,8 @@ class BestAdapter:
 
 
 class _Best(Feature):
+    brings = ("save_best", "early_stopping", "load_best")
+
     def after_loading(self, job: Any) -> None:
         if job.args.train:
             check_validated(job.args, job.valid_set)

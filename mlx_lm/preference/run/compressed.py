@@ -3,6 +3,7 @@
 """What a reference loses by being quantized, in nats."""
 
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -12,10 +13,13 @@ from mlx.utils import tree_flatten
 
 from ..batch.collate import collate_pairs
 from ..device import device_memory
+from ..errors import InputError
 from ..features import Feature
 from ..forward.answers import sequence_logps
 from ..forward.frozen import running
+from ..objective.objective import check_has_reference
 from ..policy.model import load_model
+from ..setting import Setting
 
 # How many of a run's first pairs it is measured on.
 MEASURED = 4
@@ -64,6 +68,29 @@ def describe_error(bits: int, before: FirstPairs | None, after: FirstPairs) -> s
 
 
 class _Compressed(Feature):
+    def settings(self) -> dict[str, Iterable[Setting]]:
+        what = (
+            "Quantize the reference to so many bits, 4 or 8, as it is loaded: a "
+            "reference_model, or a copy of the start of fine_tune_type full."
+        )
+        marks: dict[str, Any] = {"kind": int, "choices": (4, 8), "metavar": "N"}
+        bits = Setting("reference_bits", None, what, tested=True, **marks)
+        return {"Model and optimizer": [bits]}
+
+    def check(self, args: Any) -> None:
+        check_has_reference(args, "reference_bits")
+        if args.reference_bits and args.sync_reference:
+            raise InputError(
+                "sync_reference mixes the policy into its start, which can't be "
+                "quantized: leave out reference_bits."
+            )
+        is_full = args.fine_tune_type == "full"
+        if args.reference_bits and not (args.reference_model or is_full):
+            raise InputError(
+                "reference_bits quantizes a reference of its own, and an adapter's "
+                "start takes no second model: leave it out, or name a reference_model."
+            )
+
     def _applies(self, job):
         args = job.args
         is_first = mx.distributed.init().rank() == 0

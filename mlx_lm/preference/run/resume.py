@@ -182,6 +182,8 @@ def find_checkpoint(
 
 
 class _Resume(Feature):
+    brings = ("keep_checkpoints",)
+
     def settings(self) -> dict[str, Iterable[Setting]]:
         marks: dict[str, Any] = {"resume": "free"}
         what = "Go on with the run in this adapter folder; needs no other flag."

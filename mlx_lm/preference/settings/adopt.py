@@ -4,8 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from ..errors import InputError
-from ..policy.adapter import PEFT_ADAPTER, adapter_config, adapter_file
-from ..policy.peft import own_shape
+from ..policy.adapter import OTHERS, adapter_config, adapter_file
 from ..run.folder import TRAINED_WITH
 from ..terminal import rprint
 from .table import SETTINGS, names
@@ -29,8 +28,8 @@ def adopt_adapter_config(args: SimpleNamespace) -> None:
         )
     args.resume_adapter_file = str(path)
     config = adapter_config(path)
-    if path.name == PEFT_ADAPTER or "peft_type" in (config or {}):
-        config = own_shape(path, config)
+    theirs = (other.shape(path, config) for other in OTHERS)
+    config = next(filter(None, theirs), config)
     if config is None:
         rprint(
             f"[WARNING] {path} has no adapter_config.json beside it: its rank, scale "

@@ -1,6 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
-"""Models that fit the settings, and ranks that have the same ones."""
+"""Settings that are complete, models that fit them, and ranks that have the same."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -8,10 +8,31 @@ from typing import Any
 
 import mlx.nn as nn
 
+from ..errors import InputError
+from ..features import features
 from ..policy import model as models
 from ..ranks import start_together
-from .checks import fit_to_model
-from .table import names
+from .checks import check_args, check_types, fit_to_model
+from .table import CONFIG_DEFAULTS, names
+
+
+def settle(args: SimpleNamespace) -> None:
+    """Complete the settings by those of an earlier run, and check them."""
+    check_types(vars(args))
+    folder = next(filter(None, [one.complete(args) for one in features()]), None)
+    # A full run saves null.
+    given = {k: v for k, v in (args.lora_parameters or {}).items() if v is not None}
+    args.lora_parameters = {**CONFIG_DEFAULTS["lora_parameters"], **given}
+    try:
+        check_args(args)
+    except InputError as e:
+        if folder is None:
+            raise
+        raise InputError(
+            f"{e} What was not given to the command is from {folder}/adapter_config.json."
+        ) from e
+    if args.fine_tune_type == "full":
+        args.lora_parameters = None
 
 
 def load_models(args: SimpleNamespace) -> tuple[nn.Module, Any, nn.Module | None]:

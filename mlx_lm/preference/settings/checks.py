@@ -13,7 +13,7 @@ from ..data.options import RowOptions
 from ..errors import InputError
 from ..features import features
 from ..files import check_writable
-from ..objective.objective import objective_of
+from ..objective.objective import check_has_reference, objective_of
 from ..policy.model import LEARNING_RATES, most_positions
 from ..policy.optimizer import OPTIMIZERS, build_learning_rate, build_optimizer
 from ..setting import check_type, check_usable
@@ -24,7 +24,9 @@ from .table import DATASET_KEYS, LORA_KEYS, SETTINGS, names
 MOST_RANK = 2**20
 
 
-def check_keys(config: dict, known: Iterable[str], where: str = "the config") -> None:
+def check_keys(
+    config: Iterable[str], known: Iterable[str], where: str = "the config"
+) -> None:
     """Refuse a misspelt key."""
     for key in (k for k in config if k not in known):
         close = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.5)
@@ -102,30 +104,7 @@ def _check_objective(args):
                     f"{what} is for pairs of answers, and {losses} has "
                     f"{objective.data}: leave it out."
                 )
-    for name in ("reference_model", "reference_bits", "sync_reference"):
-        if getattr(args, name) and not objective.needs_reference:
-            raise InputError(f"{losses} has no reference: leave out {name}.")
-    if args.sync_reference and args.reference_model:
-        raise InputError(
-            "sync_reference lets the policy's own start follow it: leave out "
-            "reference_model."
-        )
-    if args.reference_bits and args.sync_reference:
-        raise InputError(
-            "sync_reference mixes the policy into its start, which can't be quantized: "
-            "leave out reference_bits."
-        )
-    if args.reference_bits and not (args.reference_model or _is_full(args)):
-        raise InputError(
-            "reference_bits quantizes a reference of its own, and an adapter's start "
-            "takes no second model: leave it out, or name a reference_model."
-        )
-    if not args.sync_reference and args.explicit & {"sync_alpha", "sync_steps"}:
-        raise InputError("sync_alpha and sync_steps need sync_reference.")
-
-
-def _is_full(args):
-    return args.fine_tune_type == "full"
+    check_has_reference(args, "reference_model")
 
 
 def _check_nested(args):

@@ -1,6 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
-"""Settings completed by those of earlier runs; of several, checked to agree."""
+"""The settings of several finished runs, checked to agree."""
 
 import copy
 from pathlib import Path
@@ -9,41 +9,12 @@ from types import SimpleNamespace
 from ..errors import InputError
 from ..objective.objective import objective_of
 from ..setting import check_usable
-from .adopt import adopt_adapter_config, adopt_finished_run, adopt_resumed_run
-from .checks import check_args, check_types
-from .table import CONFIG_DEFAULTS, names
+from .begin import settle
+from .table import names
 
 # What decides the test set's tokens.
 SAME_KEYS = tuple(names(compared=True))
 _TESTED = (*SAME_KEYS, "The kind of data")
-
-
-def settle(args: SimpleNamespace) -> None:
-    """Complete the settings by those of an earlier run, and check them."""
-    check_types(vars(args))
-    folder = args.resume
-    if args.resume:
-        adopt_resumed_run(args)
-    if args.train:
-        adopt_adapter_config(args)
-        if args.resume_adapter_file:
-            folder = folder or Path(args.resume_adapter_file).parent
-    elif (args.test or args.inspect) and args.adapter_path:
-        adopt_finished_run(args)
-        folder = args.adapter_path
-    # A full run saves null.
-    given = {k: v for k, v in (args.lora_parameters or {}).items() if v is not None}
-    args.lora_parameters = {**CONFIG_DEFAULTS["lora_parameters"], **given}
-    try:
-        check_args(args)
-    except InputError as e:
-        if folder is None:
-            raise
-        raise InputError(
-            f"{e} What was not given to the command is from {folder}/adapter_config.json."
-        ) from e
-    if args.fine_tune_type == "full":
-        args.lora_parameters = None
 
 
 def finished_runs(args: SimpleNamespace) -> list[SimpleNamespace]:

@@ -13,7 +13,9 @@ from typing import Any
 from ... import lora
 from ...tuner.trainer import DPOTrainingArgs
 from ..data.options import RowOptions
+from ..data.shapes import ROW_OPTIONS
 from ..features import features
+from ..objective.losses import LOSSES
 from ..policy.model import LEARNING_RATES
 from ..policy.optimizer import OPTIMIZERS
 from ..setting import Setting, declared
@@ -30,7 +32,6 @@ LORA_KEYS = {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": None}
 _FREE: dict[str, Any] = {"resume": "free"}
 _ADAPTER: dict[str, Any] = {"resume": "shape", "tested": True}
 _TEXT: dict[str, Any] = {"kind": str}
-_BITS: dict[str, Any] = {"choices": (4, 8), "metavar": "N"}
 _COUNT: dict[str, Any] = {"kind": int, "least": 1}
 _YAML: dict[str, Any] = {"flag": False}
 _OWN: dict[str, Any] = {"per_rank": True}
@@ -66,15 +67,6 @@ def _policy() -> Iterable[Setting]:
     yield Setting(
         "reference_model", None, what, **_TEXT, tested=True, **_OWN, **_OUTSIDE
     )
-    what = (
-        "Quantize the reference to so many bits, 4 or 8, as it is loaded: a "
-        "reference_model, or a copy of the start of fine_tune_type full."
-    )
-    yield Setting("reference_bits", None, what, kind=int, **_BITS, tested=True)
-    what = "Adapter to start from, also PEFT's, a file or its folder; it is the reference too."
-    yield _shared("resume_adapter_file", what, **_TEXT, tested=True, **_OWN, **_OUTSIDE)
-    what = "Allow an adapter of a DPO run as the start and the new reference."
-    yield Setting("new_reference", False, what, **_OWN)
     what = "The optimizer of the weights that are trained."
     yield _shared("optimizer", what, choices=[*OPTIMIZERS], resume="shape")
     what = "Arguments of each optimizer of mlx.optimizers."
@@ -108,12 +100,6 @@ def _data() -> Iterable[Setting]:
         "do not fit into the memory, as many as iters uses."
     )
     yield Setting("max_rows", None, what, **_COUNT)
-    what = (
-        "Folder that keeps the token ids of large data sets for later runs. Default: in "
-        "the user's cache folder; false: nowhere."
-    )
-    folder: dict[str, Any] = {**_TEXT, **_FREE, **_OWN, **_OUTSIDE}
-    yield Setting("token_cache", None, what, off=True, metavar="DIR", **folder)
     yield _shared("mask_prompt", "No effect: prompts are never scored.")
 
 
@@ -122,8 +108,6 @@ def _run() -> Iterable[Setting]:
         "config", "YAML file with these settings.", **_TEXT, **_OWN, short="-c"
     )
     yield _shared("train", "Train; needs a train split.", **_FREE)
-    what = "Evaluate the test split, after training if both are set."
-    yield _shared("test", what, **_FREE)
     what = (
         "Folder to write to, or to test; '' with --test alone tests the model as it "
         "is, several folders compare runs."
@@ -131,10 +115,6 @@ def _run() -> Iterable[Setting]:
     yield _shared("adapter_path", what, nargs="+", **_OWN)
     what = "Passes over the training pairs; takes the place of iters."
     yield Setting("epochs", None, what, **_COUNT, **_FREE)
-    what = "Batches of the test; -1 for all."
-    yield _shared("test_batches", what, least=1, all=True, **_FREE)
-    what = "Put several sequences in a row, instead of sharing prompts."
-    yield Setting("pack", False, what)
     what = "Print plan, batches and predicted memory, and stop."
     yield Setting("dry_run", False, what, **_FREE)
 
@@ -155,10 +135,15 @@ GROUPS = {
 for feature in features():
     for group, more in feature.settings().items():
         GROUPS[group] = [*GROUPS.get(group, ()), *more]
-SETTINGS = {one.name: one for group in GROUPS.values() for one in group}
+_BROUGHT = {name for feature in features() for name in feature.brings}
+_BROUGHT |= {name for loss in LOSSES.values() for name in loss.options} | ROW_OPTIONS
+_ALL = {one.name: one for group in GROUPS.values() for one in group}
+SETTINGS = {k: x for k, x in _ALL.items() if not x.brought or k in _BROUGHT}
 CONFIG_DEFAULTS = {name: one.default for name, one in SETTINGS.items()}
 # With what all ask for, and no feature may declare.
-DEFAULTS = {"inspect": None, "resume": None, **CONFIG_DEFAULTS}
+_ASKED = ("inspect", "resume", "resume_adapter_file", "reference_bits", "token_cache")
+DEFAULTS: dict[str, Any] = dict.fromkeys(_ASKED) | {"test": False, "pack": False}
+DEFAULTS |= {name: one.default for name, one in _ALL.items()}
 
 
 def names(**marks: Any) -> list[str]:
