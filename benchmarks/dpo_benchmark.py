@@ -44,7 +44,6 @@ from mlx_lm.preference.device import (
     cache_limit,
     compiles,
     prepare_backend,
-    slow_blas_notice,
 )
 from mlx_lm.preference.files import user_cache_folder
 from mlx_lm.preference.forward.frozen import FrozenStart
@@ -53,7 +52,9 @@ from mlx_lm.preference.forward.recompute import keyed_layers
 from mlx_lm.preference.memory.predict import predict_peak
 from mlx_lm.preference.policy.masters import with_master_weights
 from mlx_lm.preference.reference.remembered import RememberedReference
-from mlx_lm.preference.run.plan import possible_layouts, training_plan
+from mlx_lm.preference.run.layouts import possible_layouts
+from mlx_lm.preference.run.notices import slow_blas_notice
+from mlx_lm.preference.run.plan import training_plan
 from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.step import reference_pass
 from mlx_lm.tuner.datasets import load_preference_dataset

@@ -31,8 +31,9 @@ from preference_oracle import make_case, oracle  # kernel_benchmark knows where
 from shapes import DTYPES, random_model
 
 from mlx_lm.kernels.preference_logps import LAYOUTS, preference_backend
-from mlx_lm.preference.device import device_memory, slow_blas_notice
+from mlx_lm.preference.device import device_memory
 from mlx_lm.preference.forward.probe import check_sharing
+from mlx_lm.preference.run.notices import slow_blas_notice
 from mlx_lm.tuner.losses import dpo_loss
 
 say = partial(print, flush=True)

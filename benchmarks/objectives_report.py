@@ -12,8 +12,8 @@ import numpy as np
 from dpo_report import machine
 
 from mlx_lm.preference.files import replace_file
-from mlx_lm.preference.measure.evaluation import CHOSEN, REJECTED, ScoredPairs
 from mlx_lm.preference.measure.pair_metrics import wilson_interval
+from mlx_lm.preference.measure.pair_scores import CHOSEN, REJECTED, ScoredPairs
 
 TITLE = "## Objectives"
 START = "start"

@@ -36,7 +36,7 @@ from quality_benchmark import read_lines, write_lines
 from shapes import DTYPES, link_model, random_rows, save_random_model
 
 from mlx_lm.preference.run.folder import METRICS
-from mlx_lm.preference.run.folder import read_lines as read_metrics
+from mlx_lm.preference.run.reading import read_lines as read_metrics
 from mlx_lm.tuner.datasets import PreferenceDataset, load_preference_dataset
 from mlx_lm.utils import load_tokenizer
 

@@ -10,6 +10,7 @@ that a layer names come with it.
 import ast
 import re
 import textwrap
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -44,23 +45,31 @@ LAYERS = (
     ),
     Layer(
         "dpo_step, train_dpo and the command",
-        "features.py ranks.py step.py update.py batch/ forward/ measure/ policy/ "
+        "features.py ranks.py step.py training.py update.py batch/ forward/ measure/ policy/ "
         "reference/__init__.py reference/live.py run/ settings/ "
         "/mlx_lm/tuner/ /mlx_lm/dpo.py /mlx_lm/cli.py /mlx_lm/README.md /README.md "
         "/mlx_lm/DPO.md",
     ),
     Layer("One kernel for log-probs and their KL", "forward/fused.py /mlx_lm/kernels/"),
     Layer(
-        "Other models, adapters, and references that are quantized",
-        "policy/peft.py policy/gpt2.py run/compressed.py settings/earlier.py "
-        "settings/adopt.py",
+        "Other files, models, adapters and references",
+        "data/tables.py data/saved.py data/hub.py data/secrets.py data/bounds.py "
+        "data/rewritten.py data/borders.py data/columns.py data/pair_shapes.py "
+        "settings/datasets.py "
+        "policy/peft.py policy/gpt2.py policy/reference.py run/compressed.py "
+        "settings/earlier.py settings/adopt.py run/notices.py",
+        tests="test_preference_tokens.py",
     ),
     Layer(
         "Shared prompts",
-        "forward/shared.py forward/probe.py run/layouts.py",
+        "forward/shared.py forward/probe.py batch/relaid.py run/layouts.py",
         tests="test_completion_head.py test_preference_batches.py",
     ),
-    Layer("A reference that is asked once", "reference/", tests="test_token_scores.py"),
+    Layer(
+        "A reference that is asked once",
+        "reference/ forward/dropout.py",
+        tests="test_token_scores.py",
+    ),
     Layer(
         "Checkpoints, resuming and several ranks",
         "run/checkpoint.py run/identity.py run/resume.py run/state.py run/lock.py "
@@ -85,7 +94,8 @@ LAYERS = (
     ),
     Layer(
         "Tests, comparisons, single pairs, watchers and reports",
-        "report/ watch/ measure/pair_metrics.py settings/finished.py",
+        "report/ watch/ measure/pair_metrics.py measure/pair_scores.py "
+        "run/reading.py settings/finished.py",
         sections=("Look at it", "Test it", "Compare runs", "Serve it"),
         tests="test_dpo_adapters.py test_finished_runs.py test_inspection.py "
         "test_bad_input.py test_setting_effects.py test_dpo_config.py "
@@ -168,12 +178,19 @@ def _needed(name, files, seen):
 
 
 def _asked(name, files):
-    """The lowest layer of the tests that name a file."""
-    stem = PurePosixPath(name).stem.encode()
-    readers = [x for x in files if x.startswith("tests/test_") and stem in files[x]]
-    return min((layer_of(x, files) for x in readers), default=LAST)
+    """The lowest layer of the tests that name a file, or what names it for them."""
+    found, waiting = {name}, [name]
+    while waiting:
+        stem = PurePosixPath(waiting.pop()).stem.encode()
+        named = {x for x in files if x.startswith("tests/") and stem in files[x]}
+        new = {x for x in named - found if x.endswith(".py")}
+        waiting += [x for x in new if not x.startswith("tests/test_")]
+        found |= new
+    tests = (x for x in found if x.startswith("tests/test_"))
+    return min((layer_of(x, files) for x in tests), default=LAST)
 
 
+@cache
 def imported(text: str, name: str) -> set[str]:
     """What a file imports, a test also in its texts, as dotted names."""
     found = set()

@@ -10,8 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import lora
-from .preference.data.secrets import without_secrets
-from .preference.device import prepare_backend, slow_blas_notice, slow_dtype_notice
+from .preference.device import prepare_backend
 from .preference.errors import InputError
 from .preference.features import around, features
 from .preference.files import user_cache_folder
@@ -169,14 +168,8 @@ def run(
     named = [k for k, v in given.items() if k not in DEFAULTS or v != DEFAULTS[k]]
     check_keys(named, [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
     args = SimpleNamespace(**{**DEFAULTS, **given})
-    given = args.hf_dataset
-    args.hf_dataset, secrets = without_secrets(given)
-    if secrets:
-        args.secrets = given
-        rprint(
-            f"Not saved: {', '.join(secrets)} of hf_dataset. To resume, give it again, "
-            "or log in to the Hugging Face Hub."
-        )
+    for feature in features():
+        feature.begin(args)
     if any(feature.takes_over(args) for feature in features()):
         return
     settle(args)
@@ -189,14 +182,10 @@ def _run(args, training_callback):
     np.random.seed(args.seed)
     if args.mask_prompt:
         rprint("mask_prompt has no effect: preference losses never score prompts.")
-    if (notice := slow_blas_notice()) is not None:
-        rprint(f"[WARNING] {notice}")
     rprint("Loading pretrained model")
     model, tokenizer, reference_model = load_models(args)
     job = Job(args, model, tokenizer, reference_model=reference_model)
     del reference_model
-    if (notice := slow_dtype_notice(job.model)) is not None:
-        rprint(f"[WARNING] {notice}")
     rprint("Loading datasets")
     job.train_set, job.valid_set, job.test_set = setup.load_data(args, job.tokenizer)
     for feature in features():

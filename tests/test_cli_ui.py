@@ -5,9 +5,9 @@ import unittest
 from unittest import mock
 
 from mlx_lm.cli_ui import make_console
-from mlx_lm.preference import device as openblas
-from mlx_lm.preference.device import find_openblas, slow_blas_notice
 from mlx_lm.preference.report.table import metrics_table, print_test_table
+from mlx_lm.preference.run import notices as openblas
+from mlx_lm.preference.run.notices import find_openblas, slow_blas_notice
 from mlx_lm.preference.run.screen import (
     PreferenceTrainUI,
     format_duration,

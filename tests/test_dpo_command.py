@@ -23,6 +23,7 @@ from mlx_lm import cli, dpo
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.policy.model import load_model
+from mlx_lm.preference.policy.reference import load_reference_model
 from mlx_lm.preference.report.testing import evaluate_model
 from mlx_lm.preference.run.job import Job
 from mlx_lm.preference.run.setup import load_data
@@ -351,7 +352,7 @@ class TestReports(CommandCase):
     def test_loading_the_reference_model(self):
         args = dpo.resolve_args(["--reference-model", str(self.model)])
         with contextlib.redirect_stdout(io.StringIO()):
-            model = dpo.models.load_reference_model(args.reference_model)
+            model = load_reference_model(args.reference_model)
         self.assertFalse(model.training)
         self.assertEqual(tree_flatten(model.trainable_parameters()), [])
 

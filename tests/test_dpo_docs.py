@@ -32,10 +32,10 @@ from mlx_lm.preference.objective.pairs import DIVERGENCES
 from mlx_lm.preference.policy.optimizer import OPTIMIZERS
 from mlx_lm.preference.reference import cache as reference_cache
 from mlx_lm.preference.settings.checks import check_args, check_keys
+from mlx_lm.preference.settings.datasets import DATASET_KEYS
 from mlx_lm.preference.settings.parser import build_parser
 from mlx_lm.preference.settings.table import (
     CONFIG_DEFAULTS,
-    DATASET_KEYS,
     UNUSED_KEYS,
     names,
 )

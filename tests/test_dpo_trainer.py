@@ -17,7 +17,6 @@ from tiny import Pairs, Recorder, pair, random_pairs, tiny_model, train, weights
 from mlx_lm.preference import step
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.batch.shape import BatchShape
-from mlx_lm.preference.device import slow_dtype_notice
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.forward.answers import (
     completion_states,
@@ -29,14 +28,15 @@ from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.parts import calls_replaced
 from mlx_lm.preference.measure.metrics import sum_values
 from mlx_lm.preference.policy.masters import with_master_weights
-from mlx_lm.preference.policy.model import (
+from mlx_lm.preference.policy.model import check_token_ids, prepare_policy
+from mlx_lm.preference.policy.reference import (
     check_same_tokens,
-    check_token_ids,
-    prepare_policy,
+    load_reference_model,
 )
 from mlx_lm.preference.run import loop
 from mlx_lm.preference.run.adapters import save_adapter
 from mlx_lm.preference.run.folder import CallbackList, MetricsFile
+from mlx_lm.preference.run.notices import slow_dtype_notice
 from mlx_lm.tuner import trainer as training_step
 from mlx_lm.tuner.trainer import dpo_step, evaluate_dpo, gradient_accumulator
 
@@ -226,6 +226,10 @@ class TestReference(unittest.TestCase):
             losses.append(evaluate_dpo(tiny_model(), reference, pairs)["loss"])
             self.assertEqual(reference.training, training)
         self.assertEqual(*losses)
+
+    def test_namespace_is_enough_for_loaders(self):
+        # Python users may bring any object with the right attributes.
+        self.assertIsNone(load_reference_model(None))
 
     def test_tokens_and_vocabulary_are_compared(self):
         class Vocabulary:

@@ -9,7 +9,7 @@ from test_dpo_command import CommandCase, command
 from tiny import HAS_MATPLOTLIB, ROWS, save_rows, save_tiny_model
 
 from mlx_lm import dpo
-from mlx_lm.preference.run.folder import read_json
+from mlx_lm.preference.run.reading import read_json
 
 
 def read(folder):

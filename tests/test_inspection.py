@@ -7,7 +7,7 @@ from rich.cells import cell_len
 from test_dpo_command import CommandCase, write_yaml
 from tiny import save_rows
 
-from mlx_lm.preference.measure.evaluation import ScoredPairs
+from mlx_lm.preference.measure.pair_scores import ScoredPairs
 from mlx_lm.preference.report.inspect import (
     inspection_lines,
     inspection_order,

@@ -9,8 +9,8 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+from byte_tokenizers import CHATML, make_tokenizer, pair, text_of
 from test_dpo_command import CommandCase, metrics_of
-from test_preference_dataset import CHATML, make_tokenizer, pair, text_of
 from tiny import save_rows
 
 from mlx_lm.preference.batch.buckets import check_batch_size
@@ -131,7 +131,7 @@ class TestWeights(Faults):
             ):
                 first = make(rows, token_cache=folder, **options)
                 self.assertEqual(files(), number + 1)
-                name = "mlx_lm.tuner.datasets.tokenize_rows"
+                name = "mlx_lm.preference.data.tokenize.tokenize_rows"
                 with mock.patch(name, side_effect=AssertionError):
                     again = make(rows, token_cache=folder, **options)
                 self.assertEqual(texts(again), texts(first))

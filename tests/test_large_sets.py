@@ -15,7 +15,7 @@ from pyarrow import ipc, parquet
 from test_dpo_command import CommandCase, command
 from test_preference_files import TempFolder, first_ids, lines, make_rows
 
-from mlx_lm.preference.data import large, parsing, sources
+from mlx_lm.preference.data import hub, large, parsing
 from mlx_lm.preference.data.sample import draw
 from mlx_lm.preference.data.sources import FileRows
 from mlx_lm.preference.errors import InputError
@@ -62,7 +62,7 @@ class TestPartsOfFiles(TempFolder):
             rows = {whole.location(i): told(whole[i]) for i in range(len(whole))}
             for block in (7, 64, 10**6):
                 self.enterContext(mock.patch.object(large, "BLOCK", block))
-                part = FileRows(given).some()
+                part = large.PartsOfFiles(FileRows(given)).some()
                 for count in (1, 20, len(part)):
                     with self.subTest(files=len(given), block=block, count=count):
                         numbers = draw(len(part), count, seed=block)
@@ -78,7 +78,7 @@ class TestPartsOfFiles(TempFolder):
         path = self.write("a.jsonl", lines(make_rows(0, 1)) + "x" * 1000 + "\n{}")
         for name, value in (("BLOCK", 8), ("_LONGEST", 64)):
             self.enterContext(mock.patch.object(large, name, value))
-        part = FileRows([path]).some()
+        part = large.PartsOfFiles(FileRows([path])).some()
         (first, _), (second, place), (third, _) = part.take(np.arange(3))
         self.assertEqual((first, third), (make_rows(0, 1)[0], {}))
         self.assertEqual((second.reason, place), ("unreadable JSON", "a.jsonl:2"))
@@ -162,7 +162,7 @@ class TestSamples(TempFolder):
         table = hf.Dataset.from_list(make_rows(0, 150))
         found = {"a/b": {"train": table}, "c/d": {"train": table.select(range(40))}}
         load = lambda name, kwargs: found[name]
-        self.enterContext(mock.patch.object(sources, "_load_hub", load))
+        self.enterContext(mock.patch.object(hub, "_load_hub", load))
         both = [{"path": "a/b"}, {"path": "c/d"}]
         (train, *_), out = self.load(data=both, enough_rows=60, valid_fraction=0)
         self.assertEqual(train.sample, (60, 60, 190))

@@ -18,8 +18,8 @@ from mlx_lm.preference.batch.collate import iterate_preference_batches
 from mlx_lm.preference.batch.shape import batches_per_epoch, padded_tokens
 from mlx_lm.preference.run import layouts as layouts_room
 from mlx_lm.preference.run.checkpoint import newest_state
-from mlx_lm.preference.run.layouts import LayoutTrial
-from mlx_lm.preference.run.plan import possible_layouts, training_plan
+from mlx_lm.preference.run.layouts import LayoutTrial, possible_layouts
+from mlx_lm.preference.run.plan import training_plan
 from mlx_lm.tuner.trainer import DPOTrainingArgs, train_dpo
 
 

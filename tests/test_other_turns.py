@@ -6,14 +6,14 @@ import unittest
 
 import mlx.core as mx
 import numpy as np
-from test_preference_dataset import CHATML, make_tokenizer
+from byte_tokenizers import CHATML, make_tokenizer
 from tiny import float64_logps, tiny_model
 
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.batch.shape import BatchShape
 from mlx_lm.preference.data.tokenizer import plain_ids
 from mlx_lm.preference.forward.answers import sequence_logps
-from mlx_lm.preference.measure.evaluation import PairCollector
+from mlx_lm.preference.measure.pair_scores import PairCollector
 from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.objective.pairs import pair_logps
 from mlx_lm.tuner.datasets import PreferenceDataset

@@ -13,7 +13,6 @@ import numpy as np
 from rich.console import Console
 
 from mlx_lm.cli_ui import _make_theme
-from mlx_lm.preference.measure.evaluation import ScoredPairs
 from mlx_lm.preference.measure.pair_metrics import (
     brier_score,
     expected_calibration_error,
@@ -23,6 +22,7 @@ from mlx_lm.preference.measure.pair_metrics import (
     reliability_curve,
     wilson_interval,
 )
+from mlx_lm.preference.measure.pair_scores import ScoredPairs
 from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.report.evaluate import keep_test
 from mlx_lm.preference.report.table import metrics_table, print_test_table, short_names

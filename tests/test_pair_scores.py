@@ -10,8 +10,8 @@ from tiny import random_pairs, tiny_model
 
 from mlx_lm.preference.batch.collate import iterate_preference_batches
 from mlx_lm.preference.forward.answers import paired_sequence_logps
-from mlx_lm.preference.measure import evaluation as pair_scores
-from mlx_lm.preference.measure.evaluation import PairCollector, ScoredPairs
+from mlx_lm.preference.measure import pair_scores
+from mlx_lm.preference.measure.pair_scores import PairCollector, ScoredPairs
 from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.tuner.trainer import evaluate_dpo
 

@@ -17,11 +17,10 @@ from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from mlx_lm.preference.data.hub import find_hub_name, open_hub_splits
 from mlx_lm.preference.data.sources import (
     FileRows,
     LocatedRows,
-    find_hub_name,
-    open_hub_splits,
     open_local_splits,
     pick_splits,
 )

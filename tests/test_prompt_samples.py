@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from tiny import random_pairs, save_tiny_model, train, weights_of
 
 from mlx_lm import generate, load
-from mlx_lm.preference.run.folder import read_lines
+from mlx_lm.preference.run.reading import read_lines
 from mlx_lm.preference.watch.samples import (
     PromptSamples,
     prompt_text,

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import mlx.optimizers as optim
 import numpy as np
+from byte_tokenizers import CHATML, make_tokenizer, pair
 from mlx.utils import tree_flatten, tree_map
 from test_labelled_rows import Faults, make, texts
 from test_preference_batches import FakeGroup
-from test_preference_dataset import CHATML, make_tokenizer, pair
 from tiny import tiny_model
 
 from mlx_lm.preference.batch.buckets import length_buckets, plan_batches

@@ -37,7 +37,7 @@ from mlx_lm.preference.objective.objective import Objective
 from mlx_lm.preference.reference import fingerprint
 from mlx_lm.preference.reference.cache import ReferenceCache
 from mlx_lm.preference.reference.remembered import RememberedReference
-from mlx_lm.preference.run import forecast
+from mlx_lm.preference.run import compressed, forecast
 from mlx_lm.preference.step import loss_and_values, reference_pass
 
 
@@ -372,10 +372,9 @@ class TestThroughTheCommand(CommandCase):
             1,
         ]
         for known in (False, True):
-            seen, alive = [], []
-            models, train_dpo = dpo.models, dpo.train_dpo
+            seen, alive, train_dpo = [], [], dpo.train_dpo
 
-            def watch(*args, seen=seen, load_reference=models.load_reference_model):
+            def watch(*args, seen=seen, load_reference=compressed.load_reference_model):
                 model = load_reference(*args)
                 seen.append(weakref.ref(model))
                 return model
@@ -391,7 +390,7 @@ class TestThroughTheCommand(CommandCase):
                 args[-1].on_train_loss_report = look
                 return train_dpo(*args, **last)
 
-            with mock.patch.object(models, "load_reference_model", watch):
+            with mock.patch.object(compressed, "load_reference_model", watch):
                 with mock.patch.object(dpo, "train_dpo", train):
                     self.succeed(*self.flags(*more))
             # 8 pairs in batches of 4.

@@ -31,7 +31,8 @@ from mlx_lm.preference.report.charts import (
 )
 from mlx_lm.preference.report.inspect import LONGEST, pick_pairs, save_pairs
 from mlx_lm.preference.report.page import render, write_report
-from mlx_lm.preference.run.folder import read_json, run_versions, saved_settings
+from mlx_lm.preference.run.folder import run_versions, saved_settings
+from mlx_lm.preference.run.reading import read_json
 from mlx_lm.preference.settings.checks import check_args
 from mlx_lm.preference.watch.retained_text import RetainedText
 from mlx_lm.preference.watch.trackers import check_matplotlib

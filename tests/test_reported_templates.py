@@ -19,7 +19,7 @@ from row_cases import WORDS, Case, assistant, each, system, user
 from test_dpo_command import command, metrics_of
 from tiny import bos_tokenizer, save_tiny_model
 
-from mlx_lm.preference.data import render
+from mlx_lm.preference.data import bounds, render
 from mlx_lm.preference.data.content import RowFault
 from mlx_lm.preference.watch.samples import PromptSamples
 from mlx_lm.server import process_message_content
@@ -288,7 +288,7 @@ CASES = [
 
 class TestReportedTemplates(reported.TestReportedRows):
     def test_cases(self):
-        with mock.patch.object(render, "LONGEST", 0.1):
+        with mock.patch.object(bounds, "LONGEST", 0.1):
             for case in CASES:
                 with self.subTest(row=case.number, name=case.name):
                     self.check(case)
@@ -306,11 +306,11 @@ class TestReportedTemplates(reported.TestReportedRows):
                 except RowFault as fault:
                     found.append(fault.reason)
 
-        with mock.patch.object(render, "LONGEST", 0.1):
+        with mock.patch.object(bounds, "LONGEST", 0.1):
             thread = threading.Thread(target=work, daemon=True)
             thread.start()
             thread.join(60)
-        self.assertEqual(found, [render.TOO_SLOW, "rendered"])
+        self.assertEqual(found, [bounds.TOO_SLOW, "rendered"])
 
     def check(self, case):
         with mock.patch.object(self, "model", self.with_template(case.template)):

@@ -5,7 +5,7 @@
 import unittest
 from dataclasses import fields
 
-from test_preference_dataset import make_tokenizer
+from byte_tokenizers import make_tokenizer
 
 from mlx_lm import dpo
 from mlx_lm.preference.data.options import RowOptions, row_arguments

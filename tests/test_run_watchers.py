@@ -13,7 +13,8 @@ from unittest import mock
 from tiny import HAS_MATPLOTLIB, Recorder, save_rows, save_tiny_model
 
 from mlx_lm.dpo import resolve_args, run
-from mlx_lm.preference.run.folder import CallbackList, read_lines
+from mlx_lm.preference.run.folder import CallbackList
+from mlx_lm.preference.run.reading import read_lines
 from mlx_lm.preference.settings.checks import check_args
 from mlx_lm.preference.watch.falling_chosen import FallingChosen
 from mlx_lm.preference.watch.retained_text import retained_metrics

@@ -15,7 +15,7 @@ from unittest import mock
 
 import datasets as hf
 import numpy as np
-from test_preference_dataset import CHATML, THINKING, make_tokenizer, pair
+from byte_tokenizers import CHATML, THINKING, make_tokenizer, pair
 
 from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.data import render

@@ -16,9 +16,9 @@ from tiny import CASES
 
 from mlx_lm import load
 from mlx_lm.preference.batch.collate import collate_pairs
-from mlx_lm.preference.device import slow_blas_notice
 from mlx_lm.preference.forward.answers import sequence_logps
 from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.run.notices import slow_blas_notice
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tuner.datasets import PreferenceDataset
 from mlx_lm.tuner.trainer import dpo_step

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .. import generate, load
 from ..dpo import main as dpo
-from ..preference.device import find_openblas, slow_blas_notice
+from ..preference.run.notices import find_openblas, slow_blas_notice
 from ..preference.run.screen import format_duration
 from .smollm2 import build_smollm2
 

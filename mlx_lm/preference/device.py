@@ -1,47 +1,11 @@
 # Copyright © 2026 MLX Contributors
 
 import os
-import platform
 import tempfile
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 import mlx.core as mx
-import mlx.nn as nn
-from mlx.utils import tree_flatten
-
-INSTALL = "apt-get install libopenblas0-pthread"
-PATTERNS = (
-    "/usr/lib/*/openblas-pthread/libblas.so.3",
-    "/usr/lib/*/openblas-openmp/libblas.so.3",
-    "/usr/lib64/libopenblasp.so.0",
-    "/usr/lib64/libopenblas.so.0",
-    "/usr/lib/libopenblas.so",
-)
-
-
-def find_openblas() -> Path | None:
-    """Find an OpenBLAS on Linux that can be put before the reference BLAS."""
-    if platform.system() != "Linux":
-        return None
-    found = (p for name in PATTERNS for p in sorted(Path("/").glob(name[1:])))
-    return next(found, None)
-
-
-def slow_blas_notice(maps: str | None = None) -> str | None:
-    """Say in one line how to get a fast BLAS, if this process has none."""
-    if platform.system() != "Linux" or mx.default_device() != mx.cpu:
-        return None
-    if maps is None:
-        maps = Path("/proc/self/maps").read_text()
-    fast = ("/openblas-", "/libopenblas", "/libmkl_rt", "/libblis")
-    if any(name in maps for name in fast):
-        return None
-    if (path := find_openblas()) is not None:
-        return f"MLX runs on a slow BLAS: start with LD_PRELOAD={path}"
-    return (
-        f"MLX runs on a slow BLAS: {INSTALL}, then set LD_PRELOAD to its libblas.so.3"
-    )
 
 
 def device_memory() -> int | None:
@@ -158,41 +122,6 @@ def prepare_backend(kernels: Path) -> None:
     # MLX builds its kernels there, and ends where the variable leads nowhere.
     with suppress(OSError):
         os.environ["TMPDIR"] = tempfile.gettempdir()
-
-
-class NewKernels:
-    """The kernels that MLX builds from now on, for later processes to find."""
-
-    def __init__(self) -> None:
-        folder = os.environ.get("MLX_PTX_CACHE_DIR")
-        self.folder = Path(folder) if folder and mx.cuda.is_available() else None
-        self._before = self._count()
-
-    def _count(self):
-        found = self.folder.rglob("*.ptx") if self.folder else ()
-        return sum(1 for _ in found)
-
-    def notice(self, seconds: float) -> str | None:
-        """Say once how many were built, in at most so many seconds."""
-        built = self._count() - self._before
-        folder, self.folder = self.folder, None
-        if not folder or not built:
-            return None
-        return (
-            f"Built {built:,} GPU kernels within the first {seconds:.0f} s: later runs "
-            f"find them in {folder}."
-        )
-
-
-def slow_dtype_notice(model: nn.Module) -> str | None:
-    """Say in one line that 16-bit weights do badly on MLX's CPU backend."""
-    dtypes = {p.dtype for _, p in tree_flatten(model.parameters())}
-    if mx.default_device() != mx.cpu or not dtypes & {mx.bfloat16, mx.float16}:
-        return None
-    return (
-        "The CPU computes 16-bit models slowly and inexactly: use "
-        "mlx_lm.convert --dtype float32 first."
-    )
 
 
 def compiles(wanted: bool | None = None) -> bool:

@@ -13,7 +13,9 @@ from .setting import Setting
 
 # Each module's FEATURE takes part, in this order.
 PLUG_INS = (
+    "settings.datasets",
     "settings.earlier",
+    "run.notices",
     "run.layouts",
     "run.forecast",
     "run.compressed",
@@ -46,6 +48,9 @@ class Feature:
         """Settings of the command, by the group in which they are listed."""
         return {}
 
+    def begin(self, args: Any) -> None:
+        """Look at the settings before all else."""
+
     def complete(self, args: Any) -> str | Path | None:
         """Take settings from what lies in a folder, and tell in which."""
         return None
@@ -60,6 +65,10 @@ class Feature:
     def takes_over(self, args: Any) -> bool:
         """Do all that the settings ask for, if that is no run."""
         return False
+
+    def reference_model(self, args: Any, tokenizer: Any) -> Any:
+        """Load a model that is the reference, if the policy's start is not."""
+        return None
 
     def after_loading(self, job: Any) -> None:
         """Look at the data that were loaded."""

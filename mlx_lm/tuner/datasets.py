@@ -9,15 +9,13 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..preference import terminal
 from ..preference.data.notes import RowNotes, describe
 from ..preference.data.options import RowOptions, row_arguments
-from ..preference.data.sample import Sample, sample_rows
-from ..preference.data.shapes import KNOWN_SHAPES
-from ..preference.data.sources import SPLIT_NAMES, needed_splits, open_sources
+from ..preference.data.sources import needed_splits, open_sources
+from ..preference.data.splits import load_splits
 from ..preference.data.table import Pair, TokenColumns, choose_held_out
-from ..preference.data.tokenize import KEEPERS, tokenize_rows
-from ..preference.data.tokenizer import PairTokenizer, show_pair
+from ..preference.data.tokenize import kept_or_tokenized
+from ..preference.data.tokenizer import show_pair
 from ..preference.errors import InputError
 from ..preference.files import user_cache_folder
 from ._upstream_datasets import (
@@ -38,8 +36,6 @@ from ._upstream_datasets import (
     rprint,
     types,
 )
-
-_NO_VALIDATION = "[WARNING] There is no validation set: the run has no validation loss."
 
 
 class PreferenceDataset:
@@ -119,31 +115,19 @@ class PreferenceDataset:
         row_options = RowOptions(**options)
         if max_length < 2:
             raise InputError(f"max_length must be at least 2, got {max_length}.")
-        special, day = row_options.escape_special_tokens, row_options.template_date
-        encode = PairTokenizer(tokenizer, special, day)
-        self.tokenizer = tokenizer
-        self.max_length = max_length
+        encode = row_options.tokenizer(tokenizer)
+        self.tokenizer, self.max_length = tokenizer, max_length
         self.kind, self.mismatch = kind, mismatch
         self.source = source or "preference data"
         # Of how many training rows they are, where not all were read.
-        self.sample: Sample | None = None
+        self.sample: Any = None
         self._has_chat_template = encode.has_chat_template
         arguments = row_arguments(row_options, encode, kind)
-        cache = found = None
-        if token_cache and KEEPERS:
-            # Rows of a new shape were skipped before.
-            extra = {"max_length": max_length, "shapes": KNOWN_SHAPES}
-            extra |= {"escapes": special, "date": encode.template_date}
-            cache = KEEPERS[-1](token_cache, tokenizer, {**arguments, **extra})
-            found = cache.load(data)
-        columns, notes = found or tokenize_rows(data, encode, max_length, arguments)
-        if cache and not found:
-            cache.save(data, columns, notes)
-        self._columns: TokenColumns = columns
+        given = data, encode, max_length, arguments, token_cache
+        self._columns, notes = kept_or_tokenized(*given)
         self.notes = RowNotes(**notes)
         self.notes.check_criteria(self.source, row_options.criteria or ())
-        bad = row_options.max_bad_rows
-        self.notes.check(self.source, len(self), max_length, bad)
+        self.notes.check(self.source, len(self), max_length, row_options.max_bad_rows)
         self._pair_up()
 
     def __len__(self) -> int:
@@ -233,12 +217,12 @@ class PreferenceDataset:
     @property
     def shape(self) -> str:
         """The commonest shape, as ``DPO_REFERENCE.md`` names it."""
-        return self._commonest(0)
+        return self._columns.commonest(0)
 
     @property
     def format(self) -> str:
         """The commonest format: "chat", "text" or "wrapped text"."""
-        return self._commonest(1)
+        return self._columns.commonest(1)
 
     def select(self, indices: Iterable[int], source: str | None = None) -> Self:
         """
@@ -256,11 +240,7 @@ class PreferenceDataset:
             mlx_lm.preference.errors.InputError: If a ranking would be taken apart, or labels have one prompt.
         """
         chosen = np.fromiter(indices, dtype=np.int64)
-        size = self.group_size
-        if len(chosen) % size or (np.diff(chosen.reshape(-1, size)) != 1).any():
-            raise InputError(f"Select all {size} pairs of a ranking, in their order.")
-        if (chosen[::size] % size).any():
-            raise InputError(f"Select rankings from their first of {size} pairs on.")
+        self._columns.check_groups(chosen)
         result = copy.copy(self)
         result._columns = self._columns.select(chosen)
         result.notes = self.notes.of_part(len(np.unique(result._columns.rows)))
@@ -316,15 +296,8 @@ class PreferenceDataset:
     def summary(self) -> list[str]:
         """Describe the rows, a line each; what needs care starts with [WARNING]."""
         noun = "answer" if self.kind == "labels" else "pair"
-        return describe(
-            self._columns,
-            self.notes,
-            self.source,
-            noun,
-            self.max_length,
-            self.tokenizer.decode,
-            self._has_chat_template,
-        )
+        given = self._columns, self.notes, self.source, noun, self.max_length
+        return describe(*given, self.tokenizer.decode, self._has_chat_template)
 
     def preview(self) -> str:
         """Show the first pair: the end of the prompt, both ends of the answers."""
@@ -346,12 +319,6 @@ class PreferenceDataset:
             self._columns = self._columns.mismatch(self.max_length)
         except ValueError as e:
             raise InputError(f"{self.source}: {e}") from e
-
-    def _commonest(self, part: int) -> str:
-        counts: Counter[str] = Counter()
-        for kind, count in self._columns.count_kinds().items():
-            counts[kind[part]] += count
-        return counts.most_common(1)[0][0]
 
 
 def load_preference_dataset(
@@ -423,37 +390,15 @@ def load_preference_dataset(
         token_cache = user_cache_folder("tokens")
     sources = open_sources(data, data_dir)
     names = needed_splits(sources, train, test, inspect)
-    results: dict[str, list] = {name: [] for name in SPLIT_NAMES}
-    opened = [{n: x[n]() for n in names if n in x} for *_, x in sources]
-    sample = sample_rows(opened, max_rows, enough_rows, seed)
-    for (source, own, _), rows in zip(sources, opened):
-        sets: dict[str, Any] = {
-            name: PreferenceDataset(
-                # Not to be held while others are read.
-                rows.pop(name),
-                tokenizer,
-                max_length,
-                kind=kind,
-                mismatch=mismatch,
-                source=f"{source} ({SPLIT_NAMES[name]})",
-                token_cache=token_cache or None,
-                **vars(row_options.updated(own)),
-            )
-            for name in [*rows]
-        }
-        if "train" in sets and "valid" not in sets:
-            total = len(sets["train"])
-            sets["train"], valid = sets["train"].hold_out(valid_fraction, seed)
-            if valid:
-                sets["valid"] = valid
-                terminal.rprint(
-                    f"No validation set: held out {len(valid):,} of {total:,} training "
-                    f"pairs (valid_fraction {valid_fraction:g}, seed {seed})."
-                )
-            else:
-                terminal.rprint(_NO_VALIDATION)
-        for name, dataset in sets.items():
-            results[name].append(dataset)
+    shared: dict[str, Any] = {"kind": kind, "mismatch": mismatch}
+    shared["token_cache"] = token_cache or None
+
+    def make(rows: Any, source: str, own: Mapping[str, Any]) -> PreferenceDataset:
+        more = {**shared, **vars(row_options.updated(own))}
+        return PreferenceDataset(rows, tokenizer, max_length, source=source, **more)
+
+    given = valid_fraction, seed, max_rows, enough_rows
+    results, sample = load_splits(sources, names, make, *given)
     found: list[Any] = [
         p and PreferenceDataset.concatenate(p) for p in results.values()
     ]

@@ -30,8 +30,8 @@ LEAST_SAVING = 1 / 20000
 LAYOUTS = ("ragged", "equal", "plain")
 
 
-def _features(lengths, layout):
-    # Two numbers a pair, of which a batch needs the largest, and their prices.
+def two_lengths(lengths: np.ndarray, layout: str) -> tuple[np.ndarray, tuple]:
+    """Two numbers a pair, of which a batch needs the largest, and their prices."""
     shared, longest = lengths[:, 0], lengths[:, 1:].max(axis=1)
     if layout == "ragged":
         return np.stack([shared, longest - shared], axis=1), (1, 2)
@@ -83,7 +83,10 @@ def _cut_parts(features, prices, batch_size, pad, min_batches, max_parts):
     return parts
 
 
-def _shape(features, layout, pad, prompt_pad, longest_input):
+def batch_shape(
+    features: np.ndarray, layout: str, pad: int, prompt_pad: int, longest_input: int
+) -> BatchShape:
+    """The shape of batches of pairs with such lengths."""
     first, second = (int(x) for x in features.max(axis=0))
     shared = max(-first, 0)
     rows = second - shared
@@ -94,8 +97,8 @@ def _shape(features, layout, pad, prompt_pad, longest_input):
     return BatchShape(int(_round_up(shared, prompt_pad)), width, shared=shared)
 
 
-def _with_scored(bucket, lengths, batch_size):
-    # The most tokens that any batch of these pairs can score.
+def with_scored(bucket: Bucket, lengths: np.ndarray, batch_size: int) -> Bucket:
+    """Add the most tokens that any batch of these pairs can score."""
     answers = lengths[bucket.indices, 1:] - np.maximum(lengths[bucket.indices, :1], 1)
     most = np.sort(np.maximum(answers, 0).sum(axis=1))[::-1][:batch_size].sum()
     scored = int(max(_round_up(most, 8), 1))
@@ -110,17 +113,19 @@ def _cut_buckets(raw, batch_size, layout, options):
     share = -(-batch_size // ranks)
     if placing := PLACED.get(layout):
         max_shapes, step = placing.cut(max_shapes, batch_size, share)
-    features, prices = _features(input_lengths(lengths), layout)
+    features, prices = two_lengths(input_lengths(lengths), layout)
     # Pairs that belong together are cut as one, as long as the longest of them.
     whole, size = features.reshape(-1, group, 2).max(axis=1), batch_size // group
     parts = _cut_parts(whole, prices, size, pad, min_batches, max_shapes)
     parts = [(part[:, None] * group + np.arange(group)).reshape(-1) for part in parts]
     longest_input = np.iinfo(np.int32).max if max_length is None else max_length - 1
-    shape = lambda part: _shape(features[part], layout, pad, prompt_pad, longest_input)
+    shape = lambda part: batch_shape(
+        features[part], layout, pad, prompt_pad, longest_input
+    )
     buckets = [Bucket(shape(part), np.sort(part)) for part in parts]
     # Before anything that depends on the number of ranks.
     buckets.sort(key=lambda b: (b.shape.prompt + b.shape.width, b.shape, b.indices[0]))
-    buckets = [_with_scored(b, lengths, share) for b in buckets]
+    buckets = [with_scored(b, lengths, share) for b in buckets]
     if placing:
         inputs, limits = input_lengths(lengths)[:, 1:], (
             share,
@@ -166,31 +171,6 @@ def length_buckets(
     raw = np.asarray(lengths, dtype=np.int64).tobytes()
     options = (max_shapes, min_batches, pad, prompt_pad, max_length, ranks, group)
     return list(_cut_buckets(raw, batch_size, layout, options))
-
-
-def other_shapes(
-    buckets: list[Bucket],
-    lengths: np.ndarray,
-    batch_size: int,
-    layout: str,
-    *,
-    pad: int = 1,
-    max_length: int | None = None,
-    ranks: int = 1,
-) -> dict[BatchShape, BatchShape]:
-    """The shapes that batches of the same pairs have in another layout."""
-    features, _ = _features(input_lengths(lengths), layout)
-    longest = np.iinfo(np.int32).max if max_length is None else max_length - 1
-    pads = pad, pad if layout == "ragged" else 1
-    parts: dict[BatchShape, list] = {}
-    for shape, indices in buckets:
-        parts.setdefault(shape, []).append(indices)
-    found = {}
-    for shape, indices in parts.items():
-        part = np.concatenate(indices)
-        other = Bucket(_shape(features[part], layout, *pads, longest), part)
-        found[shape] = _with_scored(other, lengths, -(-batch_size // ranks)).shape
-    return found
 
 
 def plan_batches(

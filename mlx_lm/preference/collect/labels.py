@@ -16,7 +16,7 @@ from typing import Any
 
 from ..data.notes import counted
 from ..files import json_text, open_plain, writing
-from ..run.folder import read_lines
+from ..run.reading import read_lines
 from ..terminal import rprint
 from .answers import Key
 

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.columns import find_question
 from ..data.content import is_answer
 from ..data.messages import RowFault, with_system
-from ..data.prompts import find_question, read_system
+from ..data.parsing import SUFFIXES
+from ..data.prompts import read_system
 from ..data.row import PROMPT, SYSTEM, Row
 from ..data.shapes import read_rows
-from ..data.sources import SUFFIXES, open_sources
+from ..data.sources import open_sources
 from ..errors import InputError
 from ..files import read_lines_of
 from ..terminal import rprint
@@ -72,7 +74,7 @@ def read_prompts(source: str | Path) -> list[PromptRow]:
 def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
     """Each row with its place: a text of a line, or an object."""
     path = Path(source).expanduser()
-    if path.is_file() and not path.name.lower().endswith(SUFFIXES):
+    if path.is_file() and not path.name.lower().endswith(tuple(SUFFIXES)):
         yield from _lines(path)
         return
     for _, _, splits in open_sources(str(source)):

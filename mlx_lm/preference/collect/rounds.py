@@ -27,8 +27,8 @@ from ..files import (
     write_text,
     writing,
 )
-from ..run.folder import read_json, read_lines
 from ..run.loop import TrainingStopped
+from ..run.reading import read_json, read_lines
 from ..terminal import rprint
 from .answers import ANSWERS, Answers, append_answers, drop_cut_line, read_answers
 from .generate import (

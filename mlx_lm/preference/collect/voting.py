@@ -12,7 +12,7 @@ from random import Random
 from typing import Any
 
 from ..errors import InputError
-from ..run.folder import read_lines
+from ..run.reading import read_lines
 from .answers import Answers, read_answers
 from .labels import (
     BAD,

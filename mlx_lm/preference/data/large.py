@@ -13,18 +13,14 @@ import numpy as np
 
 from ..files import plain_size
 from .arrow import unpacked_bytes
-from .parsing import (
+from .parsing import GZIP, UTF_8, Rows, kind_of, read_line, reading, room, too_large
+from .sources import FileRows
+from .tables import (
     CELLS,
-    GZIP,
     TABLES,
-    UTF_8,
-    Rows,
     arrow_batches,
     is_parquet,
-    kind_of,
     parquet_bytes,
-    read_line,
-    reading,
     reading_tables,
     table_rows,
 )
@@ -225,3 +221,31 @@ class LargeRows:
             with reading(file.path):
                 rows += file.take(there - first) if len(there) else []
         return rows
+
+
+class PartsOfFiles:
+    """Files of which some rows can be taken without the others."""
+
+    def __init__(self, rows: FileRows):
+        self._rows = rows
+
+    @cached_property
+    def _large(self) -> list:
+        return [*map(open_large, self._rows.paths)]
+
+    def size(self, exactly: bool = True) -> int:
+        """The bytes of the rows, unpacked; else a bound that is known at once."""
+        paths = self._rows.paths
+        if not exactly:
+            return sum(map(largest_size, paths))
+        pairs = zip(paths, self._large)
+        return sum(large.size if large else plain_size(path) for path, large in pairs)
+
+    def some(self) -> FileRows | LargeRows:
+        """The rows, of which some can be taken without the others."""
+        if all(self._large):
+            return LargeRows(self._large)
+        path = self._rows.paths[self._large.index(None)]
+        if not self._rows.is_read and self.size(False) > room():
+            raise too_large(path, "make it JSONL, a row a line, or Parquet")
+        return self._rows

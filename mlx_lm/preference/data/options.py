@@ -94,6 +94,18 @@ class RowOptions:
         if self.wrap_text and self.transcripts == "raw":
             raise InputError("wrap_text: true and transcripts: raw exclude each other.")
 
+    def tokenizer(self, tokenizer: Any) -> PairTokenizer:
+        """
+        Make what tokenizes pairs as the options say.
+
+        Args:
+            tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
+
+        Returns:
+            PairTokenizer: Called with pairs, it gives their token ids.
+        """
+        return PairTokenizer(tokenizer, self.escape_special_tokens, self.template_date)
+
     def updated(self, settings: Mapping[str, Any]) -> "RowOptions":
         """
         Take those of some settings that are options and are set.

@@ -8,10 +8,11 @@ from itertools import chain
 from typing import Any
 
 from ..errors import InputError
+from .columns import find_question
 from .content import RowFault, check_text, is_answer, is_number
 from .messages import Messages, as_messages
 from .pairs import TIE, PreferenceRow, make_pair
-from .prompts import Prompt, find_question
+from .prompts import Prompt
 from .rankings import Scored, criteria_pairs, ranked_pairs
 from .row import ANSWERS, PREFERENCE, PROMPT, Reading, Row
 from .turns import same_turn

@@ -19,10 +19,11 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
+from .columns import find_question
 from .content import is_number
 from .messages import RowFault, as_messages
 from .pairs import TIE, PreferenceRow, are_tokens, make_pair
-from .prompts import Prompt, find_prompt, find_question
+from .prompts import Prompt, find_prompt
 from .row import ANSWERS, PREFERENCE, TOKENS, Reading, Row
 
 

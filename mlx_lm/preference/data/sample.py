@@ -9,7 +9,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..terminal import rprint
+from .large import PartsOfFiles
 from .parsing import Rows, room
+from .sources import FileRows
+from .splits import SAMPLERS
 
 
 class Sample(NamedTuple):
@@ -44,7 +47,7 @@ def sample_rows(
 ) -> Sample | None:
     """Take at most so many training rows of all sets, or enough if all are too many."""
     having = [rows for rows in opened if "train" in rows]
-    sets = [rows["train"] for rows in having]
+    sets = [_parts_of(rows["train"]) for rows in having]
     count = enough if most is None else most
     if not sets or count is None:
         return None
@@ -74,6 +77,10 @@ def sample_rows(
         if not rows["train"] and len(having) > 1:
             del rows["train"]
     return sample
+
+
+def _parts_of(rows):
+    return PartsOfFiles(rows) if isinstance(rows, FileRows) else rows
 
 
 def _size(sets, exactly=True):
@@ -106,3 +113,6 @@ def draw(total: int, count: int, seed: int) -> np.ndarray:
         firsts = np.unique(both := np.concatenate([found, more]), return_index=True)[1]
         found = both[np.sort(firsts)][:count]
     return np.sort(found)
+
+
+SAMPLERS.append(sample_rows)

@@ -9,7 +9,6 @@ columns that tell. Error messages and DPO_REFERENCE.md follow from the table.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from ..plug_ins import load
@@ -46,106 +45,55 @@ SIGNED: set[str] = set()
 ROW_OPTIONS: set[str] = set()
 
 
-def _pair(
+def read_pair(
     row: Row,
     reading: Reading,
     names: tuple[str, str] = ("chosen", "rejected"),
     shape: str = "",
 ) -> list[PreferenceRow]:
+    """Read two answers of two columns."""
     chosen, rejected = (row.take(name, ANSWERS) for name in names)
     tokens = tuple(read_tokens(row, f"{name}_tokens") for name in names)
     return [make_pair(row, chosen, rejected, reading, shape, tokens=tokens)]
 
 
-_OPENAI = partial(
-    _pair, names=("preferred_output", "non_preferred_output"), shape="OpenAI"
-)
-_SWIFT = partial(_pair, names=("response", "rejected_response"), shape="ms-swift")
-_PAIRED = partial(
-    _pair, names=("response_j", "response_k"), shape="Stack Exchange pairs"
-)
-_RESPONSES = partial(_pair, names=("chosen_response", "rejected_response"))
-_C_R = "chosen + rejected"
+CHOSEN_REJECTED = "chosen + rejected"
 
 SHAPES = [
-    Shape("text", _C_R, _pair, "prompt, chosen, rejected (text)"),
-    Shape("messages", _C_R, _pair, "prompt, chosen, rejected (messages)"),
+    Shape("text", CHOSEN_REJECTED, read_pair, "prompt, chosen, rejected (text)"),
+    Shape(
+        "messages", CHOSEN_REJECTED, read_pair, "prompt, chosen, rejected (messages)"
+    ),
     Shape(
         "conversations",
-        _C_R,
-        _pair,
+        CHOSEN_REJECTED,
+        read_pair,
         "prompt (text), chosen, rejected (whole conversations)",
     ),
     Shape(
         "shared text",
-        _C_R,
-        _pair,
+        CHOSEN_REJECTED,
+        read_pair,
         "chosen, rejected (text)",
         "the prompt is the common start",
     ),
     Shape(
         "shared messages",
-        _C_R,
-        _pair,
+        CHOSEN_REJECTED,
+        read_pair,
         "chosen, rejected (messages)",
         "the prompt is the common start",
     ),
     Shape(
         "transcript",
-        _C_R,
-        _pair,
+        CHOSEN_REJECTED,
+        read_pair,
         'chosen, rejected, with "Human:" and "Assistant:" turns',
         "HH-RLHF",
     ),
-    Shape(
-        "ShareGPT ranking",
-        _C_R,
-        _pair,
-        "conversations, chosen, rejected (from and value)",
-        "LLaMA-Factory",
-    ),
-    Shape(
-        "Alpaca",
-        _C_R,
-        _pair,
-        "instruction, input, history, chosen, rejected",
-        "LLaMA-Factory",
-    ),
-    Shape(
-        "Orca pairs",
-        _C_R,
-        _pair,
-        "system and prompt, question or input, chosen, rejected",
-    ),
-    Shape("UltraInteract", _C_R, _pair, "trajectory, chosen, rejected"),
-    Shape("context", _C_R, _pair, "context, chosen, rejected"),
-    Shape(
-        "OpenAI",
-        "preferred_output + non_preferred_output",
-        _OPENAI,
-        "input with messages and tools, preferred_output, non_preferred_output",
-    ),
-    Shape(
-        "ms-swift",
-        "response + rejected_response",
-        _SWIFT,
-        "query, response, rejected_response",
-    ),
-    Shape(
-        "text",
-        "chosen_response + rejected_response",
-        _RESPONSES,
-        "prompt, chosen_response, rejected_response (text)",
-    ),
-    Shape(
-        "Stack Exchange pairs",
-        "response_j + response_k",
-        _PAIRED,
-        "question, response_j, response_k",
-    ),
 ]
 # Each adds to the tables, before they are read.
-PLUG_INS = ("more_shapes",)
+PLUG_INS = "pair_shapes", "more_shapes"
 load(__package__, PLUG_INS)
 _READERS = {frozenset(shape.tells.split(" + ")): shape.read for shape in SHAPES}
 # Without what is said of the columns.

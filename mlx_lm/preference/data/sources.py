@@ -2,7 +2,6 @@
 
 """Raw preference rows out of local files and folders."""
 
-import json
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -13,11 +12,10 @@ from typing import Any
 
 from ..digest import digest, file_digest
 from ..errors import InputError
-from ..files import plain_size, read_plain
+from ..files import read_plain
+from ..plug_ins import load
 from ..terminal import rprint
-from .large import LargeRows, largest_size, open_large
-from .parsing import check_room, parse_file, reading, room, too_large
-from .secrets import hide_values
+from .parsing import SUFFIXES, check_room, parse_file, reading
 
 _BASES = {
     "train": ("train", "training"),
@@ -30,10 +28,6 @@ SPLIT_ALIASES = {
     for split, bases in _BASES.items()
 }
 SPLIT_NAMES = {"train": "train", "valid": "validation", "test": "test"}
-SUFFIXES = (
-    *(".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet", ".arrow"),
-    *(".csv", ".csv.gz", ".tsv"),
-)
 _SHARD = re.compile(r"-\d+-of-\d+.*$")
 
 
@@ -73,11 +67,16 @@ class FileRows(Sequence):
     """The rows of some files, which are read when the first row is asked for."""
 
     def __init__(self, paths: Sequence[str | Path]):
-        self._paths = list(map(Path, paths))
+        self.paths = list(map(Path, paths))
 
     @cached_property
     def _content(self) -> tuple[list, list[str], str]:
-        return _read(self._paths)
+        return _read(self.paths)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether the rows are in memory."""
+        return "_content" in vars(self)
 
     def __len__(self) -> int:
         return len(self._content[0])
@@ -89,39 +88,19 @@ class FileRows(Sequence):
         """Name the place of a row."""
         return self._content[1][index]
 
-    def size(self, exactly: bool = True) -> int:
-        """The bytes of the rows, unpacked; else a bound that is known at once."""
-        if not exactly:
-            return sum(map(largest_size, self._paths))
-        pairs = zip(self._paths, self._large)
-        return sum(large.size if large else plain_size(path) for path, large in pairs)
-
-    @cached_property
-    def _large(self) -> list:
-        return [*map(open_large, self._paths)]
-
-    def some(self) -> "FileRows | LargeRows":
-        """The rows, of which some can be taken without the others."""
-        if all(self._large):
-            return LargeRows(self._large)
-        path = self._paths[self._large.index(None)]
-        if "_content" not in vars(self) and self.size(False) > room():
-            raise too_large(path, "make it JSONL, a row a line, or Parquet")
-        return self
-
     def fingerprint(self) -> str | None:
         """Hash the files' names and bytes, without reading rows."""
-        if "_content" in vars(self):
+        if self.is_read:
             return self._content[2]
         digests = []
-        for path in self._paths:
+        for path in self.paths:
             try:
                 if not path.is_file():
                     return None
                 digests.append(file_digest(path))
             except OSError:
                 return None
-        return _files_fingerprint(self._paths, digests)
+        return _files_fingerprint(self.paths, digests)
 
 
 def _files_fingerprint(paths: Sequence[Path], digests: Sequence[str]) -> str:
@@ -130,6 +109,10 @@ def _files_fingerprint(paths: Sequence[Path], digests: Sequence[str]) -> str:
 
 
 Splits = dict[str, Callable[[], LocatedRows | FileRows]]
+# Folders that others write: the files of their splits. And what opens an entry of data
+# that are no files here: its name, itself, its splits.
+FOLDERS: list[Callable[[Path], dict[str, list[Path]]]] = []
+ELSEWHERE: list[Callable[[Any], tuple[str, Mapping, Splits]]] = []
 
 
 def pick_splits(names: Iterable[str]) -> dict[str, str]:
@@ -150,7 +133,7 @@ def open_local_splits(path: str | Path, data_dir: str | None = None) -> Splits:
         raise InputError(f"Found no data at {path}.")
     if path.is_file():
         return {"train": partial(FileRows, [path])}
-    if saved := _saved_splits(path):
+    if saved := next(filter(None, (known(path) for known in FOLDERS)), None):
         return {split: partial(FileRows, f) for split, f in saved.items()}
     for folder in (path, path / "data"):
         files = _split_files(folder)
@@ -172,45 +155,6 @@ def open_local_splits(path: str | Path, data_dir: str | None = None) -> Splits:
 def is_collected(folder: str | Path) -> bool:
     """Whether a folder is one of mlx_lm.dpo_collect."""
     return (Path(folder) / "answers.jsonl").is_file()
-
-
-def _saved_splits(folder: Path) -> dict[str, list[Path]]:
-    """The files of what ``save_to_disk`` of Hugging Face datasets wrote."""
-    names = _read_index(folder / "dataset_dict.json", "splits")
-    if names is None:
-        files = _read_index(folder / "state.json", "_data_files")
-        return {} if files is None else {"train": _arrow_files(folder, files)}
-    picked = pick_splits(names)
-    if not picked and len(names) != 1:
-        raise InputError(
-            f"{folder} has no split that is known by its name, only {', '.join(names)}."
-        )
-    picked = picked or {"train": names[0]}
-    return {
-        split: _arrow_files(
-            folder / name, _read_index(folder / name / "state.json", "_data_files")
-        )
-        for split, name in picked.items()
-    }
-
-
-def _arrow_files(folder, files):
-    try:
-        return [folder / Path(file["filename"]).name for file in files]
-    except (TypeError, KeyError) as e:
-        raise InputError(
-            f"{folder} is no whole dataset: its state.json names no files. Save it "
-            "again."
-        ) from e
-
-
-def _read_index(path: Path, key: str) -> Any:
-    if not path.is_file():
-        return None
-    try:
-        return json.loads(path.read_bytes())[key]
-    except (OSError, ValueError, TypeError, KeyError) as e:
-        raise InputError(f"{path} is damaged: save the dataset again.") from e
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:
@@ -259,19 +203,11 @@ def open_sources(data: Any, data_dir: str | None = None) -> list[tuple]:
         is_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
         if is_path or Path(name).exists():
             return [(name, {}, open_local_splits(name, data_dir))]
+        if not ELSEWHERE:
+            raise InputError(f"Found no data at {name}.")
         data = {"path": name, "data_dir": data_dir}
-    sources = []
-    for entry in [data] if isinstance(data, Mapping) else data:
-        if not isinstance(entry, Mapping) or not entry.get("path"):
-            raise InputError(f"hf_dataset needs a path, got {entry!r}.")
-        name = entry["path"]
-        rprint(f"Loading Hugging Face dataset {name}.")
-        config = dict(entry.get("config") or {})
-        if entry.get("data_dir"):
-            config["data_dir"] = entry["data_dir"]
-        splits = {split: entry.get(f"{split}_split") for split in SPLIT_ALIASES}
-        sources.append((name, entry, open_hub_splits(name, config, splits)))
-    return sources
+    entries = [data] if isinstance(data, Mapping) else data
+    return [ELSEWHERE[-1](entry) for entry in entries]
 
 
 def needed_splits(sources: list, train: bool, test: bool, inspect: bool) -> list[str]:
@@ -295,82 +231,6 @@ def needed_splits(sources: list, train: bool, test: bool, inspect: bool) -> list
     return [*names, "valid"] if train else names
 
 
-def open_hub_splits(
-    name: str,
-    config: Mapping[str, Any] | None = None,
-    splits: Mapping[str, str | None] | None = None,
-) -> Splits:
-    """Find the splits of a dataset on the Hugging Face Hub."""
-    specs = {k: v for k, v in (splits or {}).items() if v}
-    config = dict(config or {})
-    named: Splits = {
-        split: partial(_load_split, name, spec, config) for split, spec in specs.items()
-    }
-    if "train" in specs:
-        return named
-    for split, spec in specs.items():
-        if re.split(r"[\[+]", spec)[0] in SPLIT_ALIASES["train"]:
-            raise InputError(
-                f"{name}: give train_split beside {split}_split, they may overlap."
-            )
-    loaded = _load_hub(name, config)
-    picked = pick_splits(loaded.keys())
-    if not picked and len(loaded) == 1:
-        picked = {"train": next(iter(loaded))}
-    if not picked:
-        raise InputError(
-            f"{name} has no split that is known by its name, only "
-            f"{', '.join(loaded)}: name them by train_split in hf_dataset."
-        )
-    found = {
-        split: partial(LocatedRows, loaded[its_name], f"{name}[{its_name}]")
-        for split, its_name in picked.items()
-    }
-    return {**found, **named}
-
-
-def _load_split(name: str, split: str, config: Mapping[str, Any]) -> LocatedRows:
-    rows = _load_hub(name, {**config, "split": split})
-    return LocatedRows(rows, f"{name}[{split}]")
-
-
-def _load_hub(name: str, kwargs: Mapping[str, Any]) -> Any:
-    try:
-        from datasets import exceptions, load_dataset
-    except ImportError as e:
-        raise InputError(
-            f"{name} needs Hugging Face datasets: pip install 'mlx-lm[train]'"
-        ) from e
-    try:
-        try:
-            return load_dataset(name, **kwargs)
-        except exceptions.DatasetNotFoundError:
-            found = find_hub_name(name)
-            if found is None:
-                raise
-            rprint(f"Loading {found}, the dataset's name on the Hugging Face Hub.")
-            return load_dataset(found, **kwargs)
-    except exceptions.DatasetNotFoundError as e:
-        raise InputError(
-            f"Found no data at {name}: no such file or folder, and no dataset of "
-            "that name on the Hugging Face Hub (or it is private)."
-        ) from e
-    except (exceptions.DatasetsError, OSError, ValueError) as e:
-        reason = hide_values(" ".join(str(e).split()), kwargs)
-        raise InputError(f"Can't load {name}: {reason}") from e
-
-
-def find_hub_name(name: str) -> str | None:
-    """Look for a dataset on the Hugging Face Hub in any letter case."""
-    from huggingface_hub import HfApi
-
-    for query in dict.fromkeys((name, name.split("/")[-1])):
-        for info in HfApi().list_datasets(search=query, limit=500):
-            if info.id.lower() == name.lower() and info.id != name:
-                return info.id
-    return None
-
-
 def rows_fingerprint(rows: Sequence[Any]) -> str | None:
     """Hash the content and the places of raw rows."""
     own = getattr(rows, "fingerprint", None)
@@ -384,3 +244,8 @@ def rows_fingerprint(rows: Sequence[Any]) -> str | None:
         return digest(pickle.dumps((locate(i), rows[i]), 4) for i in range(len(rows)))
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
         return None
+
+
+# Each adds to the lists.
+PLUG_INS = "saved", "hub"
+load(__package__, PLUG_INS)

@@ -86,6 +86,21 @@ class TokenColumns:
         counts = Counter(self.kinds.tolist())
         return Counter({self.kind_names[kind]: n for kind, n in counts.items()})
 
+    def commonest(self, part: int) -> str:
+        """The commonest shape, or the commonest format."""
+        counts: Counter[str] = Counter()
+        for kind, count in self.count_kinds().items():
+            counts[kind[part]] += count
+        return counts.most_common(1)[0][0]
+
+    def check_groups(self, indices: np.ndarray) -> None:
+        """Refuse to take apart what belongs together."""
+        size = self.group
+        if len(indices) % size or (np.diff(indices.reshape(-1, size)) != 1).any():
+            raise InputError(f"Select all {size} pairs of a ranking, in their order.")
+        if (indices[::size] % size).any():
+            raise InputError(f"Select rankings from their first of {size} pairs on.")
+
     def is_raw(self) -> np.ndarray:
         """Tell which pairs are text outside a chat template."""
         return np.array([form == "text" for _, form in self.kind_names])[self.kinds]

@@ -13,7 +13,7 @@ from ..plug_ins import load
 from .content import MOST_CHARACTERS, RowFault
 from .notes import TOO_LONG, NotesBuilder
 from .pairs import PreferenceRow
-from .shapes import criteria_names, read_rows, separate
+from .shapes import KNOWN_SHAPES, criteria_names, read_rows, separate
 from .table import ColumnsBuilder, TokenColumns
 from .tokenizer import PairTokenizer, TokenPair
 
@@ -31,6 +31,27 @@ class _Part:
     columns: TokenColumns
     notes: NotesBuilder
     counts: list[int]
+
+
+def kept_or_tokenized(
+    data: Sequence[Any],
+    encode: PairTokenizer,
+    max_length: int,
+    arguments: dict[str, Any],
+    folder: Any = None,
+) -> tuple[TokenColumns, dict[str, Any]]:
+    """Token ids of raw rows, out of a folder that keeps them, where there is one."""
+    if not (folder and KEEPERS):
+        return tokenize_rows(data, encode, max_length, arguments)
+    # Rows of a new shape were skipped before.
+    extra = {"max_length": max_length, "shapes": KNOWN_SHAPES}
+    extra |= {"escapes": encode.escapes, "date": encode.template_date}
+    keeper = KEEPERS[-1](folder, encode.tokenizer, {**arguments, **extra})
+    if found := keeper.load(data):
+        return found
+    columns, notes = tokenize_rows(data, encode, max_length, arguments)
+    keeper.save(data, columns, notes)
+    return columns, notes
 
 
 def tokenize_rows(

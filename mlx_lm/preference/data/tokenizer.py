@@ -75,7 +75,7 @@ class PairTokenizer:
         self.template_date = self._renderer.date
         self._special = SpecialTokens(tokenizer, self._raw)
         self._end_ids = set(map(self._raw.convert_tokens_to_ids, self._special.ends))
-        self._escapes = escape_special_tokens
+        self.escapes = escape_special_tokens
         if escape_special_tokens:
             self._check_escapes()
 
@@ -161,13 +161,13 @@ class PairTokenizer:
     ) -> tuple[list[str], dict[str, Any]]:
         """The prompt and the prompt with each answer, and what is to be said of them."""
         texts = [row.prompt, *answers]
-        prompt, *answers = self._special.mark(texts) if self._escapes else texts
+        prompt, *answers = self._special.mark(texts) if self.escapes else texts
         ends, eos = self._special.ends, self.tokenizer.eos_token or ""
         whole = [
             prompt + (text if text.rstrip().endswith(ends) else text + eos)
             for text in answers
         ]
-        special = "" if self._escapes else self._special.first(texts)
+        special = "" if self.escapes else self._special.first(texts)
         return [prompt, *whole], {"special": special}
 
     def _chats(
@@ -175,7 +175,7 @@ class PairTokenizer:
     ) -> tuple[list, dict[str, Any]]:
         """The same, rendered, or as ids where the tokenizer has its own renderer."""
         texts = [row.prompt, row.template_kwargs, *answers]
-        if self._escapes:
+        if self.escapes:
             texts, special = self._special.mark(texts), ""
         else:
             special = self._special.first(texts)
@@ -283,7 +283,7 @@ class PairTokenizer:
         return [token.content for token in found if self._borders[token.content]]
 
     def _encode(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
-        if self._escapes and any(map(is_marked, texts)):
+        if self.escapes and any(map(is_marked, texts)):
             return [self._encode_marked(text, add_special_tokens) for text in texts]
         kwargs = {"add_special_tokens": add_special_tokens}
         if self._own_encode or not texts:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..objective.objective import Objective
-from .evaluation import CHOSEN, REJECTED, ScoredPairs
 from .metrics import LENGTH_GROUPS
+from .pair_scores import CHOSEN, REJECTED, ScoredPairs
 
 
 def preference_probabilities(margins: np.ndarray) -> np.ndarray:

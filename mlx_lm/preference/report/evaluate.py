@@ -16,8 +16,8 @@ from ...tuner.trainer import DPOTrainingArgs, evaluate_dpo
 from ..batch.shape import batches_per_epoch
 from ..errors import InputError
 from ..files import write_json
-from ..measure.evaluation import CHOSEN, REJECTED, PairCollector, ScoredPairs
 from ..measure.pair_metrics import FILE_NAME, pair_metrics
+from ..measure.pair_scores import CHOSEN, REJECTED, PairCollector, ScoredPairs
 from ..run.plan import training_plan
 from ..terminal import rprint
 from ..watch.retained_text import retained_metrics

@@ -17,8 +17,8 @@ from rich.text import Text
 from ...cli_ui import make_console
 from ..data.tokenizer import plain_ids
 from ..files import write_json
-from ..measure.evaluation import CHOSEN, REJECTED, ScoredPairs
 from ..measure.pair_metrics import preference_probabilities
+from ..measure.pair_scores import CHOSEN, REJECTED, ScoredPairs
 from ..terminal import visible
 
 PROMPT_LINES = 6

@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..files import write_text, writing
 from ..measure.pair_metrics import FILE_NAME as TEST_FILE
 from ..objective.objective import objective_of
-from ..run.folder import read_json, read_lines
+from ..run.reading import read_json, read_lines
 from ..terminal import rprint, visible
 from ..watch import retained_text, samples
 from ..watch.trackers import check_matplotlib

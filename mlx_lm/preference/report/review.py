@@ -11,8 +11,8 @@ from ..data.notes import counted
 from ..data.sources import is_collected, open_local_splits
 from ..errors import InputError
 from ..files import json_text, write_text, writing
-from ..measure.evaluation import ScoredPairs
 from ..measure.pair_metrics import preference_probabilities
+from ..measure.pair_scores import ScoredPairs
 from ..terminal import rprint
 
 FILE_NAME = "review.jsonl"

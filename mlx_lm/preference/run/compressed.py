@@ -1,6 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
-"""What a reference loses by being quantized, in nats."""
+"""Another model as the reference, or a quantized one, and what it loses by that."""
 
 import math
 from collections.abc import Iterable
@@ -19,6 +19,7 @@ from ..forward.answers import sequence_logps
 from ..forward.frozen import running
 from ..objective.objective import check_has_reference
 from ..policy.model import load_model
+from ..policy.reference import load_reference_model
 from ..setting import Setting
 
 # How many of a run's first pairs it is measured on.
@@ -67,7 +68,7 @@ def describe_error(bits: int, before: FirstPairs | None, after: FirstPairs) -> s
     )
 
 
-class _Compressed(Feature):
+class _OtherReference(Feature):
     def settings(self) -> dict[str, Iterable[Setting]]:
         what = (
             "Quantize the reference to so many bits, 4 or 8, as it is loaded: a "
@@ -75,10 +76,21 @@ class _Compressed(Feature):
         )
         marks: dict[str, Any] = {"kind": int, "choices": (4, 8), "metavar": "N"}
         bits = Setting("reference_bits", None, what, tested=True, **marks)
-        return {"Model and optimizer": [bits]}
+        what = "Another model as the reference. Default: the policy's frozen start."
+        marks = {"kind": str, "tested": True, "per_rank": True, "outside": True}
+        model = Setting("reference_model", None, what, **marks)
+        return {"Model and optimizer": [model, bits]}
+
+    def reference_model(self, args: Any, tokenizer: Any) -> Any:
+        path, start = args.reference_model, None
+        if args.reference_bits and path is None:
+            path, start = args.model, args.resume_adapter_file
+        given = path, tokenizer, args.trust_remote_code, start, args.reference_bits
+        return load_reference_model(*given)
 
     def check(self, args: Any) -> None:
-        check_has_reference(args, "reference_bits")
+        for name in ("reference_model", "reference_bits"):
+            check_has_reference(args, name)
         if args.reference_bits and args.sync_reference:
             raise InputError(
                 "sync_reference mixes the policy into its start, which can't be "
@@ -115,4 +127,4 @@ class _Compressed(Feature):
         job.lines.append(describe_error(job.args.reference_bits, whole, after))
 
 
-FEATURE = _Compressed()
+FEATURE = _OtherReference()

@@ -2,8 +2,6 @@
 
 """A run's adapter folder, made ready before the first step."""
 
-import json
-import os
 import platform
 import stat
 from contextlib import suppress
@@ -22,7 +20,6 @@ from ..files import (
     check_plain,
     json_text,
     open_plain,
-    read_plain,
     remove_leftovers,
     replace_file,
     writing,
@@ -78,50 +75,6 @@ class MetricsFile(TrainingCallback):
 
     def on_val_loss_report(self, val_info: dict) -> None:
         self._append(val_info)
-
-
-def read_lines(path: str | Path, **kinds: Any) -> list[dict]:
-    """Read a file of one JSON object a line, those that have what is needed."""
-    if not os.path.lexists(path):
-        return []
-    # What has no end yet is being written.
-    *lines, last = _read(path).split("\n")
-    found = [_object(line, kinds) for line in lines if line.strip()]
-    if None in found:
-        rprint(
-            f"[WARNING] {path} is damaged: {found.count(None)} of its lines are left out."
-        )
-    return [one for one in (*found, _object(last, kinds)) if one is not None]
-
-
-def _object(line, kinds):
-    with suppress(ValueError, RecursionError):
-        found = json.loads(line)
-        if isinstance(found, dict) and all(
-            type(found.get(name)) in types for name, types in kinds.items()
-        ):
-            return found
-    return None
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON file; nothing if there is none, or it is damaged."""
-    if not os.path.lexists(path):
-        return {}
-    text = _read(path)
-    with suppress(ValueError, RecursionError):
-        if isinstance(found := json.loads(text or "{}"), dict):
-            return found
-    rprint(f"[WARNING] {path} is damaged: it is left out.")
-    return {}
-
-
-def _read(path):
-    try:
-        return read_plain(path).decode("utf-8", "replace")
-    except OSError as e:
-        rprint(f"[WARNING] Can't read {path}: {e.strerror}. It is left out.")
-        return ""
 
 
 TRAINED_WITH = "mlx_lm.dpo"

@@ -23,8 +23,9 @@ from ..forward.recompute import keyed_layers
 from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
 from ..policy.masters import as_float32
 from ..step import scoring_step, testing_step
+from .layouts import possible_layouts
 from .loop import INPUTS
-from .plan import possible_layouts, training_plan
+from .plan import training_plan
 
 
 class _Unread:

@@ -19,24 +19,56 @@ import mlx.nn as nn
 
 from ...tuner.trainer import DPOTrainingArgs
 from ..batch.buckets import LAYOUTS
-from ..batch.shape import BatchShape, Bucket
+from ..batch.relaid import other_shapes
+from ..batch.shape import PLACED, BatchShape, Bucket, padded_tokens, pair_lengths
+from ..device import compiles
 from ..features import Feature
 from ..forward.probe import Sharing, check_packing, check_sharing
 from ..setting import Setting
 from ..terminal import rprint
-from .plan import possible_layouts
+from .plan import plan_options
 
 NAMES = {
     "plain": "whole rows",
     "equal": "prompts shared as far as all of a batch go",
     "ragged": "prompts shared",
 }
+# A launch costs as much for few tokens as for many: so many more may be no slower.
+MOST_TOKENS = 1.6
 # The first turn of each layout compiles.
 TURNS = 3
 # A run of fewer batches an epoch gains less than it costs.
 FEWEST_BATCHES = 24
 # The other layout has to be quicker by more than a clock's noise.
 MARGIN = 0.97
+
+
+def possible_layouts(
+    dataset: Any, args: DPOTrainingArgs, buckets: list[Bucket]
+) -> dict[str, dict[BatchShape, BatchShape]]:
+    """Layouts in which a plan's batches may be quickest: their shapes by the plan's."""
+    own = buckets[0].shape.layout
+    layouts = {own: {bucket.shape: bucket.shape for bucket in buckets}}
+    if not args.try_layouts or own in PLACED:
+        return layouts
+    lengths, options = pair_lengths(dataset), plan_options(dataset, args)
+    names = ("pad", "max_length", "ranks")
+    options = {name: options[name] for name in names if name in options}
+    for name in LAYOUTS[LAYOUTS.index(args.sharing) :]:
+        given = buckets, lengths, args.batch_size, name
+        layouts.setdefault(name, other_shapes(*given, **options))
+
+    def tokens(name):
+        relaid = [b._replace(shape=layouts[name][b.shape]) for b in buckets]
+        return padded_tokens(relaid, args.batch_size, lengths)
+
+    counts = {name: tokens(name) for name in layouts}
+    most = min(counts.values()) * (MOST_TOKENS if compiles(args.compile) else 1.2)
+    plain = counts.get("plain", 0)
+    # What neither saves tokens nor is simpler is not worth a try.
+    useful = lambda n: n in (own, "plain") or counts[n] < 0.98 * plain
+    kept = [n for n in counts if n == own or counts[n] <= most and useful(n)]
+    return {name: layouts[name] for name in kept}
 
 
 class LayoutTrial:

@@ -7,13 +7,10 @@ from typing import Any
 import mlx.core as mx
 
 from ...tuner.trainer import DPOTrainingArgs
-from ..batch.buckets import LAYOUTS, other_shapes, plan_batches
+from ..batch.buckets import plan_batches
 from ..batch.shape import (
     FREE_SHAPES,
-    PLACED,
-    BatchShape,
     Bucket,
-    padded_tokens,
     pair_lengths,
 )
 from ..device import compiles
@@ -22,11 +19,9 @@ from ..device import compiles
 # and its program is never dropped. More of them save little padding.
 FEWEST_SHAPES, MOST_SHAPES = 4, 16
 BATCHES_A_SHAPE = 12
-# A launch costs as much for few tokens as for many: so many more may be no slower.
-MOST_TOKENS = 1.6
 
 
-def _options(
+def plan_options(
     dataset: Any, args: DPOTrainingArgs, in_order: bool = False
 ) -> dict[str, Any]:
     """How finely batches are cut, where it costs something and where not."""
@@ -58,36 +53,8 @@ def training_plan(
     dataset: Any, args: DPOTrainingArgs, in_order: bool = False
 ) -> list[Bucket]:
     """The buckets that a run makes batches of."""
-    options = _options(dataset, args, in_order)
+    options = plan_options(dataset, args, in_order)
     return plan_batches(dataset, args.batch_size, args.sharing, **options)
-
-
-def possible_layouts(
-    dataset: Any, args: DPOTrainingArgs, buckets: list[Bucket]
-) -> dict[str, dict[BatchShape, BatchShape]]:
-    """Layouts in which a plan's batches may be quickest: their shapes by the plan's."""
-    own = buckets[0].shape.layout
-    layouts = {own: {bucket.shape: bucket.shape for bucket in buckets}}
-    if not args.try_layouts or own in PLACED:
-        return layouts
-    lengths, options = pair_lengths(dataset), _options(dataset, args)
-    names = ("pad", "max_length", "ranks")
-    options = {name: options[name] for name in names if name in options}
-    for name in LAYOUTS[LAYOUTS.index(args.sharing) :]:
-        given = buckets, lengths, args.batch_size, name
-        layouts.setdefault(name, other_shapes(*given, **options))
-
-    def tokens(name):
-        relaid = [b._replace(shape=layouts[name][b.shape]) for b in buckets]
-        return padded_tokens(relaid, args.batch_size, lengths)
-
-    counts = {name: tokens(name) for name in layouts}
-    most = min(counts.values()) * (MOST_TOKENS if compiles(args.compile) else 1.2)
-    plain = counts.get("plain", 0)
-    # What neither saves tokens nor is simpler is not worth a try.
-    useful = lambda n: n in (own, "plain") or counts[n] < 0.98 * plain
-    kept = [n for n in counts if n == own or counts[n] <= most and useful(n)]
-    return {name: layouts[name] for name in kept}
 
 
 def describe_plan(buckets: list[Bucket], batch_size: int) -> list[str]:

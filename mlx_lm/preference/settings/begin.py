@@ -39,13 +39,8 @@ def load_models(args: SimpleNamespace) -> tuple[nn.Module, Any, nn.Module | None
     """Load the model, its tokenizer, and the reference model if one is named."""
     model, tokenizer = models.load_model(args.model, args.trust_remote_code)
     fit_to_model(args, model)
-    path, start = args.reference_model, None
-    if args.reference_bits and path is None:
-        path, start = args.model, args.resume_adapter_file
-    reference_model = models.load_reference_model(
-        path, tokenizer, args.trust_remote_code, start, args.reference_bits
-    )
-    return model, tokenizer, reference_model
+    found = (one.reference_model(args, tokenizer) for one in features())
+    return model, tokenizer, next((x for x in found if x is not None), None)
 
 
 def agree(args: SimpleNamespace, loaded: Callable[[], dict[str, Any]]) -> None:

@@ -13,12 +13,12 @@ from ..data.options import RowOptions
 from ..errors import InputError
 from ..features import features
 from ..files import check_writable
-from ..objective.objective import check_has_reference, objective_of
+from ..objective.objective import objective_of
 from ..policy.model import LEARNING_RATES, most_positions
 from ..policy.optimizer import OPTIMIZERS, build_learning_rate, build_optimizer
 from ..setting import check_type, check_usable
 from ..terminal import rprint
-from .table import DATASET_KEYS, LORA_KEYS, SETTINGS, names
+from .table import LORA_KEYS, SETTINGS
 
 # More than any layer is wide.
 MOST_RANK = 2**20
@@ -104,25 +104,11 @@ def _check_objective(args):
                     f"{what} is for pairs of answers, and {losses} has "
                     f"{objective.data}: leave it out."
                 )
-    check_has_reference(args, "reference_model")
 
 
 def _check_nested(args):
     check_keys(args.optimizer_config, OPTIMIZERS, "optimizer_config")
-    given = args.hf_dataset or []
-    if not isinstance(given, (dict, list)):
-        raise InputError(f"hf_dataset must be a mapping or a list, got {given!r}.")
-    rows = RowOptions().updated(vars(args))
-    for dataset in [given] if isinstance(given, dict) else given:
-        if not isinstance(dataset, dict) or not dataset.get("path"):
-            raise InputError(f"hf_dataset needs a path, got {dataset!r}.")
-        known = [*DATASET_KEYS, *names(per_dataset=True)]
-        check_keys(dataset, known, "hf_dataset")
-        for key in ("path", "config", "train_split", "valid_split", "test_split"):
-            kind = dict if key == "config" else str
-            if dataset.get(key) is not None:
-                check_type(f"{key} of hf_dataset", dataset[key], kind)
-        rows.updated(dataset)
+    RowOptions().updated(vars(args))
     lora = args.lora_parameters
     # Those of an adapter may have more keys.
     if "lora_parameters" in args.explicit:

@@ -22,9 +22,6 @@ from ..setting import Setting, declared
 
 # Keys of mlx_lm.lora for data without preferences: accepted, without effect.
 UNUSED_KEYS = ("text_feature", "completion_feature", "chat_feature")
-# What an entry of hf_dataset has beside settings.
-DATASET_KEYS = ["path", "config", "train_split", "valid_split", "test_split"]
-DATASET_KEYS += [*UNUSED_KEYS, "mask_prompt"]
 LORA_KEYS = {"rank": 8, "scale": 20.0, "dropout": 0.0, "keys": None}
 
 
@@ -63,10 +60,6 @@ def _policy() -> Iterable[Setting]:
     yield _shared("lora_parameters", what, **_YAML, **_ADAPTER)
     what = "Train the output head too, and tied embeddings with it."
     yield Setting("train_head", False, what, **_ADAPTER)
-    what = "Another model as the reference. Default: the policy's frozen start."
-    yield Setting(
-        "reference_model", None, what, **_TEXT, tested=True, **_OWN, **_OUTSIDE
-    )
     what = "The optimizer of the weights that are trained."
     yield _shared("optimizer", what, choices=[*OPTIMIZERS], resume="shape")
     what = "Arguments of each optimizer of mlx.optimizers."
@@ -90,16 +83,9 @@ def _data() -> Iterable[Setting]:
     yield Setting("data", None, what, **_TEXT, **_OWN, **_OUTSIDE)
     what = "Folder inside data."
     yield Setting("data_dir", None, what, **_TEXT, **_YAML, per_dataset=True, **_OWN)
-    what = "One or several Hugging Face datasets with options of their own."
-    yield Setting("hf_dataset", None, what, **_YAML, **_OWN, **_OUTSIDE)
     yield from declared(RowOptions)
     what = "Share of the pairs held out, at most 500, if there is no validation split."
     yield Setting("valid_fraction", 0.02, what, least=0, below=1, **_YAML)
-    what = (
-        "Training rows that are read, chosen at random. Default: all, or, where they "
-        "do not fit into the memory, as many as iters uses."
-    )
-    yield Setting("max_rows", None, what, **_COUNT)
     yield _shared("mask_prompt", "No effect: prompts are never scored.")
 
 
@@ -142,6 +128,7 @@ SETTINGS = {k: x for k, x in _ALL.items() if not x.brought or k in _BROUGHT}
 CONFIG_DEFAULTS = {name: one.default for name, one in SETTINGS.items()}
 # With what all ask for, and no feature may declare.
 _ASKED = ("inspect", "resume", "resume_adapter_file", "reference_bits", "token_cache")
+_ASKED += ("hf_dataset", "reference_model")
 DEFAULTS: dict[str, Any] = dict.fromkeys(_ASKED) | {"test": False, "pack": False}
 DEFAULTS |= {name: one.default for name, one in _ALL.items()}
 

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 
 from ...tuner.callbacks import TrainingCallback
-from ..run.folder import read_lines
+from ..run.reading import read_lines
 from ..terminal import rprint
 
 FALL = 0.2

@@ -21,7 +21,7 @@ from ..forward.head import completion_logps
 from ..forward.probe import check_sharing
 from ..forward.states import plain_states
 from ..policy.model import read_weights
-from ..run.folder import read_json
+from ..run.reading import read_json
 from ..terminal import rprint
 
 FEWEST_CHARACTERS = 1000

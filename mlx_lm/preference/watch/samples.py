@@ -15,7 +15,7 @@ from ..data.render import ChatRenderer
 from ..errors import InputError
 from ..files import append_text, json_text, read_lines_of, write_text
 from ..forward.frozen import running
-from ..run.folder import read_lines
+from ..run.reading import read_lines
 from ..terminal import rprint
 
 FILE_NAME = "samples.jsonl"
