@@ -56,7 +56,8 @@ LAYERS = (
         "data/tables.py data/saved.py data/hub.py data/secrets.py data/bounds.py "
         "data/rewritten.py data/borders.py data/columns.py data/pair_shapes.py "
         "settings/datasets.py "
-        "policy/peft.py policy/gpt2.py policy/reference.py run/compressed.py "
+        "policy/adapter.py policy/start.py policy/peft.py policy/gpt2.py "
+        "policy/reference.py run/compressed.py "
         "settings/earlier.py settings/adopt.py run/notices.py",
         tests="test_preference_tokens.py",
     ),
@@ -181,7 +182,10 @@ def _asked(name, files):
     """The lowest layer of the tests that name a file, or what names it for them."""
     found, waiting = {name}, [name]
     while waiting:
-        stem = PurePosixPath(waiting.pop()).stem.encode()
+        path = PurePosixPath(waiting.pop())
+        # A folder of fixtures is named whole.
+        folder = path.parts[2] if len(path.parts) > 3 else ""
+        stem = (f'"{folder}"' if folder else path.stem).encode()
         named = {x for x in files if x.startswith("tests/") and stem in files[x]}
         new = {x for x in named - found if x.endswith(".py")}
         waiting += [x for x in new if not x.startswith("tests/test_")]

@@ -30,7 +30,8 @@ from mlx_lm.generate import generate
 from mlx_lm.generate import main as generate_main
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.policy.adapter import adapter_config
-from mlx_lm.preference.policy.model import load_model, load_weights, prepare_policy
+from mlx_lm.preference.policy.model import load_model, prepare_policy
+from mlx_lm.preference.policy.start import load_weights
 from mlx_lm.preference.report import testing
 from mlx_lm.preference.run.setup import make_policy
 from mlx_lm.preference.settings.adopt import adopt_adapter_config, adopt_finished_run

@@ -32,6 +32,7 @@ from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.policy.adapter import adapter_config, adapter_file
 from mlx_lm.preference.policy.model import prepare_policy
 from mlx_lm.preference.policy.peft import own_shape, save_peft
+from mlx_lm.preference.policy.start import load_weights
 
 FIXTURE = json.loads((FOLDER / "logits.json").read_text("utf-8"))
 # As wide and deep, with a tokenizer's words.
@@ -52,7 +53,8 @@ def started(folder, model=None):
     path = adapter_file(folder)
     shape = own_shape(path, adapter_config(path))
     with contextlib.redirect_stdout(io.StringIO()):
-        prepare_policy(model, **shape, start=str(path))
+        prepare_policy(model, **shape)
+        load_weights(model, path)
     return model.eval(), shape
 
 

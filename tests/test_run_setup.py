@@ -140,7 +140,7 @@ class TestSetup(unittest.TestCase):
             numbered(folder, 4, "adapters").write_bytes(b"x")
             old = save_state(folder, 4, {}, {})
             recorder = Recorder()
-            job = Job(args, None, None)
+            job = Job(args, nn.Module(), None)
             for feature in features():
                 feature.after_loading(job)
             job.kept["watched"] = WatchedRun(Path(folder), None, None, [], True)

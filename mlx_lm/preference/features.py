@@ -70,6 +70,9 @@ class Feature:
         """Load a model that is the reference, if the policy's start is not."""
         return None
 
+    def policy_made(self, args: Any, model: Any) -> None:
+        """Complete a model whose trained part was made."""
+
     def after_loading(self, job: Any) -> None:
         """Look at the data that were loaded."""
 

@@ -16,7 +16,7 @@ from ..features import Feature
 from ..files import replace_file, writing
 from ..objective.objective import objective_of
 from ..policy.adapter import adapter_config
-from ..policy.model import load_weights
+from ..policy.start import load_weights
 from ..run.checkpoint import newest_state
 from ..run.folder import saved_settings
 from ..run.lock import folder_kept, keep_folder

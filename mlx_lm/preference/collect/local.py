@@ -22,11 +22,11 @@ from ..forward.frozen import FrozenStart
 from ..objective.objective import objective_of
 from ..policy.model import (
     load_model,
-    load_weights,
     most_positions,
     read_weights,
 )
 from ..policy.reference import load_reference_model
+from ..policy.start import load_weights
 from ..run.setup import make_policy
 from ..settings.begin import settle
 from ..settings.table import CONFIG_DEFAULTS

@@ -1,6 +1,6 @@
 # Copyright © 2026 MLX Contributors
 
-"""The trained part of the model: made, taken over from an adapter, loaded."""
+"""The model, and the trained part of it."""
 
 import json
 from pathlib import Path
@@ -17,8 +17,6 @@ from ...tuner.utils import linear_to_lora_layers
 from ...utils import _download, _get_classes, load_tokenizer
 from ..errors import InputError
 from ..plug_ins import load
-from ..terminal import rprint
-from .adapter import OTHERS, read_tensors
 
 # What takes the place of upstream's classes.
 CLASSES: dict[type, type] = {}
@@ -111,48 +109,6 @@ def read_weights(model: nn.Module, path: str) -> None:
         raise _unreadable(path, e) from e
 
 
-def fitting_weights(model: nn.Module, path: str | Path) -> dict[str, mx.array]:
-    """The trained weights of a file, all of which a prepared model has, and no more."""
-    trainable = dict(tree_flatten(model.trainable_parameters()))
-    if not Path(path).is_file():
-        raise InputError(f"The adapter file {path} does not exist, or is no file.")
-    weights = read_tensors(path)
-    check = "Check fine_tune_type, num_layers and lora_parameters.keys."
-    ranks = "Check lora_parameters.rank."
-    for other in OTHERS:
-        if theirs := other.weights(weights, path, trainable):
-            weights, check = theirs, "Is it an adapter of this model?"
-            ranks = check
-    for name, w in weights.items():
-        if name not in trainable:
-            raise InputError(
-                f"{path} does not fit: tensor {name!r} is not trained here. " f"{check}"
-            )
-        if w.shape != trainable[name].shape:
-            raise InputError(
-                f"{path} does not fit: tensor {name!r} has shape {w.shape}, the "
-                f"model's is {trainable[name].shape}. {ranks}"
-            )
-        is_float = mx.issubdtype(w.dtype, mx.floating)
-        if not is_float or not mx.isfinite(w).all().item():
-            what = "numbers that are not finite" if is_float else f"{w.dtype}"
-            raise InputError(
-                f"{path} can't be used: tensor {name!r} has {what}. Copy it again, or "
-                "take another checkpoint."
-            )
-    if missing := sorted(trainable.keys() - weights.keys()):
-        raise InputError(
-            f"{path} does not fit: it has no tensor {missing[0]!r}, which is trained "
-            f"here. {check}"
-        )
-    return weights
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load trained weights into a prepared model, and drop none of them."""
-    model.load_weights(list(fitting_weights(model, path).items()), strict=False)
-
-
 def unfreeze_head(model: nn.Module) -> None:
     """Make the output head trainable: with tied embeddings, these."""
     names = ("lm_head", "output", "embed_out", "embed_tokens", "wte", "embeddings")
@@ -178,10 +134,9 @@ def prepare_policy(
     lora_parameters: dict[str, Any] | None = None,
     *,
     train_head: bool = False,
-    start: str | None = None,
     seed: int = 0,
 ) -> None:
-    """Make the trained part: adapters or unfrozen layers, with the start's weights."""
+    """Make the trained part: adapters or unfrozen layers."""
     mx.random.seed(seed)
     model.freeze()
     if fine_tune_type == "full":
@@ -208,9 +163,6 @@ def prepare_policy(
     if not tree_flatten(model.trainable_parameters()):
         keys = (lora_parameters or {}).get("keys")
         raise InputError(f"Nothing to train: the model has no layers named {keys}.")
-    if start is not None:
-        rprint(f"Starting from the weights in {start}")
-        load_weights(model, start)
 
 
 def _check_dora(model):

@@ -14,6 +14,7 @@ from ..features import features
 from ..forward.frozen import FrozenStart
 from ..objective.objective import objective_of
 from ..policy import model as models
+from ..policy.start import load_weights
 from ..run import setup
 from ..run.identity import tested
 from ..run.job import Job
@@ -119,7 +120,7 @@ def load_trained(
         reference = reference_model or FrozenStart(model)
     with score_text(args, model, tokenizer, start=bool(args.adapter_path)):
         if args.adapter_path:
-            models.load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
+            load_weights(model, Path(args.adapter_path) / "adapters.safetensors")
     return reference
 
 

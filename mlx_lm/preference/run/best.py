@@ -19,7 +19,7 @@ from ..features import Feature
 from ..files import replace_file
 from ..measure.metrics import BEST
 from ..policy.adapter import ADAPTER
-from ..policy.model import fitting_weights
+from ..policy.start import fitting_weights
 from ..ranks import sum_over_ranks
 from ..terminal import rprint
 from .adapters import copy_adapter, save_adapter

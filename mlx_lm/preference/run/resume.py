@@ -13,7 +13,7 @@ import mlx.core as mx
 from ..errors import InputError
 from ..features import Feature
 from ..policy.adapter import adapter_config
-from ..policy.model import fitting_weights, load_weights
+from ..policy.start import fitting_weights, load_weights
 from ..ranks import wait_for_all
 from ..setting import Setting
 from ..terminal import rprint

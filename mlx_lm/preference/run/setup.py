@@ -17,6 +17,7 @@ from ..batch import shape
 from ..data.notes import counted
 from ..data.options import RowOptions
 from ..data.render import fix_date
+from ..features import features
 from ..forward.frozen import FrozenStart
 from ..objective.objective import objective_of
 from ..policy.model import check_token_ids, prepare_policy
@@ -38,9 +39,10 @@ def make_policy(args: SimpleNamespace, model: nn.Module) -> None:
         args.num_layers,
         args.lora_parameters,
         train_head=args.train_head,
-        start=args.resume_adapter_file,
         seed=args.seed,
     )
+    for feature in features():
+        feature.policy_made(args, model)
 
 
 def load_data(args: SimpleNamespace, tokenizer: Any) -> tuple:

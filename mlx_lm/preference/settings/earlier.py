@@ -8,7 +8,9 @@ from typing import Any
 
 from ... import lora
 from ..features import Feature
+from ..policy.start import load_weights
 from ..setting import Setting
+from ..terminal import rprint
 
 
 class _Earlier(Feature):
@@ -39,6 +41,11 @@ class _Earlier(Feature):
             adopt.adopt_finished_run(args)
             folder = args.adapter_path
         return folder
+
+    def policy_made(self, args: Any, model: Any) -> None:
+        if (start := args.resume_adapter_file) is not None:
+            rprint(f"Starting from the weights in {start}")
+            load_weights(model, start)
 
 
 FEATURE = _Earlier()
