@@ -119,6 +119,9 @@ def main() -> None:
     parser.add_argument(
         "--prefixes", type=int, nargs="*", default=[], help="Only these, such as 1 3."
     )
+    parser.add_argument(
+        "--new", type=int, help="From this prefix on only the modules of its layer."
+    )
     parser.add_argument("--write", action="store_true", help="Into README.md.")
     args = parser.parse_args()
     try:
@@ -128,8 +131,10 @@ def main() -> None:
             archive = args.sdist or download(work)
             if args.series:
                 given = args.series, archive, work, args.prefixes, args.only
-                text, findings = check_series(*given)
+                text, findings = check_series(*given, args.new)
                 print(text)
+                if args.write:
+                    write_table("series", text)
                 sys.exit(bool(findings))
             trees = prepare(archive, work)
             plain = install(trees[0], work / "plain-venv", PIN)

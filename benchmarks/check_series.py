@@ -4,7 +4,8 @@
 
 The first k patches are applied to a pristine tree, whose tests run with that tree first
 on the path: those of the prefix, and upstream's, compared with the pristine release.
-What has run is kept in results.json, so that a check that ended goes on.
+Each is also installed, and its files compared with the tree's. What has run is kept in
+results.json, so that a check that ended goes on.
 """
 
 import json
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,25 @@ def run_module(tree: Path, name: str) -> dict[str, Any]:
     return {"tests": len(outcomes), "bad": bad, "seconds": seconds}
 
 
+def install(tree: Path, target: Path) -> list[str]:
+    """Install a tree, and name what of its package is not there then."""
+    shutil.rmtree(target, ignore_errors=True)
+    version = "SETUPTOOLS_SCM_PRETEND_VERSION_FOR_MLX_LM"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run(
+        [*command, "--target", str(target), str(tree)],
+        check=True,
+        env=os.environ | {version: "0.0.0"},
+    )
+    package = tree / "mlx_lm"
+    names = [path.relative_to(tree) for path in package.rglob("*") if path.is_file()]
+    # Upstream's guides stay in its source.
+    needed = [x for x in names if x.suffix not in (".md", ".pyc") or "DPO" in x.name]
+    missing = [str(x) for x in needed if not (target / x).is_file()]
+    shutil.rmtree(target)
+    return sorted(missing)
+
+
 class Results:
     """What has run so far, kept in a file."""
 
@@ -69,10 +89,10 @@ class Results:
         if path.is_file():
             self.found = json.loads(path.read_text("utf-8"))
 
-    def run(self, key: str, tree: Path, name: str) -> dict[str, Any]:
-        """Run a module, unless that was done."""
+    def run(self, key: str, what: Callable[..., Any], *given: Any) -> Any:
+        """Find something out, unless that was done."""
         if key not in self.found:
-            self.found[key] = run_module(tree, name)
+            self.found[key] = what(*given)
             self._path.write_text(json.dumps(self.found, indent=1), "utf-8")
             print(key, self.found[key], file=sys.stderr, flush=True)
         return self.found[key]
@@ -89,6 +109,7 @@ def check_series(
     work: Path,
     numbers: Iterable[int] = (),
     only: Iterable[str] | None = None,
+    new: int | None = None,
 ) -> tuple[str, int]:
     """
     Apply, test and tell.
@@ -99,6 +120,8 @@ def check_series(
         work (Path): Trees and results are kept here.
         numbers (Iterable): Prefixes to test. Default: all.
         only (Iterable, optional): Test modules to run. Default: all of the prefix.
+        new (int, optional): From this prefix on, run of ours only the modules that its
+            last patch brings or changes. Default: none is so short.
 
     Returns:
         tuple: A table in Markdown, and the number of tests that failed.
@@ -111,8 +134,11 @@ def check_series(
     pristine, tree = trees
     git(tree, "init", "--quiet")
     theirs, results = test_modules(pristine), Results(work / "results.json")
-    lines = ["| | layer | files | lines | tests | seconds | failures | upstream's |"]
-    lines.append("|---|" + "---|" * 7)
+    lines = [
+        "| | layer | files | lines | modules | tests | seconds | failures | upstream's "
+        "| installed |"
+    ]
+    lines.append("|---|" + "---|" * 9)
     faults, notes = 0, []
     for number, patch in enumerate(sorted(folder.glob("*.patch")), 1):
         git(tree, "apply", "--whitespace=nowarn", str(patch))
@@ -122,18 +148,26 @@ def check_series(
         digest = git(tree, "hash-object", str(patch)).decode()[:12]
         names = sorted(test_modules(tree) - theirs)
         given = [n for n in names if only is None or n in only]
-        ours = [results.run(f"{number} {digest} {n}", tree, n) for n in given]
-        before = [results.run(f"0 {n}", pristine, n) for n in TESTS]
-        after = [results.run(f"{number} {digest} {n}", tree, n) for n in TESTS]
+        which = "all"
+        if new is not None and number >= new:
+            brought = {Path(row[0]).stem for row in rows}
+            given, which = [n for n in given if n in brought], "new"
+        key = f"{number} {digest}"
+        missing = results.run(f"{key} install", install, tree, work / "installed")
+        ours = [results.run(f"{key} {n}", run_module, tree, n) for n in given]
+        before = [results.run(f"0 {n}", run_module, pristine, n) for n in TESTS]
+        after = [results.run(f"{key} {n}", run_module, tree, n) for n in TESTS]
         same = all(a["bad"] == b["bad"] for a, b in zip(before, after))
         bad = {k: x for one in ours for k, x in one["bad"].items()}
-        faults += len(bad) + (not same)
+        faults += len(bad) + (not same) + len(missing)
+        notes += [f"- {number}: {name} is not installed" for name in missing]
         notes += [f"- {number}: {name}: {outcome}" for name, outcome in bad.items()]
         total = sum(one["seconds"] for one in ours)
         cells = (
             *(number, LAYERS[number - 1].title, len(rows)),
-            *(f"{sum(row[2] for row in rows):,}", sum(x["tests"] for x in ours)),
-            *(f"{total:,.0f}", len(bad), "as before" if same else "differ"),
+            *(f"{sum(row[2] for row in rows):,}", f"{len(given)}, {which}"),
+            *(sum(x["tests"] for x in ours), f"{total:,.0f}", len(bad)),
+            *("as before" if same else "differ", "in part" if missing else "yes"),
         )
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([*lines, *(["", *notes] if notes else [])]), faults

@@ -220,6 +220,7 @@ class TestLight(unittest.TestCase):
         "terminal",
         "ranks",
         "device",
+        "training",
         "kernels",
         "objective",
         "batch",
