@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -139,20 +140,21 @@ def check_series(
         "| installed |"
     ]
     lines.append("|---|" + "---|" * 9)
-    faults, notes = 0, []
+    faults, notes, digest = 0, [], b""
     for number, patch in enumerate(sorted(folder.glob("*.patch")), 1):
         git(tree, "apply", "--whitespace=nowarn", str(patch))
+        # Of all patches so far.
+        digest = blake2b(digest + patch.read_bytes(), digest_size=6).digest()
         if numbers and number not in numbers:
             continue
         rows = changes(patch.read_text("utf-8", "replace"))
-        digest = git(tree, "hash-object", str(patch)).decode()[:12]
         names = sorted(test_modules(tree) - theirs)
         given = [n for n in names if only is None or n in only]
         which = "all"
         if new is not None and number >= new:
             brought = {Path(row[0]).stem for row in rows}
             given, which = [n for n in given if n in brought], "new"
-        key = f"{number} {digest}"
+        key = f"{number} {digest.hex()}"
         missing = results.run(f"{key} install", install, tree, work / "installed")
         ours = [results.run(f"{key} {n}", run_module, tree, n) for n in given]
         before = [results.run(f"0 {n}", run_module, pristine, n) for n in TESTS]
