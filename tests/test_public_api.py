@@ -71,6 +71,7 @@ CLASSES = (
     "mlx_lm.preference.forward.frozen.FrozenStart",
     "mlx_lm.preference.objective.objective.Objective",
     "mlx_lm.preference.data.options.RowOptions",
+    "mlx_lm.preference.training.DPOTrainingArgs",
     "mlx_lm.preference.policy.peft.save_peft",
 )
 # Public by their spelling alone: the command, the loop and the tests share them.

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..preference.data.notes import RowNotes, describe
-from ..preference.data.options import RowOptions, row_arguments
+from ..preference.data.options import RowOptions, pair_tokenizer, row_arguments
 from ..preference.data.sources import needed_splits, open_sources
 from ..preference.data.splits import load_splits
 from ..preference.data.table import Pair, TokenColumns, choose_held_out
@@ -115,7 +115,7 @@ class PreferenceDataset:
         row_options = RowOptions(**options)
         if max_length < 2:
             raise InputError(f"max_length must be at least 2, got {max_length}.")
-        encode = row_options.tokenizer(tokenizer)
+        encode = pair_tokenizer(row_options, tokenizer)
         self.tokenizer, self.max_length = tokenizer, max_length
         self.kind, self.mismatch = kind, mismatch
         self.source = source or "preference data"

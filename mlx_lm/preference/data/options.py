@@ -94,18 +94,6 @@ class RowOptions:
         if self.wrap_text and self.transcripts == "raw":
             raise InputError("wrap_text: true and transcripts: raw exclude each other.")
 
-    def tokenizer(self, tokenizer: Any) -> PairTokenizer:
-        """
-        Make what tokenizes pairs as the options say.
-
-        Args:
-            tokenizer (TokenizerWrapper or PreTrainedTokenizerBase): The tokenizer.
-
-        Returns:
-            PairTokenizer: Called with pairs, it gives their token ids.
-        """
-        return PairTokenizer(tokenizer, self.escape_special_tokens, self.template_date)
-
     def updated(self, settings: Mapping[str, Any]) -> "RowOptions":
         """
         Take those of some settings that are options and are set.
@@ -143,6 +131,12 @@ def check_date(value: str | None) -> None:
         raise InputError(
             f"template_date must be a date such as 2026-01-31, got {value!r}."
         ) from e
+
+
+def pair_tokenizer(options: RowOptions, tokenizer: Any) -> PairTokenizer:
+    """What tokenizes pairs as the options say."""
+    special, day = options.escape_special_tokens, options.template_date
+    return PairTokenizer(tokenizer, special, day)
 
 
 def row_arguments(options: RowOptions, encode: PairTokenizer, kind: str) -> dict:
