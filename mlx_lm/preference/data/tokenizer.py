@@ -356,8 +356,9 @@ def _make_pair(
 def _why_equal(row: PreferenceRow) -> str:
     """What two answers differ in that the template does not write."""
     names: set = set()
+    none: dict = {}
     if not isinstance(row.chosen, str):
-        for one, other in zip_longest(row.chosen, row.rejected, fillvalue={}):
+        for one, other in zip_longest(row.chosen, row.rejected, fillvalue=none):
             names |= {k for k in one | other if one.get(k) != other.get(k)}
     if not names - {"content"}:
         return "they have the same tokens"
