@@ -209,7 +209,7 @@ class TestHits(CacheFolder):
         with self.assertRaises(ValueError):
             self.make(renamed, **names)
         # Rows of a shape that is new were skipped before.
-        with mock.patch("mlx_lm.tuner.datasets.KNOWN_SHAPES", ["new"]):
+        with mock.patch("mlx_lm.preference.data.tokenize.KNOWN_SHAPES", ["new"]):
             self.assertGreater(self.make()[2], 0)
         with mock.patch.object(token_cache, "VERSION", 99):
             self.assertGreater(self.make()[2], 0)
