@@ -27,9 +27,9 @@ from mlx_lm.generate import batch_generate
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.policy.model import (
     load_model,
-    load_weights,
     read_weights,
 )
+from mlx_lm.preference.policy.start import load_weights
 from mlx_lm.preference.report.evaluate import score_pairs
 from mlx_lm.preference.run.layouts import find_sharing
 from mlx_lm.preference.run.setup import load_data, make_policy, training_args

@@ -54,7 +54,7 @@ LAYERS = (
     Layer(
         "Other files, models, adapters and references",
         "data/tables.py data/saved.py data/hub.py data/secrets.py data/bounds.py "
-        "data/bounded.py data/arrow.py "
+        "data/bounded.py data/arrow.py data/large.py data/sample.py "
         "data/rewritten.py data/borders.py data/columns.py data/pair_shapes.py "
         "settings/datasets.py "
         "policy/adapter.py policy/start.py policy/peft.py policy/gpt2.py "

@@ -313,12 +313,8 @@ class PreferenceDataset:
         return self.kind == "labels" and self.mismatch
 
     def _pair_up(self) -> None:
-        if not (self._compares and len(self)):
-            return
-        try:
-            self._columns = self._columns.mismatch(self.max_length)
-        except ValueError as e:
-            raise InputError(f"{self.source}: {e}") from e
+        if self._compares and len(self):
+            self._columns = self._columns.mismatch(self.max_length, self.source)
 
 
 def load_preference_dataset(
@@ -399,9 +395,8 @@ def load_preference_dataset(
 
     given = valid_fraction, seed, max_rows, enough_rows
     results, sample = load_splits(sources, names, make, *given)
-    found: list[Any] = [
-        p and PreferenceDataset.concatenate(p) for p in results.values()
-    ]
+    concatenate = PreferenceDataset.concatenate
+    found: list[Any] = [p and concatenate(p) for p in results.values()]
     # A batch size that one of them can take, all can.
     group = max((dataset.group_size for dataset in found if dataset), default=1)
     for dataset in filter(None, found):

@@ -138,7 +138,7 @@ class TokenColumns:
         turns = np.arange(len(self)) - firsts[row.reshape(-1)]
         return self.select(np.argsort(turns, kind="stable").tolist())
 
-    def mismatch(self, max_length: int) -> "TokenColumns":
+    def mismatch(self, max_length: int, source: str = "") -> "TokenColumns":
         """Give each prompt the answer to another one as its rejected answer."""
         prompts = [prompt for prompt, _, _ in self.id_bytes()]
         last = len(prompts) - 1
@@ -146,8 +146,8 @@ class TokenColumns:
             last -= 1
         if last <= 0:
             raise InputError(
-                "All rows have the same prompt. KTO compares each answer with that "
-                "to another prompt: add rows with other prompts."
+                f"{source}: All rows have the same prompt. KTO compares each answer with "
+                "that to another prompt: add rows with other prompts."
             )
         partners = [last]
         for i in range(1, len(prompts)):
