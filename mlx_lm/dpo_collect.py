@@ -65,7 +65,7 @@ def run(args: SimpleNamespace) -> None:
         _generate(args)
     if "label" in asked:
         _label(args)
-    if "label" in asked or "pairs" in asked:
+    if "pairs" in asked:
         _make_pairs(args)
     if "export" in asked:
         _export(args)
@@ -116,6 +116,7 @@ def _label(args):
             adapter_path=args.adapter_path,
             trust_remote_code=args.trust_remote_code,
         )
+        _make_pairs(args)
 
 
 def _make_pairs(args):

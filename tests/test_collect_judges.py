@@ -215,10 +215,10 @@ class TestFunctions(JudgesCase):
     def test_the_one_of_the_guide(self):
         guide = Path(mlx_lm.__file__).with_name("DPO_COLLECT.md").read_text("utf-8")
         (text,) = re.findall(r"^```python\n(.*?)^```", guide, re.M | re.S)
-        texts = ("Water boils.", "Tea is a drink. " * 20, "Tea, of course.")
+        texts = ("Water boils.", "Tea is a drink. " * 20, "Tea, of course.", "")
         rows = [answers(1, *texts, row={"keyword": "tea"})]
         labels, code, _, err = self.judged(text, rows=rows, name="score")
-        self.assertEqual((code, labels["p1"]["scores"]), (0, [1, 2, 3]), err)
+        self.assertEqual((code, labels["p1"]["scores"]), (0, [0, 1, 2, 0]), err)
 
     def test_several_judges_agree(self):
         rows = [answers(i, "a", "b", row={"n": i}) for i in range(4)]

@@ -523,12 +523,17 @@ class TestCommandLine(CollectTest):
         for number, end in ((signal.SIGINT, go_on), (signal.SIGTERM, train)):
             with process(self.folder) as (running, url):
                 call(url, "vote", choose(call(url)[1]["item"], "a"))
+                if number == signal.SIGTERM:
+                    # As the page does behind the last vote.
+                    call(url, "finish", {})
                 running.send_signal(number)
                 said = running.communicate(timeout=60)[0]
                 self.assertEqual(running.returncode, 0)
             done = 1 if end == go_on else 2
             self.assertIn(f"Judged {done} of 2 ({done} preferred).", said)
             self.assertIn(end, said)
+            # The pairs are made once of the same votes.
+            self.assertEqual(said.count("of 2 prompts"), 1, said)
 
     def test_killed_it_goes_on_at_the_same_address(self):
         self.write(*(answers(f"q{i}", "a", "b") for i in range(30)))

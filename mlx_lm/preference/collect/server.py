@@ -321,7 +321,7 @@ def label_by_hand(
     browse: bool = True,
     make_pairs: Callable[[], Mapping[str, int]],
 ) -> None:
-    """Let a person judge the answers of a folder in the browser, until Ctrl-C."""
+    """Let a person judge a folder's answers until Ctrl-C, then make pairs of them."""
     name = name or user_name()
     if name != visible(name.strip(), "") or len(name) > LONGEST_NAME:
         raise InputError(
@@ -343,6 +343,9 @@ def label_by_hand(
     with PageServer(voting, host, port, commands, make_pairs) as server:
         serve(server, browse)
     rprint(summary(voting, commands))
+    # The page may have made them when the last vote was there.
+    if voting.version() not in server.made:
+        make_pairs()
 
 
 def user_name() -> str:
