@@ -152,8 +152,9 @@ def run(args, folder, model, data, known, number, tree):
         "token_cache": False if args.no_cache else str(cache),
         "reference_cache": False,
         "val_batches": 1,
-        "max_rows": args.read,
     }
+    if args.read:
+        settings["max_rows"] = args.read
     config = folder / "run.yaml"
     config.write_text(json.dumps(settings), "utf-8")
     os.environ["PYTHONPATH"] = tree
