@@ -440,6 +440,7 @@ SETTINGS = {
     "Unknown report_to 'wandbe'": {"report_to": "wandbe"},
     "report_to needs swanlab: pip install swanlab": {"report_to": "swanlab"},
     "retain_data .*no.txt can't be read: No such file": ["--retain-data", "no.txt"],
+    "Can't read x+: File name too long": ["--data", "x" * 300],
     "sample_prompts, prompt 1 is no prompt": {"sample_prompts": [{"text": "Hi"}]},
     "adapter_path is empty": ["--adapter-path", ""],
     r"adapter_path is no text in this locale, got 'a.x00b'": {"adapter_path": "a\0b"},
@@ -506,6 +507,10 @@ MODELS = {
     "damaged tokenizer": (
         lambda d: ["--model", broken(d.copy_of_model(), "tokenizer.json")],
         "Can't load the model .*copy': tokenizer.json is damaged",
+    ),
+    "an end that is no token": (
+        lambda d: ["--model", changed(d.copy_of_model(), eos_token_id=["x"])],
+        "Can't load the model .*copy': eos_token_id is no token id: 'x'",
     ),
     "no config.json": (
         lambda d: ["--model", d.copy_of_model("config.json")],

@@ -201,8 +201,13 @@ def open_sources(data: Any, data_dir: str | None = None) -> list[tuple]:
     if isinstance(data, (str, Path)):
         name = str(data)
         is_path = name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
-        if is_path or Path(name).exists():
-            return [(name, {}, open_local_splits(name, data_dir))]
+        try:
+            if is_path or Path(name).exists():
+                return [(name, {}, open_local_splits(name, data_dir))]
+        except OSError as e:
+            # Such as a folder that is not this user's.
+            where = e.filename or name
+            raise InputError(f"Can't read {where}: {e.strerror or e}.") from e
         if not ELSEWHERE:
             raise InputError(f"Found no data at {name}.")
         data = {"path": name, "data_dir": data_dir}

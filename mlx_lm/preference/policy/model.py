@@ -62,6 +62,10 @@ def load_model(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, A
             get_model_classes=_model_classes,
             trust_remote_code=trust_remote_code,
         )
+        ends = config.get("eos_token_id")
+        for end in ends if isinstance(ends, list) else [ends]:
+            if not isinstance(end, (int, type(None))):
+                raise ValueError(f"eos_token_id is no token id: {end!r}.")
         tokenizer = load_tokenizer(
             folder,
             {"trust_remote_code": trust_remote_code},

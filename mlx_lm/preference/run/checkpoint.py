@@ -106,7 +106,8 @@ def find_states(folder: str | Path) -> list[tuple[int, Path]]:
     """The steps that a folder has states of, and their files, the newest first."""
     # Beyond seven digits, names sort otherwise than numbers.
     found = [(_STATE.fullmatch(path.name), path) for path in Path(folder).glob("*")]
-    return sorted(((int(m[1]), path) for m, path in found if m), reverse=True)
+    found = [(int(m[1]), path) for m, path in found if m and path.is_file()]
+    return sorted(found, reverse=True)
 
 
 def newest_state(folder: str | Path) -> TrainingState | None:
