@@ -512,6 +512,10 @@ MODELS = {
         lambda d: ["--model", changed(d.copy_of_model(), eos_token_id=["x"])],
         "Can't load the model .*copy': eos_token_id is no token id: 'x'",
     ),
+    "layers without an end": (
+        lambda d: ["--model", changed(d.copy_of_model(), num_hidden_layers=10**8)],
+        "Can't load the model .*copy': config.json has num_hidden_layers 100,000,000",
+    ),
     "no config.json": (
         lambda d: ["--model", d.copy_of_model("config.json")],
         "Can't load the model .*copy': it has no config.json",

@@ -46,6 +46,9 @@ def explain_failure(path: str, error: Exception) -> str:
     return f"{kind}{error}"
 
 
+MOST_LAYERS = 10_000
+
+
 def load_model(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
     """Load a model and its tokenizer, with one clear line if that fails."""
     if not Path(path).exists() and (path.startswith(("/", ".", "~"))):
@@ -86,6 +89,11 @@ def load_model(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, A
 
 
 def _model_classes(config):
+    # Each is built before any weight of it is looked for.
+    for part in (config, config.get("text_config") or {}):
+        for name, value in part.items():
+            if "layers" in name and isinstance(value, int) and value > MOST_LAYERS:
+                raise ValueError(f"config.json has {name} {value:,}.")
     model, model_args = _get_classes(config)
     return CLASSES.get(model, model), model_args
 
