@@ -86,8 +86,7 @@ LAYERS = (
         tests="test_objectives.py test_objective_checks.py "
         "test_objective_parity.py test_sequence_weights.py "
         "test_preference_rows.py test_conversations.py "
-        "test_preference_files.py test_other_turns.py test_row_options.py "
-        "test_dataset_fuzz.py",
+        "test_preference_files.py test_other_turns.py test_row_options.py",
     ),
     Layer(
         "Packed rows, lean layers and master weights",
@@ -117,7 +116,7 @@ LAYERS = (
             "From Python",
             "When something looks wrong",
         ),
-        tests="test_example_preferences.py test_dpo_quickstart.py "
+        tests="test_example_preferences.py test_dpo_quickstart.py test_dataset_fuzz.py "
         "test_dpo_docs.py test_public_api.py test_smollm2.py",
     ),
     Layer(
