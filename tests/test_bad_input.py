@@ -153,7 +153,7 @@ class TestFullDisk(CommandCase):
         self.assertRegex(
             result.stderr,
             rf"\AError: Can't write {adapters}/.*: .* If the disk is full, make room; "
-            r"a run goes on with --resume\.\n\Z",
+            r"then the same command goes on, and a run with --resume\.\n\Z",
         )
         state = newest_state(adapters)
         self.assertEqual(state.iteration, 1)
