@@ -99,13 +99,14 @@ LAYERS = (
         "run/reading.py settings/finished.py",
         sections=("Look at it", "Test it", "Compare runs", "Serve it"),
         tests="test_dpo_adapters.py test_finished_runs.py test_inspection.py "
-        "test_bad_input.py test_setting_effects.py test_dpo_config.py "
+        "test_bad_input.py test_setting_effects.py "
         "test_terminal.py test_memory_growth.py",
     ),
     Layer(
         "Token ids that are kept, and CUDA's kernel",
         "data/cache.py data/processes.py /mlx_lm/kernels/preference_logps_cuda.h "
         "run/kernels.py run/tokens.py",
+        tests="test_ranks.py",
     ),
     Layer(
         "The forecast of memory, the reference of settings, and a quickstart",
@@ -117,12 +118,13 @@ LAYERS = (
             "When something looks wrong",
         ),
         tests="test_example_preferences.py test_dpo_quickstart.py test_dataset_fuzz.py "
-        "test_dpo_docs.py test_public_api.py test_smollm2.py",
+        "test_dpo_docs.py test_public_api.py test_smollm2.py "
+        "test_dpo_config.py test_compressed_reference.py",
     ),
     Layer(
         "Collected preferences",
         "collect/ /mlx_lm/dpo_collect.py /mlx_lm/DPO_COLLECT.md",
-        tests="test_given_tokens.py",
+        tests="test_given_tokens.py test_parity.py test_retained_text.py",
     ),
 )
 # All that has no layer of its own, such as benchmarks and pyproject.toml.
