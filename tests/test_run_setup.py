@@ -40,6 +40,9 @@ from mlx_lm.tuner.trainer import DPOTrainingArgs
 
 # The command finds one for what is trained.
 RATE = ("--learning-rate", "1e-4")
+# What a state says of the run that it is of.
+INFO = {"identity": {}, "pending": False, "parts": {}}
+INFO |= {"updates": 0, "metrics_bytes": 0}
 
 
 class TestSetup(unittest.TestCase):
@@ -81,7 +84,7 @@ class TestSetup(unittest.TestCase):
             with contextlib.redirect_stdout(io.StringIO()) as screen:
                 self.assertIsNone(find_checkpoint(args, {}))
                 for it in (2, 4):
-                    info = {"identity": {"train": "x"}, "pending": False, "parts": {}}
+                    info = INFO | {"identity": {"train": "x"}}
                     numbered(folder, it, "adapters").write_bytes(b"x")
                     save_state(folder, it, {"a": mx.ones((it,))}, info)
                 state = find_checkpoint(args, {"train": "x"})
@@ -101,7 +104,7 @@ class TestSetup(unittest.TestCase):
             )
             for pending in (False, True):
                 numbered(folder, 4, "adapters").write_bytes(b"x")
-                save_state(folder, 4, {}, {"identity": {}, "pending": pending})
+                save_state(folder, 4, {}, INFO | {"pending": pending})
                 with contextlib.redirect_stdout(io.StringIO()) as screen:
                     state = find_checkpoint(args, {})
                 self.assertEqual(state.iteration, 4)

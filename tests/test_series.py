@@ -30,8 +30,10 @@ for tree in sys.argv[1:]:
 """
 
 # Settings of layers behind the command.
-LATER = ("save_best", "criteria", "gamma", "resume", "pack", "sync_steps", "test")
-LATER += ("token_cache", "reference_bits", "resume_adapter_file", "share_prompt")
+LATER = (
+    *("save_best", "criteria", "gamma", "resume", "pack", "sync_steps", "test"),
+    *("token_cache", "reference_bits", "resume_adapter_file", "share_prompt"),
+)
 REFUSED = """
 import json, sys
 from types import SimpleNamespace

@@ -105,8 +105,8 @@ def load_state(path: str | Path) -> TrainingState:
 def find_states(folder: str | Path) -> list[tuple[int, Path]]:
     """The steps that a folder has states of, and their files, the newest first."""
     # Beyond seven digits, names sort otherwise than numbers.
-    found = [(_STATE.fullmatch(path.name), path) for path in Path(folder).glob("*")]
-    found = [(int(m[1]), path) for m, path in found if m and path.is_file()]
+    named = [(_STATE.fullmatch(path.name), path) for path in Path(folder).glob("*")]
+    found = [(int(m[1]), path) for m, path in named if m and path.is_file()]
     return sorted(found, reverse=True)
 
 
