@@ -99,7 +99,7 @@ LAYERS = (
         "run/reading.py settings/finished.py",
         sections=("Look at it", "Test it", "Compare runs", "Serve it"),
         tests="test_dpo_adapters.py test_finished_runs.py test_inspection.py "
-        "test_bad_input.py test_setting_effects.py "
+        "test_bad_input.py "
         "test_terminal.py test_memory_growth.py",
     ),
     Layer(
@@ -124,7 +124,8 @@ LAYERS = (
     Layer(
         "Collected preferences",
         "collect/ /mlx_lm/dpo_collect.py /mlx_lm/DPO_COLLECT.md",
-        tests="test_given_tokens.py test_parity.py test_retained_text.py",
+        tests="test_given_tokens.py test_parity.py test_retained_text.py "
+        "test_setting_effects.py",
     ),
 )
 # All that has no layer of its own, such as benchmarks and pyproject.toml.
