@@ -295,7 +295,7 @@ class TestCommand(CommandCase):
 
             def train(run, method=method, fail=fail, original=original):
                 compiled = run.reference.compiled
-                calls = iter(("step", "score"))
+                calls = iter(("step", "score", "score"))
 
                 def replace(*args, **kwargs):
                     real = compiled(*args, **kwargs)
