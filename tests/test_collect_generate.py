@@ -20,6 +20,7 @@ from mlx_lm import dpo_collect
 from mlx_lm.preference.collect import generate
 from mlx_lm.preference.collect.answers import read_answers
 from mlx_lm.preference.collect.generate import Sampling, load_answering_model
+from mlx_lm.preference.collect.progress import seconds_left
 from mlx_lm.preference.collect.prompts import read_prompts
 from mlx_lm.preference.data.tokenizer import PairTokenizer
 
@@ -301,19 +302,19 @@ class TestAnswers(Folder):
     def test_time_left(self):
         # Of 100 answers of 1 to 16 tokens, each ended with probability 1/8 a token.
         mean = (1 - (7 / 8) ** 16) * 8
-        left = generate.seconds_left(10.0, 400, 50, 100, 16)
+        left = seconds_left(10.0, 400, 50, 100, 16)
         self.assertAlmostEqual(left, (100 * mean - 400) * 10 / 400)
         # None has ended: they may be as long as they may.
-        self.assertEqual(generate.seconds_left(5.0, 160, 0, 100, 16), 5 * 1440 / 160)
-        self.assertIsNone(generate.seconds_left(5.0, 40, 0, 100, 16))
-        self.assertIsNone(generate.seconds_left(5.0, 0, 0, 100, 16))
+        self.assertEqual(seconds_left(5.0, 160, 0, 100, 16), 5 * 1440 / 160)
+        self.assertIsNone(seconds_left(5.0, 40, 0, 100, 16))
+        self.assertIsNone(seconds_left(5.0, 0, 0, 100, 16))
         # The first to end are the short ones: 4 of 32 after 8 tokens each.
         rng = np.random.default_rng(0)
         lengths = np.minimum(rng.geometric(0.02, 2000), 64)
         at = 8 * 2000 - np.maximum(8 - lengths, 0).sum()
-        left = generate.seconds_left(1.0, at, (lengths <= 8).sum(), 2000, 64)
+        left = seconds_left(1.0, at, (lengths <= 8).sum(), 2000, 64)
         self.assertAlmostEqual(left, lengths.sum() / at - 1, delta=0.3)
-        self.assertEqual(generate.seconds_left(1.0, 1700, 100, 100, 16), 0)
+        self.assertEqual(seconds_left(1.0, 1700, 100, 100, 16), 0)
 
     def test_prompts_that_are_too_long(self):
         prompts = self.write("p.txt", f"Say tea.\n{'hat ' * 200}\n")

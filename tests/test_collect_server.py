@@ -22,7 +22,8 @@ from page_server import answers, labels, process, serving, write_answers
 
 from mlx_lm.preference.collect import server as servers
 from mlx_lm.preference.collect.labels import Label, append_label
-from mlx_lm.preference.collect.server import label_by_hand, page_token, read_page
+from mlx_lm.preference.collect.page import page_token, read_page
+from mlx_lm.preference.collect.server import label_by_hand
 from mlx_lm.preference.collect.voting import Voting, read_review
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.files import user_cache_folder

@@ -2,7 +2,6 @@
 
 """A model's answers to prompts, in batches, each prompt computed once for its samples."""
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from ...cli_ui import SquareBar, make_console
 from ...generate import BatchGenerator
 from ...models.cache import make_prompt_cache
 from ...sample_utils import apply_top_p
@@ -30,7 +28,6 @@ from ..forward.tokens import token_logps
 from ..policy.model import load_model, most_positions, read_weights
 from ..reference.fingerprint import model_fingerprint
 from ..run.lock import folder_kept, keep_folder
-from ..run.screen import format_duration
 from ..terminal import rprint
 from ..watch.samples import prompt_text
 from .answers import (
@@ -43,16 +40,13 @@ from .answers import (
     drop_cut_line,
     read_answers,
 )
+from .progress import AnswerProgress
 from .prompts import PromptRow, read_prompts
 
 # Prompts are answered in groups that are begun anew as a whole after a kill: numbers
 # depend a little on what is computed beside them. So many batches make a group.
 GROUP_BATCHES = 4
 PREFILL_STEP = 2048
-# Less of the expected tokens tells no time that is left.
-EVIDENCE = 0.05
-# Seconds between lines of progress where there is no terminal.
-QUIET_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -179,7 +173,7 @@ def answer_prompts(
         rprint(f"Answered before: {before}.")
     groups = [group for group in groups if any(p.row.id not in done for p in group)]
     count = sum(map(len, groups)) * sampling.samples
-    with running(model), _Progress(count, sampling.max_tokens) as progress:
+    with running(model), AnswerProgress(count, sampling.max_tokens) as progress:
         for group in groups:
             given = model, tokenizer, sampling, round, progress.add
             for prompt, responses in _answer(group, *given):
@@ -373,68 +367,3 @@ def describe_answers(answers: Sequence[Answers]) -> str:
     length = sum(len(one.tokens) for one in found) / max(len(found), 1)
     tokens = counted(round(length), "token")
     return f"{text}, {tokens} on average, {stopped:.0%} ended by the model."
-
-
-def seconds_left(
-    seconds: float, tokens: int, stopped: int, answers: int, most: int
-) -> float | None:
-    """Time for the rest of some answers; None before there is anything to tell it by."""
-    # The first to end are the short ones, so lengths are told by how often a token is
-    # the last one: with probability p, one of at most N has (1 - (1 - p)^N) / p.
-    ending = stopped / max(tokens, 1)
-    length = (1 - (1 - ending) ** most) / ending if ending else most
-    rest = answers * length - tokens
-    if tokens < EVIDENCE * answers * length:
-        return None
-    return max(rest, 0) * seconds / tokens
-
-
-class _Progress:
-    """A bar with tokens a second and time left; lines now and then without a terminal."""
-
-    def __init__(self, total: int, most: int):
-        from rich.progress import Progress, TextColumn
-
-        self._total, self._most = total, most
-        self._answers = self._tokens = self._stopped = 0
-        self._start = self._shown = time.perf_counter()
-        console = make_console()
-        self._is_live = console.is_terminal
-        self._bar = Progress(
-            TextColumn("[bold blue]{task.description}[/bold blue]"),
-            SquareBar(bar_width=30),
-            TextColumn("[progress.percentage]{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[text]}"),
-            console=console,
-            disable=not (self._is_live and total),
-        )
-        self._task = self._bar.add_task("answers", total=total or None, text="")
-
-    def __enter__(self) -> "_Progress":
-        self._bar.__enter__()
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self._bar.__exit__(*exc)
-        if self._answers and not self._is_live:
-            rprint(self._text())
-
-    def add(self, tokens: int, ends: Sequence[str]) -> None:
-        """Count new tokens, and why the answers ended that did with one of them."""
-        self._tokens += tokens
-        self._answers += len(ends)
-        self._stopped += sum(end == STOP for end in ends)
-        self._bar.update(self._task, completed=self._answers, text=self._text())
-        now = time.perf_counter()
-        if not self._is_live and now - self._shown > QUIET_SECONDS:
-            self._shown = now
-            rprint(self._text())
-
-    def _text(self):
-        seconds = max(time.perf_counter() - self._start, 1e-9)
-        text = f"{self._answers:,}/{counted(self._total, 'answer')}"
-        text += f" · {self._tokens / seconds:,.0f} tok/s"
-        left = seconds_left(
-            seconds, self._tokens, self._stopped, self._total, self._most
-        )
-        return text if left is None else f"{text} · {format_duration(left)} left"
