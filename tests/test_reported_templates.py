@@ -8,6 +8,7 @@ What is right is written out as text, special tokens and all, or is what
 
 import datetime
 import json
+import sys
 import threading
 import unittest
 from dataclasses import replace
@@ -288,7 +289,7 @@ CASES = [
 
 class TestReportedTemplates(reported.TestReportedRows):
     def test_cases(self):
-        with mock.patch.object(bounds, "LONGEST", 0.1):
+        with mock.patch.object(bounds, "LONGEST", 0.5):
             for case in CASES:
                 with self.subTest(row=case.number, name=case.name):
                     self.check(case)
@@ -305,12 +306,15 @@ class TestReportedTemplates(reported.TestReportedRows):
                     found.append("rendered")
                 except RowFault as fault:
                     found.append(fault.reason)
+            # Python would look for an exception that was taken back before each call.
+            sys.settrace(lambda *_: None)
+            (lambda: found.append("called"))()
 
-        with mock.patch.object(bounds, "LONGEST", 0.1):
+        with mock.patch.object(bounds, "LONGEST", 0.5):
             thread = threading.Thread(target=work, daemon=True)
             thread.start()
             thread.join(60)
-        self.assertEqual(found, [bounds.TOO_SLOW, "rendered"])
+        self.assertEqual(found, [bounds.TOO_SLOW, "rendered", "called"])
 
     def check(self, case):
         with mock.patch.object(self, "model", self.with_template(case.template)):
