@@ -88,11 +88,8 @@ def _bounded_time(seconds: float) -> Iterator[None]:
 @contextmanager
 def _watched(seconds: float) -> Iterator[None]:
     """The same by another thread, where no signal arrives."""
-    thread, lock, is_done = (
-        ctypes.c_ulong(threading.get_ident()),
-        threading.Lock(),
-        False,
-    )
+    thread = ctypes.c_ulong(threading.get_ident())
+    lock, is_done = threading.Lock(), False
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
 
     def stop():
