@@ -22,7 +22,12 @@ COMMANDS = ("dpo", "dpo_collect")  # ours, listed after upstream's lora
 PATCH = 1  # version = upstream's + "+dpo." + PATCH
 TWIN = "_upstream_"
 LICENSE_TWIN = f"{TWIN}LICENSE"  # goes along with every copy of upstream's files
-TEST_REQUIREMENTS = ["hypothesis", "selenium"]  # what the tests need beside upstream's
+# What the tests need beside upstream's; CUDA's compiler needs no card.
+TEST_REQUIREMENTS = [
+    "hypothesis",
+    "selenium",
+    "nvidia-cuda-nvrtc; sys_platform == 'linux' and platform_machine == 'x86_64'",
+]
 TEST_RUNNER = ["pytest>=9", "pytest-xdist"]  # what runs them on every core
 EXTRAS = {"report": ["matplotlib"]}  # what is ours to choose
 MANIFEST_HEADER = """\

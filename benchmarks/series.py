@@ -105,6 +105,7 @@ LAYERS = (
     Layer(
         "Token ids that are kept, and CUDA's kernel",
         "data/cache.py data/processes.py /mlx_lm/kernels/preference_logps_cuda.h "
+        "/mlx_lm/kernels/preference_logps_types.h "
         "run/kernels.py run/tokens.py",
         tests="test_ranks.py",
     ),

@@ -1,9 +1,12 @@
 # Copyright © 2026 MLX Contributors
 
+import contextlib
+import ctypes
 import importlib.util
 import itertools
 import re
 import unittest
+from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
@@ -21,6 +24,7 @@ from kernel_emulator import (
 )
 from preference_oracle import CASES, check_gradient, check_scores, make_case, oracle
 
+from mlx_lm.kernels import nvrtc
 from mlx_lm.kernels import preference_logps as kernels
 from mlx_lm.kernels.preference_logps import kernel_text, preference_backend
 from mlx_lm.preference.forward import fused
@@ -269,6 +273,79 @@ class TestKernelText(unittest.TestCase):
             names.add(factory.call_args.kwargs["name"])
         kernels._build.cache_clear()
         self.assertEqual(len(names), 2)
+
+
+def cuda_compiler():
+    """CUDA's compiler from its package, which needs no card."""
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        for file in metadata.files("nvidia-cuda-nvrtc") or ():
+            if re.fullmatch(r"libnvrtc\.so\.\d+", file.name):
+                return ctypes.CDLL(str(file.locate()))
+    return None
+
+
+class TestBuiltKernels(unittest.TestCase):
+    """CUDA's text as it is built without a header."""
+
+    def setUp(self):
+        self.addCleanup(kernels._built.cache_clear)
+        kernels._built.cache_clear()
+
+    def score(self, code):
+        """Score two rows with a builder that returns some code."""
+        x = mx.zeros((2, 9), dtype=mx.bfloat16)
+        arrays = (x, None, mx.array([0, 1]), mx.array([True, False]))
+        with (
+            mock.patch.object(nvrtc, "card", lambda: 90),
+            mock.patch.object(nvrtc, "build", return_value=code) as build,
+            mock.patch.object(mx.fast, "precompiled_cuda_kernel") as run,
+            mock.patch.object(kernels, "_build") as others,
+        ):
+            for kernel in (run, others.return_value):
+                kernel.return_value = ["scores", "statistics"]
+            for _ in range(2):
+                out = kernels.preference_logps(*arrays, backend="cuda")
+        self.assertEqual(out, ("scores", "statistics"))
+        self.assertEqual(build.call_count, 1)
+        return build.call_args.args[0], run, others
+
+    def test_what_is_built_runs(self):
+        text, run, others = self.score(b"code")
+        given = run.call_args.kwargs
+        self.assertIn(f"void {given['name']}(", text)
+        self.assertEqual(given["compiled_source"], b"code")
+        self.assertEqual(given["scalars"], [2, 9])
+        self.assertEqual(given["grid"], (2 * 256, 1, 1))
+        self.assertTrue(given["ensure_row_contiguous"])
+        self.assertFalse(others.called)
+
+    def test_without_a_compiler_mlx_builds(self):
+        _, run, others = self.score(None)
+        self.assertFalse(run.called)
+        self.assertEqual(others.call_count, 2)
+
+    def test_old_and_unknown_cards_build_nothing(self):
+        for name, kind in (("sm_90", 90), ("sm_121", 121), ("sm_75", None), ("x", None)):
+            with mock.patch.object(mx, "device_info", lambda _: {"architecture": name}):
+                self.assertEqual(nvrtc.card(), kind)
+
+    @unittest.skipUnless(cuda_compiler(), "needs nvidia-cuda-nvrtc")
+    def test_every_text_is_accepted(self):
+        names, types = set(), kernels.TYPES
+        compiler = mock.patch.object(nvrtc, "_compiler", cuda_compiler)
+        pairs = [*zip(types, types), (mx.bfloat16, mx.float32)]
+        with compiler:
+            for part, (T, R), dual in itertools.product(
+                ("forward", "backward"), pairs, (True, False)
+            ):
+                chosen = {"T": T, "R": R, "DUAL": dual, "THREADS": 256, "BLOCK": 8}
+                name, text = kernels.cuda_text(part, tuple(chosen.items()))
+                for kind in (80, 90):
+                    code = nvrtc.build(text, kind)
+                    self.assertIn(name.encode(), code or b"", (part, T, R, dual))
+                names.add(name)
+            self.assertIsNone(nvrtc.build(text.replace("float", "flot"), 90))
+        self.assertEqual(len(names), 16)
 
 
 @unittest.skipIf(preference_backend() is None, "needs a GPU")
