@@ -52,6 +52,7 @@ from mlx_lm.preference.forward.recompute import keyed_layers
 from mlx_lm.preference.memory.predict import predict_peak
 from mlx_lm.preference.policy.masters import with_master_weights
 from mlx_lm.preference.reference.remembered import RememberedReference
+from mlx_lm.preference.run.forecast import plain
 from mlx_lm.preference.run.layouts import possible_layouts
 from mlx_lm.preference.run.notices import slow_blas_notice
 from mlx_lm.preference.run.plan import training_plan
@@ -126,7 +127,7 @@ def our_step(model, args, known):
         model.train()
         with keyed_layers(model, args.grad_checkpoint):
             return predict_peak(
-                lambda batch: plain_step(start, batch, True),
+                plain(lambda batch: plain_step(start, batch, True)),
                 (batch,),
                 [*state, getattr(start, "state", {})],
                 compiles(settings.compile),

@@ -60,8 +60,17 @@ def one_dimensional(lengths, batch_size, number):
 class TestLengthBuckets(unittest.TestCase):
     def settings(self):
         for layout in LAYOUTS:
-            for pad, prompt_pad in ((1, 1), (8, 1), (8, 16)):
-                yield layout, {"pad": pad, "prompt_pad": prompt_pad}
+            for pad, prompt_pad, fused in (
+                (1, 1, 1),
+                (8, 1, 1),
+                (8, 16, 1),
+                (8, 1, 32),
+            ):
+                yield layout, {
+                    "pad": pad,
+                    "prompt_pad": prompt_pad,
+                    "fused_pad": fused,
+                }
 
     def test_each_pair_once_and_a_bounded_number_of_shapes(self):
         lengths = random_lengths(333)
@@ -127,6 +136,43 @@ class TestLengthBuckets(unittest.TestCase):
         self.assertEqual(len(length_buckets(lengths, 4, "ragged")), 16)
         few = length_buckets(lengths[:80], 4, "ragged")
         self.assertEqual(min(len(b.indices) for b in few), 16)
+
+    def test_rows_are_as_wide_as_a_fused_gradient_wants_them(self):
+        # The longest is 511 tokens; attention's own cost is 1 + width / 2000.
+        options = {"pad": 8, "fused_pad": 128, "max_shapes": 1}
+        for longest, width in (
+            (100, 104),  # 128 costs more than 104 * 1.052 = 109
+            (118, 120),  # as 120 * 1.06 = 127.2
+            (122, 128),
+            (129, 136),
+            (232, 256),
+            (337, 384),
+            (328, 328),
+            (511, 512),
+        ):
+            lengths = np.full((40, 3), longest + 1)
+            lengths[:, 0] = 1
+            for limit in (None, 512):
+                (bucket,) = length_buckets(lengths, 4, max_length=limit, **options)
+                self.assertEqual(bucket.shape.width, width, (longest, limit))
+            # No input may be longer than a model's positions.
+            (bucket,) = length_buckets(lengths, 4, max_length=longest + 1, **options)
+            most = max(longest, width if width == longest + 1 else 0)
+            self.assertEqual(bucket.shape.width, most)
+
+    def test_pairs_are_cut_where_gradients_are_fused(self):
+        lengths = random_lengths(2000, longest=256)
+        plans = [
+            length_buckets(lengths, 4, pad=8, fused_pad=pad, max_shapes=8)
+            for pad in (1, 128)
+        ]
+
+        def cost(plan):
+            widths = [(b.shape.width, len(b.indices)) for b in plan]
+            return sum(n * w * (1 + (w % 128 > 0) * w / 2000) for w, n in widths)
+
+        self.assertLess(cost(plans[1]), 0.95 * cost(plans[0]))
+        self.assertEqual(len({b.shape for b in plans[1]}), len(plans[1]))
 
     def test_rows_are_no_longer_than_allowed(self):
         lengths = np.minimum(random_lengths(200), [200, 250, 250])

@@ -1,11 +1,13 @@
 # Copyright © 2026 MLX Contributors
 
 import unittest
+from unittest import mock
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_map
 from tiny import random_pairs, tiny_model, weights_of
 
 from mlx_lm.preference.batch.collate import collate_pairs
@@ -98,11 +100,71 @@ class TestJoinedWeights(unittest.TestCase):
     def test_arrays_begin_where_products_want_them(self):
         model = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))
         optimizer = with_master_weights(optim.SGD(1.0), model, join=True)
-        self.assertEqual(optimizer.state["weights"]["joined"].size, 4 * 64)
+        self.assertEqual(optimizer.state["weights"]["joined"].size, 4 * 128)
         before = weights_of(model)
         optimizer.write(model)
         for name, x in weights_of(model).items():
             np.testing.assert_array_equal(x, before[name])
+
+    def low_model(self, dtype=mx.bfloat16, kind="lora"):
+        """Weights of 16 bits, and adapters of 32 that are not zero."""
+        model = tiny_model(kind)
+        key = iter(mx.random.split(mx.random.key(1), 200))
+        noisy = lambda x: x + 0.05 * mx.random.normal(x.shape, key=next(key))
+        trained = tree_map(noisy, model.trainable_parameters())
+        model.set_dtype(dtype)
+        model.update(trained)
+        return model
+
+    def one_step(self, model, join, rate=1.0):
+        """What dpo_step calls adapters with, and how far its step goes."""
+        before, seen = weights_of(model), set()
+
+        def call(module, x):
+            seen.add((x.dtype, module.lora_a.dtype, module.lora_b.dtype))
+            return original(module, x)
+
+        cls = next(type(m) for m in model.modules() if "lora_a" in m)
+        original = cls.__call__
+        optimizer = with_master_weights(optim.SGD(rate), model, join)
+        batch = collate_pairs(random_pairs(4))
+        batch["reference_logps"] = mx.zeros((8,))
+        with mock.patch.object(cls, "__call__", call):
+            for _ in range(3):
+                dpo_step(model, None, batch, optimizer)
+        after = weights_of(model)
+        self.assertEqual({x.dtype for x in after.values()}, {np.dtype("float32")})
+        return seen, {k: after[k] - x for k, x in before.items()}
+
+    def test_bfloat16_adapters_multiply_in_bfloat16(self):
+        def off(step):
+            """How far a step is off the one of the same weights in float32."""
+            total = sum(np.linalg.norm(step[k] - x) ** 2 for k, x in exact.items())
+            return (
+                total**0.5 / sum(np.linalg.norm(x) ** 2 for x in exact.values()) ** 0.5
+            )
+
+        model = self.low_model()
+        trained = model.trainable_parameters()
+        model.set_dtype(mx.float32)
+        model.update(trained)
+        # Small enough to be a gradient, and too small for a weight of 16 bits.
+        _, exact = self.one_step(model, False, rate=1e-4)
+        ours, moved = self.one_step(self.low_model(), True, rate=1e-4)
+        plain, others = self.one_step(self.low_model(), False, rate=1e-4)
+        self.assertEqual(ours, {(mx.bfloat16,) * 3})
+        self.assertEqual(plain, {(mx.bfloat16, mx.float32, mx.float32)})
+        self.assertLess(off(moved), 1.5 * off(others))
+        self.assertLess(off(moved), 0.03)
+
+    def test_what_is_not_rounded(self):
+        for dtype, kind in (
+            (mx.float16, "lora"),
+            (mx.float32, "lora"),
+            (mx.bfloat16, "dora"),
+        ):
+            seen, _ = self.one_step(self.low_model(dtype, kind), True)
+            self.assertEqual(seen, {(dtype, mx.float32, mx.float32)})
 
     def test_what_is_not_joined(self):
         model = tiny_model("lora")

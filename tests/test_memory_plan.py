@@ -15,8 +15,10 @@ from tiny import random_pairs, tiny_model
 
 from mlx_lm.preference.device import device_memory, system_memory
 from mlx_lm.preference.errors import InputError
+from mlx_lm.preference.forward import tokens
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.recompute import keyed_layers
+from mlx_lm.preference.memory import trace as trace_module
 from mlx_lm.preference.memory.predict import (
     MemoryEstimate,
     check_fits,
@@ -38,6 +40,47 @@ def traced(fun, *args):
     tape = Tape()
     mx.export_function(tape.record, fun, *args)
     return tape
+
+
+class TestDevices(unittest.TestCase):
+    """What is traced where kernels run."""
+
+    def test_kernels_are_left_out_and_put_back(self):
+        kernel = mock.Mock(return_value=None)
+        with mock.patch.object(tokens, "KERNELS", [kernel]):
+            score = lambda: tokens.token_logps(mx.zeros((1, 3)), mx.array([0]))
+            forecast.plain(score)()
+            self.assertFalse(kernel.called)
+            with self.assertRaises(ZeroDivisionError):
+                forecast.plain(lambda: 1 / 0)()
+            score()
+            self.assertTrue(kernel.called)
+
+    def test_what_a_gpu_cannot_export_is_traced_as_on_a_cpu(self):
+        devices, double = [], lambda x: 2 * x
+
+        def failing(fn, *given):
+            devices.append(mx.default_device())
+            if len(devices) == 1:
+                raise ValueError("[export_function] Unable to get state for primitive")
+            return trace(fn, *given)
+
+        trace = trace_module._trace
+        with (
+            mock.patch.object(trace_module, "_trace", failing),
+            mock.patch.object(mx, "default_device", lambda: mx.gpu),
+        ):
+            found = trace_step(double, (mx.zeros((3,)),), [])
+        self.assertIn("Multiply", [op.name for op in found.ops])
+        self.assertEqual(len(devices), 2)
+
+    @unittest.skipUnless(CPU, "any other error is the CPU's own")
+    def test_an_error_of_the_cpu_is_its_own(self):
+        refuse = mock.Mock(side_effect=ValueError("[export_function] no"))
+        with mock.patch.object(trace_module, "_trace", refuse):
+            with self.assertRaises(ValueError):
+                trace_step(lambda x: x, (mx.zeros((3,)),), [])
+        self.assertEqual(refuse.call_count, 1)
 
 
 class Block(nn.Module):

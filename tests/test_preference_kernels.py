@@ -325,7 +325,12 @@ class TestBuiltKernels(unittest.TestCase):
         self.assertEqual(others.call_count, 2)
 
     def test_old_and_unknown_cards_build_nothing(self):
-        for name, kind in (("sm_90", 90), ("sm_121", 121), ("sm_75", None), ("x", None)):
+        for name, kind in (
+            ("sm_90", 90),
+            ("sm_121", 121),
+            ("sm_75", None),
+            ("x", None),
+        ):
             with mock.patch.object(mx, "device_info", lambda _: {"architecture": name}):
                 self.assertEqual(nvrtc.card(), kind)
 

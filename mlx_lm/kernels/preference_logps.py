@@ -86,7 +86,7 @@ def _built(part: str, template: tuple[tuple, ...]) -> tuple[str, bytes] | None:
         return None
     name, text = cuda_text(part, template)
     code = nvrtc.build(text, kind)
-    return code and (name, code)
+    return (name, code) if code else None
 
 
 def _run(backend, part, arrays, shapes, dtypes, layout):

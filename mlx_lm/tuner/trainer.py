@@ -292,7 +292,9 @@ def dpo_step(
     reference_logps, frozen = reference_pass(
         policy_model, reference_model, batch, objective
     )
-    parameters = policy_model.trainable_parameters()
+    parameters, joins = policy_model.trainable_parameters(), hasattr(optimizer, "join")
+    if joins:
+        optimizer.round(policy_model)
 
     def loss_fn(batch):
         with frozen.replaying():
@@ -302,7 +304,8 @@ def dpo_step(
     (loss, values), gradients = nn.value_and_grad(policy_model, loss_fn)(batch)
     # Differentiation leaves its tracers in the model.
     policy_model.update(parameters)
-    gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
+    if not joins or accumulator is not None:
+        gradients = tree_map(lambda g: g.astype(mx.float32), gradients)
 
     batch_pairs = pairs = examples(batch["weights"], batch.get("places")).sum()
     # An infinite log-prob may leave the loss finite.

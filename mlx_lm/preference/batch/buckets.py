@@ -25,6 +25,9 @@ from .shape import (
 
 # An estimate of what a token costs where prompts are as wide as attention likes it.
 FUSED = 0.9
+# What attention adds to a token's cost for each token of its row, as an estimate, where
+# its gradient is not fused.
+UNFUSED = 1 / 2000
 # A share of the tokens that is not worth another cut.
 LEAST_SAVING = 1 / 20000
 LAYOUTS = ("ragged", "equal", "plain")
@@ -45,10 +48,18 @@ def _round_up(x, pad):
     return -(-x // pad) * pad
 
 
-def _best_cut(features, order, prices, batch_size, pad, smallest):
+def _cost(lengths, prices, pad, fused_pad):
+    """What batches cost in tokens whose pairs have at most such lengths."""
+    padded = _round_up(lengths, pad)
+    if fused_pad > pad and not prices[0]:
+        near, wide = padded[..., 1], _round_up(lengths[..., 1], fused_pad)
+        return prices[1] * np.minimum(near * (1 + near * UNFUSED), wide)
+    return (padded * prices).sum(axis=-1)
+
+
+def _best_cut(features, order, cost, batch_size, smallest):
     """The cut of a bucket that saves most tokens: (saved, one part, the other)."""
     best = (0, None, None)
-    cost = lambda x: (_round_up(x, pad) * prices).sum(axis=-1)
     size = len(order)
     whole = size * cost(features[order].max(axis=0))
     # Whole batches on one side, so that one batch in all remains short.
@@ -67,10 +78,11 @@ def _best_cut(features, order, prices, batch_size, pad, smallest):
     return best
 
 
-def _cut_parts(features, prices, batch_size, pad, min_batches, max_parts):
+def _cut_parts(features, prices, batch_size, pads, min_batches, max_parts):
     """Cut where it saves most, as long as that is worth it."""
     smallest = max(1, min_batches) * batch_size
-    cut = lambda order: _best_cut(features, order, prices, batch_size, pad, smallest)
+    cost = lambda lengths: _cost(lengths, prices, *pads)
+    cut = lambda order: _best_cut(features, order, cost, batch_size, smallest)
     parts = [np.arange(len(features))]
     cuts = [cut(parts[0])]
     needed = int((np.abs(features) * prices).sum())
@@ -83,15 +95,27 @@ def _cut_parts(features, prices, batch_size, pad, min_batches, max_parts):
     return parts
 
 
+def _row_width(rows, pad, fused_pad, longest):
+    """How wide rows are padded: finely, or to what attention has a fused gradient for."""
+    # No row needs to be wider than the longest input that there may be.
+    near = max(rows, min(int(_round_up(rows, pad)), longest), 1)
+    wide = max(int(_round_up(rows, fused_pad)), 1)
+    is_worth_it = wide < near * (1 + near * UNFUSED) and wide <= longest + 1
+    return wide if fused_pad > pad and is_worth_it else near
+
+
 def batch_shape(
-    features: np.ndarray, layout: str, pad: int, prompt_pad: int, longest_input: int
+    features: np.ndarray,
+    layout: str,
+    pad: int,
+    prompt_pad: int,
+    fused_pad: int,
+    longest_input: int,
 ) -> BatchShape:
     """The shape of batches of pairs with such lengths."""
     first, second = (int(x) for x in features.max(axis=0))
     shared = max(-first, 0)
-    rows = second - shared
-    # No row needs to be wider than the longest input that there may be.
-    width = max(rows, min(int(_round_up(rows, pad)), longest_input - shared), 1)
+    width = _row_width(second - shared, pad, fused_pad, longest_input - shared)
     if layout == "ragged":
         return BatchShape(int(_round_up(max(first, 1), prompt_pad)), width, ragged=True)
     return BatchShape(int(_round_up(shared, prompt_pad)), width, shared=shared)
@@ -108,7 +132,8 @@ def with_scored(bucket: Bucket, lengths: np.ndarray, batch_size: int) -> Bucket:
 # A run asks several times for the same plan, and a large set takes seconds.
 @lru_cache(maxsize=8)
 def _cut_buckets(raw, batch_size, layout, options):
-    max_shapes, min_batches, pad, prompt_pad, max_length, ranks, group = options
+    max_shapes, min_batches, *pads, max_length, ranks, group = options
+    pad = pads[0]
     lengths = np.frombuffer(raw, dtype=np.int64).reshape(-1, 3)
     share = -(-batch_size // ranks)
     if placing := PLACED.get(layout):
@@ -116,13 +141,15 @@ def _cut_buckets(raw, batch_size, layout, options):
     features, prices = two_lengths(input_lengths(lengths), layout)
     # Pairs that belong together are cut as one, as long as the longest of them.
     whole, size = features.reshape(-1, group, 2).max(axis=1), batch_size // group
-    parts = _cut_parts(whole, prices, size, pad, min_batches, max_shapes)
+    widths = pad, pads[-1]
+    parts = _cut_parts(whole, prices, size, widths, min_batches, max_shapes)
     parts = [(part[:, None] * group + np.arange(group)).reshape(-1) for part in parts]
     longest_input = np.iinfo(np.int32).max if max_length is None else max_length - 1
-    shape = lambda part: batch_shape(
-        features[part], layout, pad, prompt_pad, longest_input
-    )
-    buckets = [Bucket(shape(part), np.sort(part)) for part in parts]
+    shapes: dict[BatchShape, list] = {}
+    for part in parts:
+        shape = batch_shape(features[part], layout, *pads, longest_input)
+        shapes.setdefault(shape, []).append(part)
+    buckets = [Bucket(k, np.sort(np.concatenate(v))) for k, v in shapes.items()]
     # Before anything that depends on the number of ranks.
     buckets.sort(key=lambda b: (b.shape.prompt + b.shape.width, b.shape, b.indices[0]))
     buckets = [with_scored(b, lengths, share) for b in buckets]
@@ -162,6 +189,7 @@ def length_buckets(
     min_batches: int = 4,
     pad: int = 1,
     prompt_pad: int = 1,
+    fused_pad: int = 1,
     max_length: int | None = None,
     ranks: int = 1,
     group: int = 1,
@@ -169,7 +197,8 @@ def length_buckets(
     """Cut a data set into buckets of one batch shape each, with little padding."""
     check_batch_size(batch_size, ranks, group)
     raw = np.asarray(lengths, dtype=np.int64).tobytes()
-    options = (max_shapes, min_batches, pad, prompt_pad, max_length, ranks, group)
+    pads = pad, prompt_pad, fused_pad
+    options = (max_shapes, min_batches, *pads, max_length, ranks, group)
     return list(_cut_buckets(raw, batch_size, layout, options))
 
 

@@ -15,13 +15,14 @@ def other_shapes(
     layout: str,
     *,
     pad: int = 1,
+    fused_pad: int = 1,
     max_length: int | None = None,
     ranks: int = 1,
 ) -> dict[BatchShape, BatchShape]:
     """The shapes that batches of the same pairs have in another layout."""
     features, _ = two_lengths(input_lengths(lengths), layout)
     longest = np.iinfo(np.int32).max if max_length is None else max_length - 1
-    pads = pad, pad if layout == "ragged" else 1
+    pads = pad, pad if layout == "ragged" else 1, fused_pad
     parts: dict[BatchShape, list] = {}
     for shape, indices in buckets:
         parts.setdefault(shape, []).append(indices)

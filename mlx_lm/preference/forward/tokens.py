@@ -6,7 +6,8 @@ Everything from the logits on is float32. Kernels run where there are any, chose
 each call; tests compare them with the plain functions, which run elsewhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
@@ -55,6 +56,17 @@ def _plain_score_tokens(policy_logits, reference_logits, targets, mask):
     kl = mx.maximum((p * gap).sum(axis=-1), 0.0)
     kl = kl if mask is None else mx.where(mask, kl, 0.0)
     return policy_logps, reference_logps, kl
+
+
+@contextmanager
+def without_kernels() -> Iterator[None]:
+    """Score with plain operations until the end of the block."""
+    kept = KERNELS[:]
+    KERNELS.clear()
+    try:
+        yield
+    finally:
+        KERNELS[:] = kept
 
 
 def _from_kernel(*arrays):

@@ -57,9 +57,6 @@ def predict_peak(
     if compiled:
         fuse(tape)
     activations = Replay(tape, kept).run() - sizes.total()
-    if compiled and mx.default_device() == mx.gpu and mx.cuda.is_available():
-        # What its libraries ask for besides: up to a seventh was measured.
-        activations = activations * 115 // 100
     return MemoryEstimate(
         weights=sizes[True, True],
         trained=sizes[True, False],

@@ -275,7 +275,13 @@ def _trace(fn, args, state, gradient):
 
 
 def trace_step(fn: Callable, args: tuple, state: Any, gradient: bool = True) -> Tape:
-    """The operations of a step, as the CPU would run them."""
-    # Kernels of our own can't be exported: plain operations need no less.
+    """The operations of a step, as the default device runs them."""
+    try:
+        return _trace(fn, args, state, gradient)
+    except (RuntimeError, ValueError) as e:
+        on_cpu = mx.default_device() == mx.cpu
+        if on_cpu or not str(e).startswith("[export_function]"):
+            raise
+    # Kernels that a family brings can't be exported: what the CPU runs needs no less.
     with mx.stream(mx.cpu):
         return _trace(fn, args, state, gradient)

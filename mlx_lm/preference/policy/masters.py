@@ -2,6 +2,7 @@
 
 """Optimizers that keep the trained weights in float32, or as one array."""
 
+from collections import Counter
 from typing import Any
 
 import mlx.core as mx
@@ -9,6 +10,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from ...tuner.lora import LoRALinear
 from ..device import compiles
 from ..features import Feature
 
@@ -56,6 +58,7 @@ class JoinedWeights:
         self._optimizer = optimizer
         parameters = model.trainable_parameters()
         self._shapes = [(k, x.shape, x.size) for k, x in tree_flatten(parameters)]
+        self._rounded = _products(model) if _computes_in_bfloat16(model) else set()
         weights = self.join(parameters)
         optimizer.init(weights)
         self.state: dict = {"optimizer": optimizer.state, "weights": weights}
@@ -67,12 +70,15 @@ class JoinedWeights:
 
     def join(self, tree: dict) -> dict[str, mx.array]:
         """The arrays of a tree such as the trained weights' one after another."""
+        arrays = [x for _, x in tree_flatten(tree)]
+        if len({x.dtype for x in arrays}) > 1:
+            arrays = [as_float32(x) for x in arrays]
         parts = []
-        for _, x in tree_flatten(tree):
-            parts.append(as_float32(x).reshape(-1))
+        for x in arrays:
+            parts.append(x.reshape(-1))
             if gap := -x.size % _ALIGNED:
-                parts.append(mx.zeros((gap,)))
-        return {"joined": mx.concatenate(parts)}
+                parts.append(mx.zeros((gap,), dtype=x.dtype))
+        return {"joined": as_float32(mx.concatenate(parts))}
 
     def update(self, model: nn.Module, gradients: dict[str, mx.array]) -> None:
         """Apply joined gradients, and write the weights into the model."""
@@ -82,15 +88,41 @@ class JoinedWeights:
 
     def write(self, model: nn.Module) -> None:
         """Give the model its weights: views of the joined array."""
-        joined, start, found = self.state["weights"]["joined"], 0, []
+        model.update(tree_unflatten(self._views()))
+
+    def round(self, model: nn.Module) -> None:
+        """Give the model what its products take: in 16 bits where it computes so."""
+        # Otherwise every adapter casts its inputs, a thousand times its own size.
+        model.update(tree_unflatten(self._views(self._rounded)))
+
+    def _views(self, rounded=frozenset()):
+        exact, start, found = self.state["weights"]["joined"], 0, []
+        low = exact.astype(mx.bfloat16) if rounded else exact
         for name, shape, size in self._shapes:
+            joined = low if name in rounded else exact
             found.append((name, joined[start : start + size].reshape(shape)))
             start += size + -size % _ALIGNED
-        model.update(tree_unflatten(found))
+        return found
 
 
-# Matrix products want their arrays to begin at a multiple of 256 bytes.
-_ALIGNED = 64
+def _products(model):
+    """The names of what adapters multiply their inputs by."""
+    found = (n for n, m in model.named_modules() if type(m) is LoRALinear)
+    return {f"{name}.{part}" for name in found for part in ("lora_a", "lora_b")}
+
+
+def _computes_in_bfloat16(model):
+    # float16 has no range for gradients.
+    sizes: Counter = Counter()
+    trained = {name for name, _ in tree_flatten(model.trainable_parameters())}
+    for name, x in tree_flatten(model.parameters()):
+        if name not in trained and mx.issubdtype(x.dtype, mx.floating):
+            sizes[x.dtype] += x.size
+    return bool(sizes) and sizes.most_common(1)[0][0] == mx.bfloat16
+
+
+# Matrix products want their arrays to begin at a multiple of 256 bytes, in 16 bits too.
+_ALIGNED = 128
 # The joined gradient of more weights than adapters have would be felt in the memory.
 _MOST_JOINED = 2**26
 # They treat every number alike, whatever array it is in.

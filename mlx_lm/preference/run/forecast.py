@@ -20,12 +20,18 @@ from ..device import compiles, device_memory
 from ..features import Feature, features
 from ..forward.frozen import FrozenStart
 from ..forward.recompute import keyed_layers
+from ..forward.tokens import without_kernels
 from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
 from ..policy.masters import as_float32
 from ..step import scoring_step, testing_step
 from .layouts import possible_layouts
 from .loop import INPUTS
 from .plan import training_plan
+
+
+def plain(step: Callable) -> Callable:
+    """A step that can be traced: our own kernels can't, and plain operations need more."""
+    return without_kernels()(step)
 
 
 class _Unread:
@@ -82,7 +88,7 @@ def predict_test(
 ) -> MemoryEstimate:
     """Predict the peak memory of a test from the worst of its batches."""
     batch, _ = _heaviest(dataset, args, in_order=True)
-    score = testing_step(policy_model, reference, args.objective)
+    score = plain(testing_step(policy_model, reference, args.objective))
     held = [policy_model.state, getattr(reference, "state", {})]
     with _mode(policy_model, training=False):
         return predict_peak(score, (batch,), held, compiles(args.compile), False)
@@ -103,14 +109,14 @@ def predict_run(
     known = {} if reference is not None else {"reference_logps": mx.zeros((2 * size,))}
     if reference is not None and args.sync_reference:
         held.append(tree_map(as_float32, reference.exact))
-    take = lambda batch: step(reference, batch, True)
+    take = plain(lambda batch: step(reference, batch, True))
     keyed = keyed_layers(policy_model, args.grad_checkpoint)
     with _mode(policy_model, training=True), keyed:
         estimate = predict_peak(take, (batch | known,), held, compiled)
     other = valid_set and _heaviest(valid_set, args, True, args.val_batches)[0]
     if not other or not _is_larger(other, batch):
         return estimate
-    score = partial(scoring_step(policy_model, args.objective), reference)
+    score = plain(partial(scoring_step(policy_model, args.objective), reference))
     with _mode(policy_model, training=False):
         more = predict_peak(score, (other | known,), held, compiled, False).total
     # Nothing is trained there, but all of it is held.

@@ -52,7 +52,7 @@ def possible_layouts(
     if not args.try_layouts or own in PLACED:
         return layouts
     lengths, options = pair_lengths(dataset), plan_options(dataset, args)
-    names = ("pad", "max_length", "ranks")
+    names = ("pad", "fused_pad", "max_length", "ranks")
     options = {name: options[name] for name in names if name in options}
     for name in LAYOUTS[LAYOUTS.index(args.sharing) :]:
         given = buckets, lengths, args.batch_size, name

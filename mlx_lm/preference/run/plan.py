@@ -45,7 +45,7 @@ def plan_options(
         options["shared_price"] = 1.15
     if mx.cuda.is_available():
         # Attention has a fused gradient for queries of such a length.
-        options["prompt_pad"] = 128
+        options |= {"prompt_pad": 128, "fused_pad": 128}
     return options
 
 
