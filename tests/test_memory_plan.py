@@ -18,6 +18,7 @@ from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.forward import tokens
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.recompute import keyed_layers
+from mlx_lm.preference.memory import replay
 from mlx_lm.preference.memory import trace as trace_module
 from mlx_lm.preference.memory.predict import (
     MemoryEstimate,
@@ -73,6 +74,29 @@ class TestDevices(unittest.TestCase):
             found = trace_step(double, (mx.zeros((3,)),), [])
         self.assertIn("Multiply", [op.name for op in found.ops])
         self.assertEqual(len(devices), 2)
+
+    def test_a_fused_gradient_of_attention_keeps_no_square(self):
+        def peak(length, on_cuda):
+            q, k = (mx.zeros((2, heads, length, 32), mx.bfloat16) for heads in (4, 2))
+            attend = lambda q, k, v: mx.fast.scaled_dot_product_attention(
+                q, k, v, scale=0.1, mask="causal"
+            )
+            layers = lambda q, k, v: attend(attend(q, k, v), k, v).sum()
+            step = lambda arrays: mx.value_and_grad(lambda x: layers(*x))(arrays)
+            with (
+                mock.patch.object(mx.cuda, "is_available", lambda: on_cuda),
+                mock.patch.object(mx, "default_device", lambda: mx.gpu),
+                mock.patch.object(replay, "task_limits", lambda: (1, 1 << 40)),
+            ):
+                return predict_peak(step, ([q, k, k],), [], False).total
+
+        self.assertLess(peak(2048, True), 2.1 * peak(1024, True))
+        self.assertGreater(peak(2048, False), 3.5 * peak(1024, False))
+        # Of another length it is not fused.
+        self.assertGreater(peak(2047, True), 5 * peak(2048, True))
+        # Whatever is given and computed is held: three arrays, two results.
+        sizes = 2 * 2048 * 32 * 2 * (4 + 2 * 2 + 2 * 4)
+        self.assertGreater(peak(2048, True), sizes)
 
     @unittest.skipUnless(CPU, "any other error is the CPU's own")
     def test_an_error_of_the_cpu_is_its_own(self):

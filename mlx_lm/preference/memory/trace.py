@@ -81,6 +81,7 @@ class _Segments:
             # Messages to other ranks can't be exported, and take no memory here.
             (mx.distributed, "all_sum"): lambda x, **_: x,
             (mx.distributed, "all_gather"): _own_copies,
+            (mx.fast, "scaled_dot_product_attention"): _attention,
         }
         real = {place: getattr(*place) for place in stand_ins}
         try:
@@ -193,6 +194,27 @@ def _plainly(fun, _, args):
 
 def _own_copies(x, group=None, **_):
     return mx.concatenate([x] * (group or mx.distributed.init()).size())
+
+
+def _has_fused_gradient(q, v):
+    """Whether MLX computes attention's gradient as one operation, on CUDA alone."""
+    if mx.default_device() == mx.cpu or not mx.cuda.is_available():
+        return False
+    return q.dtype.size == 2 and q.shape[2] % 128 == 0 and q.shape[3] == v.shape[3]
+
+
+def _attention(q, k, v, **options):
+    """Attention as MLX computes it, or what can be exported and needs as much memory."""
+    if not _has_fused_gradient(q, v):
+        return _REAL_ATTENTION(q, k, v, **options)
+    # As there, nothing of queries times keys is kept: q, k, v and the result are.
+    B, heads, L, D = q.shape
+    grouped = q.reshape(B, k.shape[1], -1, L, D)
+    of_all = [mx.square(x).mean(axis=2)[:, :, None, None] for x in (k, v)]
+    return mx.exp(grouped * of_all[0] + of_all[1]).reshape(q.shape)
+
+
+_REAL_ATTENTION = mx.fast.scaled_dot_product_attention
 
 
 def _recompute(fun, args, out, cotangents):
