@@ -62,6 +62,8 @@ class Run:
     peak: float | None
     predicted: float | None = None
     plan: str = ""
+    # Kernels that a GPU lacked: the next run finds them.
+    built: int = 0
 
 
 @dataclass
@@ -206,7 +208,10 @@ def run_command(args: argparse.Namespace, job: Job, size: int, folder: Path) -> 
     ]
     log = folder / "log.txt"
     run = summarize(watch(words, folder / "adapters" / METRICS, log))
-    header = read_header(log.read_text("utf-8", errors="replace"))
+    text = log.read_text("utf-8", errors="replace")
+    header = read_header(text)
+    if found := re.search(r"Built ([\d,]+) GPU kernels", text):
+        run.built = int(found[1].replace(",", ""))
     if "peak memory" in header:
         amount, unit, *_ = header["peak memory"].replace(":", "").split()
         run.predicted = float(amount) / {"GB": 1, "MB": 1000}[unit]
@@ -285,7 +290,9 @@ def table(title: str, runs: dict[tuple[str, str], list[Run]]) -> list[str]:
     lines = [f"\n{title}\n", f"| | {' | '.join(UNITS.values())} |"]
     lines.append("|---" * (len(UNITS) + 1) + "|")
     for (framework, name), found in runs.items():
-        row = [f"{FRAMEWORKS[framework]}, {PASSES[name]}", *cells(found)]
+        built = sum(run.built for run in found)
+        more = f" (built {built} kernels)" if built else ""
+        row = [f"{FRAMEWORKS[framework]}, {PASSES[name]}{more}", *cells(found)]
         lines.append(f"| {' | '.join(row)} |")
     ratios = []
     for name, what in PASSES.items():

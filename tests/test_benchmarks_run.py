@@ -112,6 +112,26 @@ class TestRunBenchmark(unittest.TestCase):
             "known, whole epoch: 3.00; reference known, second half: 4.00.", text
         )
         self.assertNotIn("first epoch", text)
+        self.assertNotIn("built", text)
+        ours[1].built = 105
+        text = "\n".join(run_benchmark.table("title", runs))
+        self.assertIn("reference known (built 105 kernels) |", text)
+
+    def test_kernels_that_a_run_built(self):
+        screen = "Built 1,105 GPU kernels within the first 38 s: later runs find them."
+        args = arguments(*LENGTHS)
+
+        def watch(words, metrics, log):
+            log.write_text(screen)
+            return [(1.0, step(4, 1.0)), (2.0, step(8, 1.0))]
+
+        job = run_benchmark.Job(self.folder, self.folder, self.folder, 8, 80)
+        with mock.patch.object(run_benchmark, "watch", watch):
+            run = run_benchmark.run_command(args, job, 4, self.folder)
+            self.assertEqual(run.built, 1105)
+            screen = ""
+            run = run_benchmark.run_command(args, job, 4, self.folder)
+        self.assertEqual(run.built, 0)
 
     def test_lengths_are_what_was_asked_for(self):
         args = arguments(*LENGTHS, "--pairs", 9)
