@@ -41,7 +41,7 @@ LAYERS = (
     ),
     Layer(
         "PreferenceDataset",
-        "data/ digest.py files.py terminal.py device.py /mlx_lm/tuner/datasets.py",
+        "data/ files.py terminal.py device.py /mlx_lm/tuner/datasets.py",
     ),
     Layer(
         "dpo_step, train_dpo and the command",
@@ -64,25 +64,25 @@ LAYERS = (
     ),
     Layer(
         "Shared prompts",
-        "forward/shared.py forward/probe.py batch/relaid.py run/layouts.py",
+        "forward/caches.py forward/shared.py forward/probe.py batch/relaid.py run/layouts.py",
         tests="test_completion_head.py test_preference_batches.py",
     ),
     Layer(
         "A reference that is asked once",
-        "reference/ forward/dropout.py",
+        "digest.py reference/ forward/dropout.py",
         tests="test_token_scores.py",
     ),
     Layer(
         "Checkpoints, resuming and several ranks",
         "run/checkpoint.py run/identity.py run/resume.py run/state.py run/lock.py "
-        "run/signals.py run/best.py",
+        "run/signals.py run/best.py settings/together.py",
         sections=("Stop and go on", "Several Macs"),
         tests="resuming.py killing.py test_kill.py test_full_disk.py test_files.py",
     ),
     Layer(
         "Other objectives, rankings, labels, and a reference that moves",
         "objective/more_losses.py data/rankings.py data/published.py "
-        "data/more_shapes.py reference/moving.py",
+        "data/more_shapes.py reference/moving.py coupled.py",
         tests="test_objectives.py test_objective_checks.py "
         "test_objective_parity.py test_sequence_weights.py "
         "test_preference_rows.py test_conversations.py "
@@ -104,9 +104,9 @@ LAYERS = (
     ),
     Layer(
         "Token ids that are kept, and CUDA's kernel",
-        "data/cache.py data/processes.py /mlx_lm/kernels/preference_logps_cuda.h "
-        "/mlx_lm/kernels/preference_logps_types.h "
-        "run/kernels.py run/tokens.py",
+        "data/cache.py data/fingerprint.py data/processes.py "
+        "/mlx_lm/kernels/preference_logps_cuda.h "
+        "/mlx_lm/kernels/preference_logps_types.h run/kernels.py run/tokens.py",
         tests="test_ranks.py",
     ),
     Layer(

@@ -15,14 +15,14 @@ from .preference.errors import InputError
 from .preference.features import around, features
 from .preference.files import user_cache_folder
 from .preference.policy import model as models
-from .preference.ranks import are_together, is_lost_rank, join_ranks, start_together
+from .preference.ranks import join_ranks
 from .preference.run import setup
 from .preference.run.folder import check_folder, open_folder
 from .preference.run.job import Job
 from .preference.run.loop import TrainingStopped
 from .preference.run.plan import describe_plan, training_plan
 from .preference.run.screen import print_header
-from .preference.settings.begin import agree, load_models, settle
+from .preference.settings.begin import load_models, settle
 from .preference.settings.checks import check_keys
 from .preference.settings.parser import build_parser, read_config
 from .preference.settings.table import CONFIG_DEFAULTS, DEFAULTS, UNUSED_KEYS
@@ -93,7 +93,8 @@ def train_model(job: Job, training_callback: TrainingCallback | None = None) -> 
     if is_first:
         _announce(job)
     # Whatever any rank refuses, nothing of an earlier run is touched until here.
-    agree(args, lambda: _inputs(job))
+    for feature in features():
+        feature.agree(job)
     if args.dry_run:
         return
     if is_first:
@@ -132,13 +133,6 @@ def _announce(job):
     for feature in features():
         feature.before_folder(job)
     check_folder(args.adapter_path)
-
-
-def _inputs(job):
-    found = {}
-    for feature in features():
-        found |= feature.inputs(job)
-    return found
 
 
 def run(
@@ -250,20 +244,14 @@ def _main():
     except KeyboardInterrupt:
         sys.exit(_one_line("interrupted.", 130))
     except Exception as e:
-        # Ranks that are ready wait for this one, whatever happened to it.
-        is_lost = is_lost_rank(e)
-        is_ours = is_lost or start_together(failed=True)
-        is_bug = not (is_lost or isinstance(e, (InputError, TrainingStopped)))
-        if is_bug or os.environ.get("MLX_LM_DEBUG"):
+        said: Exception | None = e
+        for feature in features():
+            said = said and feature.failed(said, args)
+        known = isinstance(said or e, (InputError, TrainingStopped))
+        if not known or os.environ.get("MLX_LM_DEBUG"):
             raise
-        code, text = 2 if isinstance(e, InputError) else 1, str(e)
-        if is_lost:
-            text = "Rank lost: another process of this run has ended."
-            if not are_together():
-                text += " Nothing was trained."
-            elif args is not None and (args.train or args.resume):
-                text += f" Go on with: --resume {args.resume or args.adapter_path}"
-        sys.exit(_one_line(text, code) if is_ours else code)
+        code = 2 if isinstance(said or e, InputError) else 1
+        sys.exit(_one_line(said, code) if said else code)
 
 
 def _one_line(error, code):

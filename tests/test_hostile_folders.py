@@ -164,7 +164,8 @@ class TestRefusedRuns(FolderCase):
         self.refused("has messages, which need a chat", *asked)
         # Another rank has no data: this one has not begun yet.
         with mock.patch(
-            "mlx_lm.preference.settings.begin.start_together", side_effect=SystemExit(2)
+            "mlx_lm.preference.settings.together.start_together",
+            side_effect=SystemExit(2),
         ):
             before = content(self.adapters)
             self.assertEqual(command(*self.flags())[0], 2)

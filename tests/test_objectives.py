@@ -23,6 +23,7 @@ from objective_formulas import (
 )
 from tiny import random_pairs, tiny_model
 
+from mlx_lm.preference import coupled
 from mlx_lm.preference import step as preference_step
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.forward.answers import sequence_logps
@@ -323,7 +324,7 @@ class TestCoupled(unittest.TestCase):
 
                     return {key: put(key, x) for key, x in arrays.items()}, mine
 
-                with mock.patch.object(preference_step, "gather_pairs", gather):
+                with mock.patch.object(coupled, "gather_pairs", gather):
                     f = lambda x, part=part: self.loss(name, part, x)[0]
                     loss, grad = mx.value_and_grad(f)(part.logps()[0])
                 total += loss.item()

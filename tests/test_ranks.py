@@ -25,22 +25,20 @@ from tiny import ROWS, random_pairs, save_rows, save_tiny_model, tiny_model
 
 from mlx_lm import dpo
 from mlx_lm.preference import ranks
+from mlx_lm.preference.coupled import gather_pairs
 from mlx_lm.preference.errors import InputError
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.ranks import (
     average_over_ranks,
-    gather_pairs,
-    is_lost_rank,
     on_all_ranks,
-    start_together,
     sum_over_ranks,
-    wait_for_all,
 )
 from mlx_lm.preference.run import identity
 from mlx_lm.preference.run.checkpoint import TrainingState
 from mlx_lm.preference.run.resume import Stoppable
-from mlx_lm.preference.settings import begin
+from mlx_lm.preference.settings import together
 from mlx_lm.preference.settings.table import CONFIG_DEFAULTS, names
+from mlx_lm.preference.settings.together import is_lost_rank, start_together
 
 LAUNCHER = Path(sys.executable).parent / "mlx.launch"
 HAS_RING = LAUNCHER.exists() and mx.distributed.is_available("ring")
@@ -272,7 +270,8 @@ class TestRanks(unittest.TestCase):
 GATHERING = """
 import json, sys
 import mlx.core as mx
-from mlx_lm.preference.ranks import average_over_ranks, gather_pairs
+from mlx_lm.preference.coupled import gather_pairs
+from mlx_lm.preference.ranks import average_over_ranks
 
 world = mx.distributed.init()
 rank, pairs = world.rank(), 6 // world.size()
@@ -371,7 +370,6 @@ class TestMessages(unittest.TestCase):
         self.assertEqual(sum_over_ranks({}), {})
         self.assertTrue(on_all_ranks(mx.array(True)).item())
         self.assertFalse(on_all_ranks(mx.array(False)).item())
-        wait_for_all()
         self.assertFalse(start_together())
         self.assertTrue(start_together(failed=True))
 
@@ -389,10 +387,10 @@ class TestMessages(unittest.TestCase):
             mock.patch.object(mx.distributed, "init", lambda: group),
             mock.patch.object(mx.distributed, "all_gather", gather),
         ):
-            with mock.patch.object(ranks, "_started", []):
+            with mock.patch.object(together, "_started", []):
                 start_together(failed, lambda: theirs)
             group.rank.return_value = rank
-            with mock.patch.object(ranks, "_started", []):
+            with mock.patch.object(together, "_started", []):
                 return start_together(inputs=lambda: ours)
 
     def test_ranks_that_start_with_other_inputs(self):
@@ -416,8 +414,8 @@ class TestMessages(unittest.TestCase):
     def test_every_setting_is_compared_or_a_ranks_own(self):
         def start(**change):
             args = SimpleNamespace(**{**CONFIG_DEFAULTS, **change})
-            with mock.patch.object(begin, "start_together") as told:
-                begin.agree(args, dict)
+            with mock.patch.object(together, "start_together") as told:
+                together.agree(args, dict)
             return told.call_args.kwargs["inputs"]()
 
         for name in CONFIG_DEFAULTS:
@@ -455,7 +453,7 @@ class TestMessages(unittest.TestCase):
             told.reset_mock()
             with (
                 mock.patch.object(dpo, "resolve_args", mock.Mock(side_effect=error)),
-                mock.patch.object(dpo, "start_together", told),
+                mock.patch.object(together, "start_together", told),
                 mock.patch.dict(os.environ, MLX_LM_DEBUG=debug),
                 contextlib.redirect_stderr(io.StringIO()) as err,
                 self.assertRaises(SystemExit if code else type(error)) as caught,
@@ -472,7 +470,7 @@ class TestMessages(unittest.TestCase):
         for begun, text in ((True, "Go on with: --resume a"), (False, "Nothing was")):
             with (
                 mock.patch.object(dpo, "run", side_effect=RuntimeError("[ring] lost")),
-                mock.patch.object(ranks, "_together", [True] * begun),
+                mock.patch.object(together, "_together", [True] * begun),
                 mock.patch.object(sys, "argv", ["", "--train", "--adapter-path", "a"]),
                 contextlib.redirect_stderr(io.StringIO()) as err,
                 self.assertRaises(SystemExit),

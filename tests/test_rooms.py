@@ -225,7 +225,7 @@ class TestLight(unittest.TestCase):
         "objective",
         "batch",
     }
-    ROOMS |= {"data", "forward", "step", "update"}
+    ROOMS |= {"data", "forward", "step", "coupled", "update"}
 
     def loaded(self, code):
         code += "\nimport sys; print(*sorted(sys.modules))"

@@ -19,10 +19,8 @@ from byte_tokenizers import CHATML, THINKING, make_tokenizer, pair
 
 from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.data import render
-from mlx_lm.preference.data.cache import (
-    rows_fingerprint,
-    tokenizer_fingerprint,
-)
+from mlx_lm.preference.data.cache import tokenizer_fingerprint
+from mlx_lm.preference.data.fingerprint import rows_fingerprint
 from mlx_lm.preference.data.sources import FileRows, LocatedRows
 from mlx_lm.preference.data.table import (
     CUT,
@@ -427,18 +425,18 @@ class TestFingerprints(CacheFolder):
     def test_file_rows(self):
         path = self.folder / "train.jsonl"
         path.write_text(json.dumps(pair()) + "\n")
-        first = FileRows([path]).fingerprint()
+        first = rows_fingerprint(FileRows([path]))
         rows = FileRows([path])
         self.assertEqual(len(rows), 1)
         # What was read counts, not what lies there now.
         path.write_text(json.dumps(pair("new")) + "\n")
-        self.assertEqual(rows.fingerprint(), first)
-        self.assertNotEqual(FileRows([path]).fingerprint(), first)
+        self.assertEqual(rows_fingerprint(rows), first)
+        self.assertNotEqual(rows_fingerprint(FileRows([path])), first)
         self.assertEqual((rows[0], rows.location(0)), (pair(), "train.jsonl:1"))
         same = self.folder / "other.jsonl"
         same.write_text(json.dumps(pair()) + "\n")
-        self.assertNotEqual(FileRows([same]).fingerprint(), first)
-        self.assertIsNone(FileRows([self.folder / "none.jsonl"]).fingerprint())
+        self.assertNotEqual(rows_fingerprint(FileRows([same])), first)
+        self.assertIsNone(rows_fingerprint(FileRows([self.folder / "none.jsonl"])))
 
 
 class TestPipeline(CacheFolder):

@@ -21,6 +21,7 @@ PLUG_INS = (
     "run.compressed",
     "reference.feature",
     "run.resume",
+    "settings.together",
     "run.best",
     "reference.moving",
     "policy.masters",
@@ -92,6 +93,9 @@ class Feature:
         """What all ranks must have loaded alike, by the names of it."""
         return {}
 
+    def agree(self, job: Any) -> None:
+        """Wait for all ranks, before anything is written."""
+
     def claim_folder(self, job: Any) -> None:
         """Keep the run's folder, which is there now."""
 
@@ -118,6 +122,10 @@ class Feature:
 
     def finish(self, job: Any) -> None:
         """Do what the settings ask for beside training."""
+
+    def failed(self, error: Exception, args: Any) -> Exception | None:
+        """What ended the command, or nothing if another rank tells it."""
+        return error
 
     def optimizer(self, optimizer: Any, model: Any, args: Any) -> Any:
         """What takes the place of the optimizer."""

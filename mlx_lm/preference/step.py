@@ -3,7 +3,6 @@
 """One preference step: both forwards, the loss, its gradient and the update."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,11 @@ from .errors import InputError
 from .forward import answers
 from .forward.frozen import FrozenLayers, running
 from .objective.objective import Objective, pair_losses, pair_rewards
-from .objective.pairs import kl_baseline, pair_logps
-from .ranks import gather_pairs
+from .objective.pairs import PairLogps, pair_logps
+from .plug_ins import load
+
+# The loss of pairs that depend on others, and its values, if there are such losses.
+COUPLED: list[Callable[[PairLogps, Objective, dict], tuple[mx.array, mx.array]]] = []
 
 
 def reference_pass(
@@ -69,27 +71,13 @@ def loss_and_values(
         "reference_logps": reference_logps,
     }
     if objective.couples:
-        loss, values["losses"] = _coupled_loss(pairs, objective, values)
+        loss, values["losses"] = COUPLED[-1](pairs, objective, values)
         return loss, values
     if confidences is not None:
         chosen, rejected = mx.split(confidences, 2)
         confidences = chosen * rejected
     values["losses"] = pair_losses(pairs, objective, confidences)
     return (values["losses"] * batch["weights"]).sum(), values
-
-
-def _coupled_loss(pairs, objective, values):
-    """The loss of pairs that depend on those of all ranks."""
-    arrays = {k: v for k, v in vars(pairs).items() if isinstance(v, mx.array)}
-    gathered, own = gather_pairs(arrays)
-    everyone = replace(pairs, **gathered)
-    losses = pair_losses(everyone, objective)
-    if objective.data == "labels":
-        values["baseline"] = objective.beta * kl_baseline(everyone)
-    mine = (losses[own] * pairs.weights).sum()
-    # This rank's pairs also change the losses of others: a gradient, no value.
-    others = (losses * everyone.weights).sum() - mine
-    return mine + others - mx.stop_gradient(others), losses[own]
 
 
 def scoring_step(
@@ -134,3 +122,8 @@ def testing_step(
         return values | dict(zip(names, plain)) | {"kl": kl}
 
     return score
+
+
+# It adds to the list.
+PLUG_INS = ("coupled",)
+load(__package__ or "", PLUG_INS)

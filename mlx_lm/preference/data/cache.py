@@ -29,7 +29,7 @@ from ...tokenizer_utils import TokenizerWrapper
 from ..digest import digest
 from ..files import drop_oldest, replace_file
 from ..terminal import rprint
-from .sources import rows_fingerprint
+from .fingerprint import rows_fingerprint
 from .table import OF_PAIRS, TokenColumns
 from .tokenize import KEEPERS
 

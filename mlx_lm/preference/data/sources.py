@@ -2,7 +2,6 @@
 
 """Raw preference rows out of local files and folders."""
 
-import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, partial
@@ -10,7 +9,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from ..digest import digest, file_digest
 from ..errors import InputError
 from ..files import read_plain
 from ..plug_ins import load
@@ -35,32 +33,27 @@ class LocatedRows(Sequence):
     """Raw rows of a data set that has a name."""
 
     def __init__(self, rows: Any, name: str):
-        self._rows, self._name = rows, name
+        self.rows, self.name = rows, name
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return self._rows[index]
+        return self.rows[index]
 
     def location(self, index: int) -> str:
         """Name the place of a row."""
-        return f"{self._name}:{index + 1}"
+        return f"{self.name}:{index + 1}"
 
     def size(self, exactly: bool = True) -> int:
         """The bytes of the rows, 0 if they lie in no table."""
-        table = getattr(self._rows, "data", ())
+        table = getattr(self.rows, "data", ())
         # Some rows of a table have the whole one.
         return getattr(table, "nbytes", 0) * len(self) // max(len(table), 1)
 
     def some(self) -> "LocatedRows":
         """The rows, of which some can be taken without the others."""
         return self
-
-    def fingerprint(self) -> str | None:
-        """Hash the rows' content and places."""
-        rows = rows_fingerprint(self._rows)
-        return rows and digest(self._name, rows)
 
 
 class FileRows(Sequence):
@@ -70,7 +63,7 @@ class FileRows(Sequence):
         self.paths = list(map(Path, paths))
 
     @cached_property
-    def _content(self) -> tuple[list, list[str], str]:
+    def _content(self) -> tuple[list, list[str], list[str]]:
         return _read(self.paths)
 
     @property
@@ -88,24 +81,9 @@ class FileRows(Sequence):
         """Name the place of a row."""
         return self._content[1][index]
 
-    def fingerprint(self) -> str | None:
-        """Hash the files' names and bytes, without reading rows."""
-        if self.is_read:
-            return self._content[2]
-        digests = []
-        for path in self.paths:
-            try:
-                if not path.is_file():
-                    return None
-                digests.append(file_digest(path))
-            except OSError:
-                return None
-        return _files_fingerprint(self.paths, digests)
-
-
-def _files_fingerprint(paths: Sequence[Path], digests: Sequence[str]) -> str:
-    # The names show up in places, and tell how to read the bytes.
-    return digest([path.name for path in paths], digests)
+    def digests(self) -> list[str]:
+        """The digests of the very bytes that the rows came from."""
+        return self._content[2]
 
 
 Splits = dict[str, Callable[[], LocatedRows | FileRows]]
@@ -180,8 +158,8 @@ def _suffix(path: Path) -> str | None:
     return next((s for s in reversed(SUFFIXES) if name.endswith(s)), None)
 
 
-def _read(paths: Sequence[Path]) -> tuple[list, list[str], str]:
-    """The rows, their places, and the fingerprint of the very bytes they came from."""
+def _read(paths: Sequence[Path]) -> tuple[list, list[str], list[str]]:
+    """The rows, their places, and digests of the very bytes they came from."""
     rows: list = []
     places: list[str] = []
     digests = []
@@ -193,7 +171,7 @@ def _read(paths: Sequence[Path]) -> tuple[list, list[str], str]:
             new = parse_file(raw, path)
         rows.extend(row for row, _ in new)
         places.extend(place for _, place in new)
-    return rows, places, _files_fingerprint(paths, digests)
+    return rows, places, digests
 
 
 def open_sources(data: Any, data_dir: str | None = None) -> list[tuple]:
@@ -234,21 +212,6 @@ def needed_splits(sources: list, train: bool, test: bool, inspect: bool) -> list
             )
         names.append("test" if "test" in there else "valid")
     return [*names, "valid"] if train else names
-
-
-def rows_fingerprint(rows: Sequence[Any]) -> str | None:
-    """Hash the content and the places of raw rows."""
-    own = getattr(rows, "fingerprint", None)
-    if callable(own):
-        return own()
-    if isinstance(found := getattr(rows, "_fingerprint", None), str):
-        return digest("datasets", found)
-    # Rows hold anything that Python knows; pickle tells all of it apart.
-    try:
-        locate = getattr(rows, "location", int)
-        return digest(pickle.dumps((locate(i), rows[i]), 4) for i in range(len(rows)))
-    except (pickle.PicklingError, TypeError, AttributeError, RecursionError):
-        return None
 
 
 # Each adds to the lists.

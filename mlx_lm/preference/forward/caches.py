@@ -18,6 +18,7 @@ from ...models.cache import (
     RotatingKVCache,
     make_prompt_cache,
 )
+from .parts import leaves
 
 
 def copied(x: Any) -> Any:
@@ -154,17 +155,11 @@ def _own_cache(cache):
     raise TypeError(f"Prompts can't be shared through a {type(cache).__name__}.")
 
 
-def prompt_caches(model: Any) -> list:
+def prompt_caches(model: Any, lengths: mx.array | None = None) -> list:
     """One cache of ours for each that the model makes for generation."""
-    return [_own_cache(cache) for cache in make_prompt_cache(model)]
-
-
-def leaves(caches: Any) -> list:
-    """The single caches in a cache, a list of caches, or nothing."""
-    if isinstance(caches, CacheList):
-        caches = caches.caches
-    if isinstance(caches, dict):
-        caches = list(caches.values())
-    if isinstance(caches, (list, tuple)):
-        return [leaf for cache in caches for leaf in leaves(cache)]
-    return [caches] if isinstance(caches, (PromptKeysValues, PromptState)) else []
+    caches = [_own_cache(cache) for cache in make_prompt_cache(model)]
+    for cache in leaves(caches):
+        if isinstance(cache, PromptState) and lengths is not None:
+            # Models count it down in place: each cache needs its own.
+            cache.lengths = copied(lengths)
+    return caches

@@ -12,8 +12,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import InputError
-from .caches import leaves
-from .parts import calls_replaced, find_trunk
+from .parts import calls_replaced, find_trunk, leaves
 
 
 class FrozenStart:

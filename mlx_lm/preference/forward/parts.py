@@ -15,6 +15,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ...models.cache import CacheList
+
 # An attribute of a model that was found to be another function in parts.
 RUN_WHOLE = "_run_whole"
 # A class lives in a cycle with itself, and would keep what a call of its own holds.
@@ -94,3 +96,14 @@ def head_logits(model: Any, states: mx.array) -> mx.array:
     tokens = mx.zeros((1, states.shape[0]), dtype=mx.int32)
     with calls_replaced([(trunk, lambda call, *args, **kwargs: states[None])]):
         return model(tokens)[0]
+
+
+def leaves(caches: Any) -> list:
+    """The single caches that hand arrays on, in a cache, a list of them, or nothing."""
+    if isinstance(caches, CacheList):
+        caches = caches.caches
+    if isinstance(caches, dict):
+        caches = list(caches.values())
+    if isinstance(caches, (list, tuple)):
+        return [leaf for cache in caches for leaf in leaves(cache)]
+    return [caches] if hasattr(caches, "arrays") else []

@@ -6,18 +6,15 @@ from typing import Any
 
 import mlx.core as mx
 
-from .caches import PromptState, copied, leaves, prompt_caches
-from .parts import trunk_states
-from .states import STATES
+from .caches import prompt_caches
+from .parts import leaves, trunk_states
+from .states import CACHES, STATES
 
 
 def shared_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
     """Hidden states of the rows, each prompt computed once."""
-    caches, lengths = prompt_caches(model), batch.get("prompt_lengths")
-    for cache in leaves(caches):
-        if isinstance(cache, PromptState) and lengths is not None:
-            # Models count it down in place: each cache needs its own.
-            cache.lengths = copied(lengths)
+    lengths = batch.get("prompt_lengths")
+    caches = prompt_caches(model, lengths)
     trunk_states(model, batch["prompts"], caches)
     # One number where the prompts are as long as each other, but padded.
     width, shared = batch["prompts"].shape[1], batch.get("shared")
@@ -27,3 +24,4 @@ def shared_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
 
 
 STATES["prompts"] = shared_states
+CACHES.append(prompt_caches)

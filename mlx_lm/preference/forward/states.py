@@ -9,21 +9,22 @@ from typing import Any
 import mlx.core as mx
 
 from ..plug_ins import load
-from .caches import prompt_caches
 from .parts import find_trunk, trunk_states
 
 States = Callable[[Any, dict[str, mx.array]], mx.array]
 # What computes batches that are no whole rows, by the array that tells them.
 STATES: dict[str, States] = {}
+# What makes the caches of a model, if anything does.
+CACHES: list[Callable[[Any], list]] = []
 
 
 def plain_states(model: Any, batch: dict[str, mx.array]) -> mx.array:
     """Hidden states of whole rows."""
     # Families whose layers share keys and values are another function without caches.
     caches = None
-    if find_trunk(model) is not None:
+    if CACHES and find_trunk(model) is not None:
         with suppress(TypeError):
-            caches = prompt_caches(model)
+            caches = CACHES[-1](model)
     return trunk_states(model, batch["inputs"], caches)
 
 

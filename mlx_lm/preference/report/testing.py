@@ -19,8 +19,9 @@ from ..run import setup
 from ..run.identity import tested
 from ..run.job import Job
 from ..run.layouts import find_sharing, likely_sharing, shared_settings
-from ..settings.begin import agree, load_models
+from ..settings.begin import load_models
 from ..settings.finished import finished_runs
+from ..settings.together import agree
 from ..terminal import rprint
 from ..watch.feature import score_text
 from . import evaluate

@@ -14,7 +14,6 @@ from ..errors import InputError
 from ..features import Feature
 from ..policy.adapter import adapter_config
 from ..policy.start import fitting_weights, load_weights
-from ..ranks import wait_for_all
 from ..setting import Setting
 from ..terminal import rprint
 from . import checkpoint, state
@@ -110,7 +109,7 @@ class Stoppable:
         if run.rank == 0:
             rprint(f"Stopped after step {it}. {self.advice}")
         # The first to leave with an error code takes the others with it.
-        wait_for_all()
+        _wait_for_all()
         raise SystemExit(self.stop.exit_code)
 
     def before_save(self, run: Any, it: int) -> None:
@@ -242,6 +241,12 @@ class _Resume(Feature):
 
     def around(self, model: Any, args: Any, folder: Path) -> AbstractContextManager:
         return folder_kept(folder) if _is_first() else nullcontext()
+
+
+def _wait_for_all() -> None:
+    """Wait until every rank got here; one that leaves earlier ends the others."""
+    if mx.distributed.init().size() > 1:
+        mx.eval(mx.distributed.all_sum(mx.array(1.0)))
 
 
 def _is_first():

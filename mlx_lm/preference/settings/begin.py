@@ -1,8 +1,7 @@
 # Copyright © 2026 MLX Contributors
 
-"""Settings that are complete, models that fit them, and ranks that have the same."""
+"""Settings that are complete, and models that fit them."""
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,9 +10,8 @@ import mlx.nn as nn
 from ..errors import InputError
 from ..features import features
 from ..policy import model as models
-from ..ranks import start_together
 from .checks import check_args, check_types, fit_to_model
-from .table import CONFIG_DEFAULTS, names
+from .table import CONFIG_DEFAULTS
 
 
 def settle(args: SimpleNamespace) -> None:
@@ -41,9 +39,3 @@ def load_models(args: SimpleNamespace) -> tuple[nn.Module, Any, nn.Module | None
     fit_to_model(args, model)
     found = (one.reference_model(args, tokenizer) for one in features())
     return model, tokenizer, next((x for x in found if x is not None), None)
-
-
-def agree(args: SimpleNamespace, loaded: Callable[[], dict[str, Any]]) -> None:
-    """Wait for all ranks, and refuse any that has other settings or inputs."""
-    settings = {name: getattr(args, name) for name in names(per_rank=False)}
-    start_together(inputs=lambda: {**settings, **loaded()})
