@@ -95,7 +95,7 @@ LAYERS = (
     ),
     Layer(
         "Tests, comparisons, single pairs, watchers and reports",
-        "report/ watch/ measure/pair_metrics.py measure/pair_scores.py "
+        "report/ watch/ data/collected.py measure/pair_metrics.py measure/pair_scores.py "
         "run/reading.py settings/finished.py",
         sections=("Look at it", "Test it", "Compare runs", "Serve it"),
         tests="test_dpo_adapters.py test_finished_runs.py test_inspection.py "

@@ -19,7 +19,7 @@ from mlx_lm.preference.data import hub, large, parsing
 from mlx_lm.preference.data.sample import draw
 from mlx_lm.preference.data.sources import FileRows
 from mlx_lm.preference.errors import InputError
-from mlx_lm.preference.run import setup
+from mlx_lm.preference.settings import datasets as named
 from mlx_lm.tuner.datasets import PreferenceDataset
 
 # Rows of different lengths, some across several blocks, with letters of two bytes.
@@ -228,8 +228,8 @@ class TestRuns(CommandCase):
         self.alone.mkdir()
         chosen = [rows[i - (i > 100)] for i in draw(201, 40, 0) if i != 100]
         (self.alone / "train.jsonl").write_text(lines(chosen))
-        self.enterContext(mock.patch.object(setup, "FEWEST_ROWS", 40))
-        self.enterContext(mock.patch.object(setup, "HELD_OUT", 2))
+        self.enterContext(mock.patch.object(named, "FEWEST_ROWS", 40))
+        self.enterContext(mock.patch.object(named, "HELD_OUT", 2))
         self.addCleanup(parsing._free.cache_clear)
 
     def small(self):

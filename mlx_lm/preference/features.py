@@ -67,6 +67,10 @@ class Feature:
         """Do all that the settings ask for, if that is no run."""
         return False
 
+    def rows(self, args: Any) -> dict[str, Any]:
+        """What ``load_preference_dataset`` gets, beside what is asked for anyway."""
+        return {}
+
     def reference_model(self, args: Any, tokenizer: Any) -> Any:
         """Load a model that is the reference, if the policy's start is not."""
         return None

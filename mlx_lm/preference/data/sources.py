@@ -111,31 +111,17 @@ def open_local_splits(path: str | Path, data_dir: str | None = None) -> Splits:
         raise InputError(f"Found no data at {path}.")
     if path.is_file():
         return {"train": partial(FileRows, [path])}
-    if saved := next(filter(None, (known(path) for known in FOLDERS)), None):
-        return {split: partial(FileRows, f) for split, f in saved.items()}
     for folder in (path, path / "data"):
-        files = _split_files(folder)
-        if "valid" in files and is_collected(folder):
-            files.setdefault("test", files["valid"])
-        if files:
+        found = (read(folder) for read in (*FOLDERS, split_files))
+        if files := next(filter(None, found), None):
             return {split: partial(FileRows, f) for split, f in files.items()}
-    if is_collected(path):
-        raise InputError(
-            f"{path} holds answers, but no pairs of them yet: label them, as with "
-            f"mlx_lm.dpo_collect --label human --output {path}"
-        )
     raise InputError(
         f"Found no split in {path}: it needs train.jsonl (or .json, .jsonl.gz, "
         ".parquet, .csv), and may have valid and test files beside it."
     )
 
 
-def is_collected(folder: str | Path) -> bool:
-    """Whether a folder is one of mlx_lm.dpo_collect."""
-    return (Path(folder) / "answers.jsonl").is_file()
-
-
-def _split_files(folder: Path) -> dict[str, list[Path]]:
+def split_files(folder: Path) -> dict[str, list[Path]]:
     """The files of each split; the first kind wins where one split has several."""
     stems: dict[str, dict[str, list[Path]]] = {}
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -215,5 +201,5 @@ def needed_splits(sources: list, train: bool, test: bool, inspect: bool) -> list
 
 
 # Each adds to the lists.
-PLUG_INS = "saved", "hub"
+PLUG_INS = "saved", "collected", "hub"
 load(__package__, PLUG_INS)

@@ -33,6 +33,9 @@ class _Report(Feature):
             "What looks on": [Setting("report", False, page, per_rank=True, **free)],
         }
 
+    def rows(self, args: Any) -> dict[str, Any]:
+        return {"test": args.test, "inspect": bool(args.inspect)}
+
     def check(self, args: Any) -> None:
         if not args.report:
             return

@@ -7,8 +7,9 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..data.collected import is_collected
 from ..data.notes import counted
-from ..data.sources import is_collected, open_local_splits
+from ..data.sources import open_local_splits
 from ..errors import InputError
 from ..files import json_text, write_text, writing
 from ..measure.pair_metrics import preference_probabilities

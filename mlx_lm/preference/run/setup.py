@@ -2,7 +2,6 @@
 
 """What a run is made of, found or built before its first step."""
 
-import math
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,10 +25,6 @@ from ..reference.live import LiveReference, NoReference
 from ..terminal import rprint
 from .job import Job
 
-# Rows of a set too large for the memory: tokenized in seconds, and enough to choose
-# validation pairs from. So many at most are held out.
-FEWEST_ROWS, HELD_OUT = 10_000, 500
-
 
 def make_policy(args: SimpleNamespace, model: nn.Module) -> None:
     """Make the trained part of the model as the settings say."""
@@ -50,34 +45,20 @@ def load_data(args: SimpleNamespace, tokenizer: Any) -> tuple:
     # A run that goes on, or is tested, another day has the date of its start.
     args.template_date = fix_date(tokenizer, args.template_date)
     objective = objective_of(args)
-    sets = load_preference_dataset(
-        getattr(args, "secrets", None) or args.hf_dataset or args.data,
-        tokenizer,
+    given = vars(RowOptions().updated(vars(args))) | {"data": args.data}
+    for feature in features():
+        given |= feature.rows(args)
+    return load_preference_dataset(
+        tokenizer=tokenizer,
         train=args.train,
-        test=args.test,
-        inspect=bool(args.inspect),
         kind=objective.data,
         mismatch=objective.compares_prompts,
         max_length=args.max_seq_length,
         data_dir=args.data_dir,
         valid_fraction=args.valid_fraction,
         seed=args.seed,
-        max_rows=args.max_rows,
-        enough_rows=_enough_rows(args),
-        token_cache=args.token_cache,
-        **vars(RowOptions().updated(vars(args))),
+        **given,
     )
-    if sets[0] and sets[0].sample:
-        # A run that goes on, however long, has the rows of its start.
-        args.max_rows = sets[0].sample.most
-    return sets
-
-
-def _enough_rows(args):
-    """Rows with the pairs that a run uses, those held out, and some that are bad."""
-    if not args.train or args.resume or args.epochs is not None:
-        return None
-    return max(FEWEST_ROWS, math.ceil(1.1 * args.iters * args.batch_size) + HELD_OUT)
 
 
 def introduce(job: Job) -> None:
@@ -150,7 +131,7 @@ def header_rows(
     return {
         **_settings_rows(args),
         "loss has": _modifiers(args),
-        "data": str(args.hf_dataset or args.data),
+        "data": str(args.data),
         "rows read": f"{read.rows:,} of {read.total:,}" if read else "",
         what: f"{len(train_set):,} train · {len(valid_set):,} valid",
         "an epoch": f"{counted(per_epoch, 'iter')} · {epochs}",

@@ -19,5 +19,8 @@ class _Tokens(Feature):
         marks |= {"outside": True, "off": True, "metavar": "DIR"}
         return {"Rows and pairs": [Setting("token_cache", None, what, **marks)]}
 
+    def rows(self, args: Any) -> dict[str, Any]:
+        return {"token_cache": args.token_cache}
+
 
 FEATURE = _Tokens()

@@ -2,6 +2,7 @@
 
 """Data sets that have a name, each with options of its own."""
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,9 @@ from ..terminal import rprint
 # What an entry of hf_dataset has beside settings.
 DATASET_KEYS = ["path", "config", "train_split", "valid_split", "test_split"]
 DATASET_KEYS += ["mask_prompt"]
+# Rows of a set too large for the memory: tokenized in seconds, and enough to choose
+# validation pairs from. So many at most are held out.
+FEWEST_ROWS, HELD_OUT = 10_000, 500
 
 
 class _Datasets(Feature):
@@ -39,6 +43,20 @@ class _Datasets(Feature):
                 "again, or log in to the Hugging Face Hub."
             )
 
+    def rows(self, args: Any) -> dict[str, Any]:
+        data = getattr(args, "secrets", None) or args.hf_dataset or args.data
+        rows = {"max_rows": args.max_rows, "enough_rows": _enough_rows(args)}
+        return {"data": data, **rows}
+
+    def after_loading(self, job: Any) -> None:
+        if job.train_set and job.train_set.sample:
+            # A run that goes on, however long, has the rows of its start.
+            job.args.max_rows = job.train_set.sample.most
+
+    def header_rows(self, job: Any, rows: dict[str, str]) -> None:
+        if job.args.hf_dataset:
+            rows["data"] = str(job.args.hf_dataset)
+
     def check(self, args: Any) -> None:
         # They read the table of settings, which has this one from here.
         from .checks import check_keys
@@ -58,6 +76,13 @@ class _Datasets(Feature):
                 if dataset.get(key) is not None:
                     check_type(f"{key} of hf_dataset", dataset[key], kind)
             rows.updated(dataset)
+
+
+def _enough_rows(args):
+    """Rows with the pairs that a run uses, those held out, and some that are bad."""
+    if not args.train or args.resume or args.epochs is not None:
+        return None
+    return max(FEWEST_ROWS, math.ceil(1.1 * args.iters * args.batch_size) + HELD_OUT)
 
 
 FEATURE = _Datasets()
