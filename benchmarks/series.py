@@ -103,10 +103,9 @@ LAYERS = (
         "test_terminal.py test_memory_growth.py",
     ),
     Layer(
-        "Token ids that are kept, and CUDA's kernel",
-        "data/cache.py data/fingerprint.py data/processes.py "
-        "/mlx_lm/kernels/preference_logps_cuda.h "
-        "/mlx_lm/kernels/preference_logps_types.h run/kernels.py run/tokens.py",
+        "Token ids and built kernels that are kept",
+        "data/cache.py data/fingerprint.py data/processes.py run/kernels.py "
+        "run/tokens.py",
         tests="test_ranks.py",
     ),
     Layer(

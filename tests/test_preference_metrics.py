@@ -18,7 +18,6 @@ from tiny import (
     weights_of,
 )
 
-from mlx_lm.preference.measure import window
 from mlx_lm.preference.measure.metrics import (
     METRICS,
     SUMS,
@@ -26,8 +25,10 @@ from mlx_lm.preference.measure.metrics import (
     mean_metrics,
     preference_sums,
 )
-from mlx_lm.preference.measure.window import MetricsWindow, gradient_report
+from mlx_lm.preference.measure.window import MetricsWindow
 from mlx_lm.preference.objective.objective import Objective
+from mlx_lm.preference.watch import gradients
+from mlx_lm.preference.watch.gradients import gradient_report
 
 
 def sums_by_hand(weights=(1.0, 1.0), kl=True):
@@ -254,8 +255,10 @@ class TestGradientReport(unittest.TestCase):
         recorder, screen = Recorder(), io.StringIO()
         more = {"iters": 2, "steps_per_report": 1, "debug_gradients": True}
         with (
-            mock.patch.object(window, "gradient_report", side_effect=KeyError("odd")),
-            mock.patch.object(window, "rprint", screen.write),
+            mock.patch.object(
+                gradients, "gradient_report", side_effect=KeyError("odd")
+            ),
+            mock.patch.object(gradients, "rprint", screen.write),
         ):
             train(tiny_model("lora"), random_pairs(4), callback=recorder, **more)
         self.assertEqual(len(recorder.train), 2)

@@ -41,7 +41,7 @@ class TestSnapshot(unittest.TestCase):
         self.parts["optimizer"].tree["optimizer"]["step"] += 5
         self.parts["accumulator"].tree["gradients"][0] = mx.array([1.0, 2.0])
         self.parts["window"].add({"pairs": mx.array(3.0)}, 20, 30)
-        self.parts["gradient"].keep(mx.array(0.5))
+        self.parts["gradient"].norm = mx.array(0.5)
         self.parts["skipped"].count()
 
     def test_what_is_taken_can_be_put_back(self):

@@ -16,6 +16,7 @@ import series  # noqa: E402
 from export_patch import build  # noqa: E402
 
 PACKAGE = ROOT / build.PACKAGE
+KERNELS = "mlx_lm/kernels/preference_logps"
 IMPORT_ALL = """
 import importlib, sys
 for tree in sys.argv[1:]:
@@ -33,6 +34,7 @@ for tree in sys.argv[1:]:
 LATER = (
     *("save_best", "criteria", "gamma", "resume", "pack", "sync_steps", "test"),
     *("token_cache", "reference_bits", "resume_adapter_file", "share_prompt"),
+    "debug_gradients",
 )
 REFUSED = """
 import json, sys
@@ -81,6 +83,11 @@ class TestLayers(unittest.TestCase):
         for title in (title for layer in series.LAYERS for title in layer.sections):
             self.assertIn(f"\n## {title}\n", guide)
         self.assertEqual({*self.layers.values()}, {*range(1, series.LAST + 1)})
+
+    def test_kernels_have_all_their_texts(self):
+        found = {n: x for n, x in self.layers.items() if n.startswith(KERNELS)}
+        self.assertEqual({*found.values()}, {self.layers[f"{KERNELS}.py"]})
+        self.assertGreater(len(found), 4)
 
     def test_no_layer_imports_a_higher_one(self):
         modules = {dotted(n): n for n in self.files if n.endswith(".py")}

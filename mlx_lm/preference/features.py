@@ -30,6 +30,7 @@ PLUG_INS = (
     "run.tokens",
     "run.kernels",
     "watch.feature",
+    "watch.gradients",
     "policy.peft",
     "report.feature",
     "collect.feature",
@@ -142,12 +143,12 @@ class Feature:
     def parts(self, run: Any) -> dict[str, Any]:
         """Parts of a run's loop, by the names that they have in a checkpoint."""
         # A part may have state_dict() and load_state_dict(arrays, info), a context
-        # around(run) of all steps, options of the batches in batches(), a sentence in
-        # name_last(step), and what gets the run and the step: begin, after_step,
-        # after_update, after_report (and metrics), after_validation_batch,
-        # after_validation (and metrics), after_first_validation, ends_early,
-        # before_save on every rank, after_save on the first, at_rest when all that a
-        # step brings along is done, and end.
+        # around(run) of all steps, options of the batches in batches(), more of what is
+        # reported in reports(), a sentence in name_last(step), and what gets the run
+        # and the step: begin, after_step, after_update, after_report (and metrics),
+        # after_validation_batch, after_validation (and metrics),
+        # after_first_validation, ends_early, before_save on every rank, after_save on
+        # the first, at_rest when all that a step brings along is done, and end.
         return {}
 
     def around(self, model: Any, args: Any, folder: Any) -> AbstractContextManager:

@@ -83,7 +83,10 @@ class DPOTrainingArgs(Objective):
         1.0, "Clip the gradient to this L2 norm; 0 for no clipping.", least=0
     )
     debug_gradients: bool = setting(
-        False, "Write the gradient of every module to metrics.jsonl.", **_FREE
+        False,
+        "Write the gradient of every module to metrics.jsonl.",
+        brought=True,
+        **_FREE,
     )
     keep_checkpoints: int | None = setting(
         None,

@@ -1,15 +1,12 @@
 # Copyright © 2026 MLX Contributors
 
-"""What happened since the last report: averages, speed, each module's gradient."""
+"""What happened since the last report: averages, speed, the gradient's norm."""
 
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
-from mlx.utils import tree_flatten
 
 from ..ranks import sum_over_ranks
-from ..terminal import rprint
 from .metrics import SUMS, mean_metrics
 
 # Steps that compiled a new shape tell nothing about the speed.
@@ -81,64 +78,18 @@ class MetricsWindow:
         return report
 
 
-def _by_module(tree):
-    modules: dict[str, list[np.ndarray]] = {}
-    for name, x in tree_flatten(tree):
-        module = name.rpartition(".")[0] or name
-        modules.setdefault(module, []).append(np.array(x.astype(mx.float32)).ravel())
-    return {name: np.concatenate(parts) for name, parts in modules.items()}
-
-
-def gradient_report(
-    gradients: Any, before: Any, after: Any
-) -> dict[str, dict[str, float]]:
-    """Describe the gradient of every trained module."""
-    old, new = _by_module(before), _by_module(after)
-    report = {}
-    for name, gradient in _by_module(gradients).items():
-        sizes = np.abs(gradient)
-        weights = float(np.linalg.norm(old[name]))
-        change = float(np.linalg.norm(new[name] - old[name]))
-        report[name] = {
-            "norm": float(np.linalg.norm(gradient)),
-            "largest": float(sizes.max()),
-            "median": float(np.median(sizes)),
-            "p99": float(np.percentile(sizes, 99)),
-            "zeros": float((sizes == 0).mean()),
-            "update_ratio": change / weights if weights else 0.0,
-        }
-    return report
-
-
 class LastGradient:
-    """The norm of the last update, and each module's gradient if asked for."""
+    """The norm of the last update."""
 
     def __init__(self) -> None:
         self.norm = mx.array(mx.nan)
-        self._trees: tuple | None = None
-        self._report: dict | None = None
-
-    def keep(self, norm: mx.array, trees: tuple | None = None) -> None:
-        """Keep a norm, and gradients with the parameters before and after."""
-        self.norm, self._trees, self._report = norm, trees, None
-
-    def report(self) -> dict | None:
-        """Describe the gradients; None if they were not kept."""
-        if self._trees is not None:
-            trees, self._trees = self._trees, None
-            try:
-                self._report = gradient_report(*trees)
-            except Exception as e:
-                # What is looked at never ends a run.
-                rprint(f"[WARNING] No gradients are reported: {type(e).__name__}: {e}")
-        return self._report
 
     def state_dict(self) -> tuple[dict[str, mx.array], dict[str, Any]]:
         """What a checkpoint holds of it."""
-        return {"norm": self.norm}, {"report": self.report()}
+        return {"norm": self.norm}, {}
 
     def load_state_dict(
         self, arrays: dict[str, mx.array], info: dict[str, Any]
     ) -> None:
         """Go on where another run was."""
-        self.norm, self._report = arrays["norm"], info["report"]
+        self.norm = arrays["norm"]

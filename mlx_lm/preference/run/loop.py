@@ -104,6 +104,8 @@ class PreferenceRun:
         self.shapes: set[tuple] = set()
         self.window = MetricsWindow(self.hidden)
         self.gradient = LastGradient()
+        #: Those of the last step, if it applied them and they are asked for.
+        self.gradients: Any = None
         self.skipped = SkippedSteps()
         self.ui = PreferenceTrainUI(
             args.iters, rank=self.rank, noun=args.objective.noun
@@ -210,7 +212,6 @@ class PreferenceRun:
         mx.random.seed(int(seeds.generate_state(1)[0]))
         arrays = self.reference.recall(self.train_set, batch)
         update = self._updates_at(it)
-        before = args.debug_gradients and self.policy_model.trainable_parameters()
         try:
             values = self.step(arrays, update)
             mx.eval(self.state, values)
@@ -219,10 +220,11 @@ class PreferenceRun:
             raise self._failure(e, f"a step with {' and '.join(shapes)}") from e
         skipped = values.pop("skipped").item() > 0
         grad_norm = values.pop("grad_norm", mx.array(math.nan))
-        gradients = values.pop("gradients", None)
+        self.gradients = values.pop("gradients", None)
         if math.isfinite(grad_norm.item()):
-            trees = gradients, before, self.policy_model.trainable_parameters()
-            self.gradient.keep(grad_norm, trees if args.debug_gradients else None)
+            self.gradient.norm = grad_norm
+        else:
+            self.gradients = None
         self._remember(self.train_set, batch, arrays, values["reference_logps"])
         if skipped:
             self._count_skipped(it, batch)
@@ -355,8 +357,8 @@ class PreferenceRun:
         self.ui.report_train(it, metrics)
         if self.callback is not None:
             info = {"iteration": it, "train_loss": metrics["loss"], **metrics}
-            if (gradients := self.gradient.report()) is not None:
-                info["gradients"] = gradients
+            for more in tell(self.parts, "reports"):
+                info |= more
             self.callback.on_train_loss_report(info)
 
     def save(self, it: int) -> None:

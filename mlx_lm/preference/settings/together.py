@@ -12,7 +12,6 @@ from ..digest import digest
 from ..errors import InputError
 from ..features import Feature, features
 from ..run.loop import TrainingStopped
-from . import table
 
 MOST_INPUTS = 254
 # Whether this rank has told that it is ready, and whether all have.
@@ -75,7 +74,10 @@ def _refuse(names, rows, others):
 
 def agree(args: SimpleNamespace, loaded: Callable[[], Mapping[str, Any]]) -> None:
     """Wait for all ranks, and refuse any that has other settings or inputs."""
-    settings = {name: getattr(args, name) for name in table.names(per_rank=False)}
+    # It asks all features for theirs, this one too.
+    from .table import names
+
+    settings = {name: getattr(args, name) for name in names(per_rank=False)}
     start_together(inputs=lambda: {**settings, **loaded()})
 
 
