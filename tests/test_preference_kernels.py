@@ -5,6 +5,8 @@ import ctypes
 import importlib.util
 import itertools
 import re
+import subprocess
+import sys
 import unittest
 from importlib import metadata
 from pathlib import Path
@@ -323,6 +325,17 @@ class TestBuiltKernels(unittest.TestCase):
         _, run, others = self.score(None)
         self.assertFalse(run.called)
         self.assertEqual(others.call_count, 2)
+
+    @unittest.skipUnless(cuda_compiler(), "needs nvidia-cuda-nvrtc")
+    def test_the_compiler_is_the_one_that_is_loaded(self):
+        # Loaded above from its package, whose folder no loader knows.
+        find = nvrtc._compiler.__wrapped__
+        self.assertIsNotNone(find().nvrtcCreateProgram)
+        with mock.patch.object(ctypes, "CDLL", side_effect=OSError):
+            self.assertIsNone(find())
+        code = "from mlx_lm.kernels import nvrtc; print(nvrtc._compiler())"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True)
+        self.assertEqual(result.stdout.strip(), b"None")
 
     def test_old_and_unknown_cards_build_nothing(self):
         for name, kind in (

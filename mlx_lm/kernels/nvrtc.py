@@ -8,6 +8,7 @@ tenth of that.
 """
 
 import ctypes
+import os
 from contextlib import suppress
 from functools import lru_cache
 
@@ -19,10 +20,10 @@ OLDEST = 80
 
 @lru_cache
 def _compiler() -> ctypes.CDLL | None:
-    # MLX has loaded it, so that its name is enough.
+    # The one that MLX has loaded, and no newer one, which the driver may not know.
     for version in (13, 12):
-        with suppress(OSError):
-            return ctypes.CDLL(f"libnvrtc.so.{version}")
+        with suppress(OSError, AttributeError):
+            return ctypes.CDLL(f"libnvrtc.so.{version}", mode=os.RTLD_NOLOAD)
     return None
 
 
