@@ -82,6 +82,8 @@ class TestPreferenceUI(unittest.TestCase):
         self.assertIn("  tok/s  answers     left", self.show(draw))
         table = metrics_table({"policy": {"pairs": 3.0}}, noun="answers")
         self.assertEqual(table[0][0], "test · 3 answers")
+        table = metrics_table({"policy": {"pairs": 1.0}}, noun="answers")
+        self.assertEqual(table[0][0], "test · 1 answer")
 
     def test_table(self):
         metrics = {"rewards/accuracies": 0.25, "pairs": 60.0}

@@ -200,6 +200,19 @@ class TestEndpoint(EndpointCase):
         self.label(steps=[fails(429, Retry_After="86400"), honest, honest])
         self.assertEqual(self.waits, [60])
 
+    def test_one_that_is_slow_is_not_asked_on_and_on(self):
+        # Many servers go on with a reply that nobody awaits any more.
+        labels, code, out = self.label(last=drips, timeout=0.2)
+        self.assertEqual((code, labels["p1"]["verdict"]), (0, "none"))
+        self.assertEqual(len(self.server.seen), 2)
+        reason = "no reply in 0.2 s, which judge_timeout allows"
+        self.assertIn(f"completions: {reason}. It is asked again.", out)
+        self.assertIn(f"1 prompt without a verdict: {reason}.", out)
+        # What keeps it waiting is said once.
+        self.data = self.folder / "other"
+        labels, code, out = self.label(last=fails(503))
+        self.assertEqual((len(self.waits), out.count("It is asked again")), (5, 1))
+
     def test_what_is_to_be_mended_ends_it_at_once(self):
         for step, expected in (
             (fails(401), f"wants a key: set {KEY}"),

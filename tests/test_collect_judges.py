@@ -19,6 +19,7 @@ from tiny import ROWS, save_rows, save_tiny_model
 
 import mlx_lm
 from mlx_lm import load
+from mlx_lm.preference.collect import progress
 from mlx_lm.preference.collect.compare import compare, question
 from mlx_lm.preference.collect.function import careful
 from mlx_lm.preference.collect.labels import LABELS
@@ -125,6 +126,19 @@ class TestFunctions(JudgesCase):
         self.assertEqual(code, 2)
         self.assertIn("longer than 0.1 s 3 times in a row", err)
         self.assertEqual(len(labels), 4)
+
+    def test_how_far_it_is_without_a_terminal(self):
+        text = "def judge(prompt, responses, row):\n    return [1, 0]\n"
+        rows = [answers(i, "a", "b") for i in range(3)]
+        with mock.patch.object(progress, "QUIET_SECONDS", 0):
+            _, _, out, _ = self.judged(text, rows=rows)
+        self.assertEqual(
+            re.findall(r"^.*judged.*$", out, re.MULTILINE),
+            ["1/3 prompts judged · 0s left", "2/3 prompts judged · 0s left"]
+            + ["3/3 prompts judged · 0s"],
+        )
+        # A terminal's colours are of no use in a file.
+        self.assertNotIn("\x1b", out)
 
     def test_in_another_thread_as_well(self):
         # Where no signal comes, one that hangs is left behind.

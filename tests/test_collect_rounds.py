@@ -177,6 +177,8 @@ class TestRounds(Rounds):
         for name, w in weights[0].items():
             self.assertTrue(mx.array_equal(w, weights[1][name]).item())
         self.assertIn("wins against the start", printed)
+        self.assertIn("Held-out prompts, answered by round 2.", printed)
+        self.assertRegex(printed, r", KL -?[\d.]+ ± [\d.]+ nats an answer, ")
         # It is an adapter as any other.
         config = json.loads((folder / "adapter_config.json").read_text())
         self.assertEqual(config["num_layers"], 2)
@@ -260,6 +262,22 @@ class TestRounds(Rounds):
         (named,) = re.findall(r"\S+_adapters.safetensors", printed.splitlines()[-1])
         self.assertTrue(Path(named).exists(), named)
         self.assertIn(f"Go on with: --resume {folder}", printed)
+
+    def test_a_slow_judge_gets_the_time_that_is_given(self):
+        (self.root / "slow.py").write_text(
+            "import time\ndef score(prompt, responses, row):\n    time.sleep(60)\n"
+        )
+        judge = f"function:{self.root / 'slow.py'}:score"
+        config = self.config("slow", judge=judge, judge_timeout=0.05)
+        printed, code = self.dpo("-c", config)
+        self.assertEqual(code, 2)
+        self.assertIn("longer than 0.05 s 3 times in a row", printed)
+        self.assertIn("allow more with judge_timeout", printed)
+        # Of another length when it goes on.
+        printed, code = self.dpo(
+            "--resume", str(self.root / "slow"), "--judge-timeout", "0.06"
+        )
+        self.assertIn("longer than 0.06 s 3 times in a row", printed)
 
     def test_more_rounds_than_before(self):
         folder, _ = self.run_rounds("more", rounds=1, held_out_prompts=None)

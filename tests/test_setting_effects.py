@@ -141,6 +141,7 @@ EFFECTS = {
 # Refused without rounds.
 _OF_ROUNDS = {
     **{"prompts": "x", "held_out_prompts": "x", "judge": "x", "prompts_per_round": 3},
+    **{"judge_timeout": 3.0},
     **{"samples": 3, "temperature": 0.5, "top_p": 0.5, "max_tokens": 7},
     **{"generate_batch_size": 7, "pairs": "all", "reference": "round"},
     **{"iters_per_round": 3, "epochs_per_round": 2, "replay": 0.5},

@@ -27,6 +27,8 @@ MOST_BYTES, MOST_TOKENS = 10**6, 2048
 WAITS, LONGEST_WAIT = (1.0, 2.0, 4.0, 8.0), 60.0
 # Prompts in a row without any reply: nothing is gained by asking on.
 MOST_FAILED = 3
+# Times that one question may take too long: many servers go on with what nobody awaits.
+MOST_SLOW = 2
 _ADDRESS = re.compile(
     r"(?P<url>https?://(?:\[[^\]]+\]|[^/:]+)(?::\d+)?(?:/[^:]*)?):(?P<model>.+)"
 )
@@ -44,6 +46,10 @@ class _Failed(Exception):
     def __init__(self, reason: str, is_again: bool = True, wait: float = 0.0):
         super().__init__(reason)
         self.is_again, self.wait = is_again, wait
+
+
+class _Slow(_Failed):
+    """A request without a reply in the time that it has."""
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -68,6 +74,7 @@ class Endpoint:
             handlers.append(urllib.request.ProxyHandler({}))
         self._open = urllib.request.build_opener(*handlers).open
         self._failed, self._is_known = 0, False
+        self._said = ""
         self.sleep = time.sleep
 
     def __call__(self, prompt: Any, responses: list[str], row: dict) -> Verdict:
@@ -98,12 +105,19 @@ class Endpoint:
 
     def _reply(self, messages: list[dict[str, str]]) -> str:
         """What the server says, asked again where that may help."""
+        slow = 0
         for wait in (*WAITS, None):
             try:
                 return self._ask(messages)
             except _Failed as e:
                 if wait is None or not e.is_again:
                     raise
+                slow += isinstance(e, _Slow)
+                if slow == MOST_SLOW:
+                    raise
+                if self._said != str(e):
+                    self._said = str(e)
+                    rprint(f"{self.url}: {e}. It is asked again.")
                 self.sleep(min(max(wait, e.wait), LONGEST_WAIT))
         raise AssertionError
 
@@ -124,14 +138,15 @@ class Endpoint:
             # A socket's own limit is for each of its bytes.
             raw = bounded(self._fetch, (request,), self._longest)
         except TooSlow:
-            raise _Failed(f"no reply in {self._longest:g} s") from None
+            reason = f"no reply in {self._longest:g} s, which judge_timeout allows"
+            raise _Slow(reason) from None
         except urllib.error.HTTPError as e:
             raise self._refusal(e) from None
         except urllib.error.URLError as e:
             raise self._lost(e.reason) from None
         except (OSError, HTTPException, ValueError) as e:
             raise self._lost(e) from None
-        self._is_known = True
+        self._is_known, self._said = True, ""
         return _content(raw)
 
     def _fetch(self, request):

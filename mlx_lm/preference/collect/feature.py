@@ -45,6 +45,8 @@ def _rounds() -> Iterable[Setting]:
     yield Setting("held_out_prompts", None, what, **_FILE)
     what = "Who judges: human, function:FILE:NAME, model:PATH or endpoint:URL:MODEL."
     yield Setting("judge", None, what, **_TEXT, outside=True)
+    what = "Most seconds of a function for one prompt, or of an endpoint for one reply."
+    yield Setting("judge_timeout", 60.0, what, above=0, resume="free")
     yield Setting("samples", 4, "Answers to each prompt.", least=2)
     yield Setting("temperature", 1.0, "Temperature of the samples.", above=0)
     what = "Share of the probability that is sampled from."

@@ -64,8 +64,8 @@ def careful(
             if slow == MOST_SLOW:
                 raise InputError(
                     f"The judge took longer than {longest:g} s {slow} times in a row: "
-                    "mend it, or allow more with --judge-timeout. Its labels so far "
-                    "are kept."
+                    "mend it, or allow more with judge_timeout. Its labels so far are "
+                    "kept."
                 ) from None
             return Verdict(NONE, why=f"no answer in {longest:g} s")
         except KeyboardInterrupt:

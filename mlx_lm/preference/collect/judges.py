@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ...cli_ui import make_console, make_train_progress
 from ..data.notes import counted
 from ..errors import InputError
 from ..terminal import rprint
@@ -31,6 +30,7 @@ from .labels import (
     read_labels,
 )
 from .local import ModelJudge, RewardJudge
+from .progress import JudgeProgress
 from .summary import agreement_lines, order_lines
 from .verdicts import Verdict
 
@@ -83,14 +83,13 @@ def label_answers(
         judge = judge or load_judge(name, **given)
         if done:
             rprint(f"{name}: {counted(done.total(), 'prompt')} labelled before.")
-        with make_train_progress(make_console()) as progress:
-            task = progress.add_task("judge", total=len(waiting))
+        with JudgeProgress(len(waiting)) as progress:
             for one in waiting:
                 said = _ask(judge, one)
                 append_label(folder, Label(one.id, name, round=one.round, **vars(said)))
                 done[said.verdict] += 1
                 reasons[said.why or ""] += said.verdict == NONE
-                progress.advance(task)
+                progress.add()
     rprint(f"{name}: {described(done)}.")
     for reason, count in (+reasons).most_common(3):
         rprint(f"[WARNING] {counted(count, 'prompt')} without a verdict: {reason}.")

@@ -21,8 +21,8 @@ def answer_facts(answers: Sequence[Answers], prefix: str = "") -> dict[str, floa
     found = [one for line in answers for one in line.responses]
     sampled = sum(max(line.sampled, len(line.responses)) for line in answers)
     return {
-        f"{prefix}tokens": _mean([len(one.tokens) for one in found]),
-        f"{prefix}eos_share": _mean([one.finished for one in found]),
+        f"{prefix}tokens": mean_of([len(one.tokens) for one in found]),
+        f"{prefix}eos_share": mean_of([one.finished for one in found]),
         f"{prefix}equal_share": 1 - len(found) / max(sampled, 1),
     }
 
@@ -35,12 +35,12 @@ def describe_round(answers: Sequence[Answers], labels: Labels) -> dict[str, Any]
     count = max(len(said), 1)
     return {
         "prompts": len(answers),
-        "score": _mean([np.mean(x) for x in scores]),
-        "score_gap": _mean([max(x) - min(x) for x in scores]),
+        "score": mean_of([np.mean(x) for x in scores]),
+        "score_gap": mean_of([max(x) - min(x) for x in scores]),
         "tie_share": sum(x.verdict == TIE for x in said) / count,
         "failed_share": sum(x.verdict == NONE for x in said) / count,
-        "all_equal_share": _mean([len(line.responses) == 1 for line in answers]),
-        "order_agreement": _mean([(x[2] > 0.5) != (x[3] > 0.5) for x in orders]),
+        "all_equal_share": mean_of([len(line.responses) == 1 for line in answers]),
+        "order_agreement": mean_of([(x[2] > 0.5) != (x[3] > 0.5) for x in orders]),
         **answer_facts(answers),
     }
 
@@ -48,7 +48,7 @@ def describe_round(answers: Sequence[Answers], labels: Labels) -> dict[str, Any]
 def length_facts(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How many pairs there are, and how long their answers are in tokens."""
     sides = {
-        f"{side}_tokens": _mean(
+        f"{side}_tokens": mean_of(
             [len(row[f"{side}_tokens"]) for row in rows if f"{side}_tokens" in row]
         )
         for side in ("chosen", "rejected")
@@ -73,18 +73,20 @@ def compare_with_start(answers: Sequence[Answers], labels: Labels) -> dict[str, 
             if label.verdict in (SCORES, TIE) and len(scores) == 2:
                 before.append(scores[0])
                 after.append(scores[1])
-    found = {"held_out/win_rate": _mean(wins), "held_out/compared": len(wins)}
+    found = {"held_out/win_rate": mean_of(wins), "held_out/compared": len(wins)}
     for name, values in (("start_score", before), ("score", after)):
-        found[f"held_out/{name}"] = _mean(values)
-        found[f"held_out/{name}_error"] = _standard_error(values)
+        found[f"held_out/{name}"] = mean_of(values)
+        found[f"held_out/{name}_error"] = standard_error(values)
     return found
 
 
-def _mean(values: Sequence[Any]) -> float:
+def mean_of(values: Sequence[Any]) -> float:
+    """The mean, NaN of nothing."""
     return float(np.mean(values)) if len(values) else float("nan")
 
 
-def _standard_error(values: Sequence[float]) -> float:
+def standard_error(values: Sequence[float]) -> float:
+    """The standard error of a mean, NaN of fewer than two values."""
     if len(values) < 2:
         return float("nan")
     return float(np.std(values, ddof=1) / np.sqrt(len(values)))
@@ -118,7 +120,10 @@ def describe_line(line: Mapping[str, Any]) -> list[str]:
             error = 1.96 * line["held_out/score_error"]
             text += f", mean score {line['held_out/score']:.3f} ± {error:.3f}"
             text += f" (start {line['held_out/start_score']:.3f})"
-        text += f", KL {line['held_out/kl']:.2f} nats an answer"
+        text += f", KL {line['held_out/kl']:.2f}"
+        if has("held_out/kl_error"):
+            text += f" ± {1.96 * line['held_out/kl_error']:.2f}"
+        text += " nats an answer"
         tokens = counted(round(line["held_out/tokens"]), "token")
         lines.append(f"{text}, {tokens}.")
     return lines

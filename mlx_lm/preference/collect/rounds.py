@@ -31,6 +31,7 @@ from ..run.loop import TrainingStopped
 from ..run.reading import read_json, read_lines
 from ..terminal import rprint
 from .answers import ANSWERS, Answers, append_answers, drop_cut_line, read_answers
+from .function import LONGEST
 from .generate import (
     Sampling,
     answer_prompts,
@@ -48,6 +49,8 @@ from .round_log import (
     describe_line,
     describe_round,
     length_facts,
+    mean_of,
+    standard_error,
     warnings_of,
 )
 
@@ -64,6 +67,7 @@ class RoundSettings:
     prompts: str
     judge: str
     rounds: int
+    judge_timeout: float = LONGEST
     sampling: Sampling = field(default_factory=Sampling)
     prompts_per_round: int | None = None
     held_out_prompts: str | None = None
@@ -195,12 +199,7 @@ class Rounds:
 
     def _label(self, number: int) -> bool | None:
         if not self._is_human:
-            drop_cut_line(self.collected / LABELS)
-            label_answers(
-                self.collected,
-                self.settings.judge,
-                trust_remote_code=self.settings.trust_remote_code,
-            )
+            self._judge(self.collected)
             return None
         answers, labels = self._labelled(self.collected, number)
         waiting = [
@@ -217,6 +216,16 @@ class Rounds:
             f"--output {self.collected}\nThen go on: mlx_lm.dpo --resume {self.folder}"
         )
         return False
+
+    def _judge(self, folder):
+        drop_cut_line(folder / LABELS)
+        given = self.settings
+        label_answers(
+            folder,
+            given.judge,
+            longest=given.judge_timeout,
+            trust_remote_code=given.trust_remote_code,
+        )
 
     def _labelled(self, folder, number):
         answers = read_answers(folder, number)
@@ -293,6 +302,8 @@ class Rounds:
         before, after = 0, number + 1
         for at in (before, after):
             if not self._are_answered(self.held_out, self.asked, at):
+                who = f"round {at}" if at else "the start"
+                rprint(f"Held-out prompts, answered by {who}.")
                 model, tokenizer = self._load(at)
                 answer_prompts(
                     self.held_out, self.asked, model, tokenizer, sampling, at
@@ -315,26 +326,25 @@ class Rounds:
             if name in start and name not in known:
                 both = [*start[name].responses, *one.responses]
                 append_answers(folder, replace(one, responses=both, sampled=2))
-        if (folder / LABELS).exists():
-            drop_cut_line(folder / LABELS)
-        given = self.settings
-        label_answers(folder, given.judge, trust_remote_code=given.trust_remote_code)
+        self._judge(folder)
         answers, labels = self._labelled(folder, after)
         found = compare_with_start(answers, labels)
-        found["held_out/kl"] = self._kl(list(now.values()))
+        gaps = self._log_ratios(list(now.values()))
+        found["held_out/kl"] = mean_of(gaps)
+        found["held_out/kl_error"] = standard_error(gaps)
         return {**found, **answer_facts(list(now.values()), "held_out/")}
 
-    def _kl(self, answers: Sequence[Answers]) -> float:
-        """KL of the policy from the start in nats an answer, from the policy's samples."""
+    def _log_ratios(self, answers: Sequence[Answers]) -> list[float]:
+        """How much likelier the policy's answers are than under the start, in nats: the
+        mean is its KL from the start, of few answers below 0 at times."""
         model, tokenizer = self._load(0)
         rows = [PromptRow(one.id, one.prompt, one.row) for one in answers]
         ids = {p.row.id: p.ids for p in encode_prompts(rows, tokenizer, model, 0)}
-        gaps = [
+        return [
             response.logps - summed_logps(model, ids[one.id], response.tokens)
             for one in answers
             for response in one.responses
         ]
-        return float(np.mean(gaps))
 
     def _finish(self) -> None:
         """Put the last round's adapter where a run has it."""

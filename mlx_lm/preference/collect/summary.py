@@ -56,7 +56,7 @@ def order_lines(labels: Mapping[Key, Mapping[str, Label]], name: str) -> Iterato
         first = sum((p > 0.5) + (q > 0.5) for *_, p, q in orders) / (2 * len(orders))
         same = sum((p - 0.5) * (0.5 - q) > 0 for *_, p, q in orders) / len(orders)
         yield (
-            f"{name} takes the answer that is shown first in {first:.0%}. Of "
-            f"{counted(len(orders), 'pair')} it says the same in both orders of "
-            f"{same:.0%}; the others are ties."
+            f"{name} takes the answer that is shown first in {first:.0%}. It says the "
+            f"same in both orders of {same:.0%} of {counted(len(orders), 'pair')}; the "
+            "others are ties."
         )

@@ -17,6 +17,7 @@ from typing import Any
 import mlx.core as mx
 from jinja2 import Environment, StrictUndefined
 
+from ..data.notes import counted
 from ..errors import InputError
 from ..files import write_text, writing
 from ..measure.pair_metrics import FILE_NAME as TEST_FILE
@@ -132,8 +133,9 @@ def _test(metrics, before, noun):
         return "", []
     tested = ""
     if "test/data" in metrics:
+        count = counted(round(metrics["pairs"]), noun.removesuffix("s"))
         tested = (
-            f"{metrics['pairs']:,.0f} {noun} of {metrics['test/data']}, at most "
+            f"{count} of {metrics['test/data']}, at most "
             f"{metrics['test/max_seq_length']:,} tokens long."
         )
     return tested, metrics_table({"after": metrics}, before, noun)
@@ -168,7 +170,8 @@ def _tiles(reports, retained, noun):
             note = f"at the start {values[0]}"
             if "rewards/" in key:
                 # The start is its own reference: it has no rewards.
-                note = f"{held_out[-1].get('val_pairs', 0):,.0f} {noun}"
+                count = round(held_out[-1].get("val_pairs", 0))
+                note = counted(count, noun.removesuffix("s"))
             label = f"{label}, held out"
             tiles.append({"label": label, "value": values[-1], "note": note})
     if retained.get("change") is not None:

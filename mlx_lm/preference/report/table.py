@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..data.notes import counted
 from ..measure.metrics import METRICS
 from ..terminal import visible
 
@@ -24,7 +25,8 @@ def metrics_table(
     """Put test metrics side by side."""
     first = next(iter(runs.values()))
     start = [before] if before else []
-    table = [[f"test · {first['pairs']:,.0f} {noun}", *start, *runs]]
+    count = counted(round(first["pairs"]), noun.removesuffix("s"))
+    table = [[f"test · {count}", *start, *runs]]
     for metric in METRICS:
         names = metric.name.split()
         if not metric.row or not any(n in run for run in runs.values() for n in names):
