@@ -131,7 +131,8 @@ def run_offline(out: Path, settings: dict) -> None:
         answer_prompts(folder, rows, model, tokenizer, sampling, number)
     label_answers(folder, settings["judge"])
     which = settings.get("pairs", "best")
-    found, _ = make_rows(read_answers(folder), read_labels(folder), which)
+    answers = read_answers(folder)
+    found, _ = make_rows(answers, read_labels(folder, answers), which)
     order = np.random.default_rng(settings["seed"]).permutation(len(found))[:pairs]
     lines = "".join(json_text(found[i]) + "\n" for i in sorted(order.tolist()))
     (folder / "train.jsonl").write_text(lines)

@@ -127,6 +127,24 @@ class TestFunctions(JudgesCase):
         self.assertIn("longer than 0.1 s 3 times in a row", err)
         self.assertEqual(len(labels), 4)
 
+    def test_answers_given_anew_are_judged_anew(self):
+        data = save_answers(self.folder / "data", answers(1, "a", "longer"))
+        path = self.folder / "own.py"
+        path.write_text(
+            "def judge(prompt, responses, row):\n    return [*map(len, responses)]\n"
+        )
+        spec = f"function:{path}:judge"
+        collect("--label", spec, "--output", data)
+        self.assertIn("longer", (data / "train.jsonl").read_text())
+        (data / "answers.jsonl").unlink()
+        save_answers(data, answers(1, "the longest", "b"))
+        code, out, _ = collect("--pairs", "best", "--output", data)
+        self.assertIn("left out 1 label, of other answers than this folder's", out)
+        self.assertIn("0 pairs of 1 prompt", out)
+        code, out, _ = collect("--label", spec, "--output", data)
+        row = read_lines(data / "train.jsonl")[0]
+        self.assertEqual(row["chosen"][0]["content"], "the longest")
+
     def test_how_far_it_is_without_a_terminal(self):
         text = "def judge(prompt, responses, row):\n    return [1, 0]\n"
         rows = [answers(i, "a", "b") for i in range(3)]

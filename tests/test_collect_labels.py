@@ -7,6 +7,7 @@ import unittest
 from pathlib import Path
 
 import tiny  # noqa: F401
+from collecting import answers
 
 from mlx_lm.preference.collect.labels import (
     LABELS,
@@ -72,7 +73,16 @@ class TestLabels(unittest.TestCase):
             for i, row in enumerate(rows):
                 row = {"id": "p", "judge": f"{i}"} | row
                 file.write(json.dumps(row) + "\n")
-        self.assertEqual(read_labels(self.folder, {(0, "p"): 2}), {})
+        two = answers(0, "a", "b", id="p")
+        self.assertEqual(read_labels(self.folder, [two]), {})
+
+    def test_labels_of_other_answers_are_left_out(self):
+        # The same prompts, answered anew, or by another model: the votes are of others.
+        first, second = answers(1, "a", "b"), answers(1, "c", "d")
+        for of, kept in ((first.mark, 0), (second.mark, 1), (None, 1), (3, 0)):
+            (self.folder / LABELS).unlink(missing_ok=True)
+            self.add(Label("p1", "a", "scores", scores=[1.0, 0.0], of=of))
+            self.assertEqual(len(read_labels(self.folder, [second])), kept, of)
 
     def test_places_share_their_mean(self):
         for label, expected in (

@@ -59,6 +59,11 @@ class Answers:
         """What labels refer to."""
         return self.round, self.id
 
+    @property
+    def mark(self) -> str:
+        """Tells these responses from others to the same prompt."""
+        return digest([one.text for one in self.responses], size=4)
+
 
 def prompt_id(prompt: str | Messages) -> str:
     """A prompt's name where its row has none."""

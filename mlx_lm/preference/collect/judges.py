@@ -64,10 +64,9 @@ def label_answers(
 ) -> Counter[str]:
     """Have a judge label what it has not labelled yet, and count its verdicts."""
     answers = read_answers(folder)
-    sizes = {one.key: len(one.responses) for one in answers}
     mine = {
         key: labels[name]
-        for key, labels in read_labels(folder, sizes).items()
+        for key, labels in read_labels(folder, answers).items()
         if name in labels
     }
     # What failed before, such as an endpoint that was down, is tried again.
@@ -86,15 +85,17 @@ def label_answers(
         with JudgeProgress(len(waiting)) as progress:
             for one in waiting:
                 said = _ask(judge, one)
-                append_label(folder, Label(one.id, name, round=one.round, **vars(said)))
+                label = Label(one.id, name, round=one.round, of=one.mark, **vars(said))
+                append_label(folder, label)
                 done[said.verdict] += 1
                 reasons[said.why or ""] += said.verdict == NONE
                 progress.add()
     rprint(f"{name}: {described(done)}.")
     for reason, count in (+reasons).most_common(3):
         rprint(f"[WARNING] {counted(count, 'prompt')} without a verdict: {reason}.")
-    labels = read_labels(folder, sizes)
+    labels = read_labels(folder, answers)
     notes: list[str] = getattr(judge, "notes", list)()
+    sizes = {one.key: len(one.responses) for one in answers}
     for line in (*notes, *order_lines(labels, name), *agreement_lines(labels, sizes)):
         rprint(line)
     return done

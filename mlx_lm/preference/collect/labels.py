@@ -18,7 +18,7 @@ from ..data.notes import counted
 from ..files import json_text, open_plain, writing
 from ..run.reading import read_lines
 from ..terminal import rprint
-from .answers import Key
+from .answers import Answers, Key
 
 LABELS = "labels.jsonl"
 SCORES, RANKING, TIE, BAD, NONE = "scores", "ranking", "tie", "bad", "none"
@@ -47,6 +47,8 @@ class Label:
     shown: list[int] | None = None
     seconds: float | None = None
     why: str | None = None
+    # The mark of the answers that were judged; none in older folders.
+    of: str | None = None
 
     @property
     def key(self) -> Key:
@@ -124,14 +126,15 @@ def _cut_torn(file):
 
 
 def read_labels(
-    folder: str | Path, sizes: Mapping[Key, int] | None = None
+    folder: str | Path, answers: Sequence[Answers] | None = None
 ) -> dict[Key, dict[str, Label]]:
-    """The last word of each judge on each prompt, if it fits that many responses."""
+    """The last word of each judge on each prompt, if it is about those answers."""
     path = Path(folder) / LABELS
+    by_key = None if answers is None else {one.key: one for one in answers}
     found: dict[Key, dict[str, Label]] = {}
     strange = 0
     for row in read_lines(path, **dict.fromkeys(_NEEDED, (str,))):
-        if (label := _as_label(row, sizes)) is None:
+        if (label := _as_label(row, by_key)) is None:
             strange += 1
         elif label.verdict == WITHDRAWN:
             found.get(label.key, {}).pop(label.judge, None)
@@ -161,13 +164,20 @@ def new_labels(path: str | Path, start: int) -> tuple[list[Label], int]:
     return [label for label in found if label], start + len(whole + end)
 
 
-def _as_label(row: dict, sizes: Mapping[Key, int] | None) -> Label | None:
+def _as_label(row: dict, answers: Mapping[Key, Answers] | None) -> Label | None:
     names = Label.__dataclass_fields__
     label = Label(**{k: v for k, v in row.items() if k in names})
     if type(label.round) is not int:
         return None
-    size = None if sizes is None else sizes.get(label.key, 0)
-    return label if size != 0 and fits(label, size) else None
+    if answers is None:
+        return label if fits(label, None) else None
+    given = answers.get(label.key)
+    return label if given and is_about(label, given) else None
+
+
+def is_about(label: Label, answers: Answers) -> bool:
+    """Whether a label is of these answers, not of others to the same prompt."""
+    return label.of in (None, answers.mark) and fits(label, len(answers.responses))
 
 
 def fits(label: Label, size: int | None) -> bool:

@@ -264,7 +264,7 @@ def _is_same(one, other):
 def _read(folder, length_penalty):
     """The answers and labels of a folder, rewards less the penalty for each token."""
     answers = read_answers(folder)
-    labels = read_labels(folder, {one.key: len(one.responses) for one in answers})
+    labels = read_labels(folder, answers)
     labels, penalty = without_length(answers, labels, length_penalty)
     if penalty is not None:
         aim = (

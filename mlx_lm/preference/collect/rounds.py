@@ -228,12 +228,10 @@ class Rounds:
         )
 
     def _labelled(self, folder, number):
-        answers = read_answers(folder, number)
-        sizes = {one.key: len(one.responses) for one in answers}
-        if not (folder / LABELS).exists():
-            return answers, {}
-        labels = read_labels(folder)
-        return answers, {key: x for key, x in labels.items() if key in sizes}
+        answers = read_answers(folder)
+        labels = read_labels(folder, answers) if (folder / LABELS).exists() else {}
+        found = [one for one in answers if one.round == number]
+        return found, {x.key: labels[x.key] for x in found if x.key in labels}
 
     def _rows(self, number: int) -> list[dict[str, Any]]:
         answers, labels = self._labelled(self.collected, number)

@@ -26,6 +26,7 @@ from .labels import (
     Label,
     append_label,
     fits,
+    is_about,
     new_labels,
     orders,
     read_labels,
@@ -115,7 +116,7 @@ class Voting:
 
     def _take(self, label):
         question = self.questions.get(label.key)
-        if question is None or not fits(label, len(question.answers.responses)):
+        if question is None or not is_about(label, question.answers):
             return
         self._count(question, -1)
         if label.judge != self.judge:
@@ -283,6 +284,7 @@ class Voting:
             shown=shown,
             seconds=_seconds(request.get("seconds")),
             why=why,
+            of=question.answers.mark,
         )
         size = len(question.answers.responses)
         is_known = verdict in (RANKING, TIE, BAD, NONE) and fits(label, size)
@@ -359,10 +361,11 @@ def read_review(folder: str | Path, output: str | Path) -> dict[Key, str]:
             f"be wrong, if it finds any. Or name {output} itself: those on which its "
             "judges disagree."
         )
-    sizes = {x.key: len(x.responses) for x in read_answers(output)}
+    answers = read_answers(output)
+    sizes = {x.key: len(x.responses) for x in answers}
     return {
         key: "judges disagree"
-        for key, labels in read_labels(output, sizes).items()
+        for key, labels in read_labels(output, answers).items()
         if _disagree([orders(label, sizes[key]) for label in labels.values()])
     }
 
