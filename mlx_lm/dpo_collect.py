@@ -60,7 +60,8 @@ def run(args: SimpleNamespace) -> None:
         )
     from .preference.collect.pairs import check_own
 
-    check_own(args.output, args.export)
+    judge = (args.label or "").removeprefix("function:").rpartition(":")[0]
+    check_own(args.output, args.export, *filter(None, [args.prompts, judge]))
     if "prompts" in asked:
         _generate(args)
     if "label" in asked:

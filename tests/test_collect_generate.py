@@ -356,6 +356,8 @@ class TestAnswers(Folder):
                 printed, code = self.collect(prompts, *more)
                 self.assertEqual(code, 2)
                 self.assertIn(said, printed)
+                # Before anything takes time.
+                self.assertNotIn("Loading", printed)
 
     def test_greedy_is_what_generate_says(self):
         from mlx_lm.generate import generate_step

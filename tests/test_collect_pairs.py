@@ -252,8 +252,26 @@ class TestPairs(PairsCase):
     def test_nothing_but_pairs_is_overwritten(self):
         save_answers(self.folder, answers(1, "a", "b"))
         append_label(self.folder, scored(1, 1, 0))
-        for name in ("answers.jsonl", "labels.jsonl"):
-            self.refused("pairs are made of", "--export", self.folder / name)
+        own = ("answers.jsonl", "labels.jsonl", "train.jsonl", "valid.jsonl")
+        for name in own:
+            self.refused("used by this command", "--export", self.folder / name)
+        # Neither what is read nor what somebody else wrote.
+        prompts, judge = self.folder / "prompts.jsonl", self.folder / "judge.py"
+        prompts.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+        judge.write_text("def score(prompt, responses, row):\n    return [1, 0]\n")
+        options = "--label", f"function:{judge}:score", "--prompts", prompts
+        for path in (prompts, judge):
+            before = path.read_bytes()
+            self.refused("used by this command", *options, "--export", path)
+            if path == judge:
+                self.refused("something else than pairs", "--export", path)
+            self.assertEqual(path.read_bytes(), before)
+        file = self.folder / "export.jsonl"
+        for text in ("", '{"chosen": "a", "rejected": "b"}\n'):
+            file.write_text(text)
+            self.assertEqual(
+                collect("--output", self.folder, "--export", file)[0], 0, text
+            )
         for name in ("train.jsonl", "valid.jsonl"):
             save_rows(self.folder, names=[name.partition(".")[0]])
             for options in (["--pairs", "all"], ["--label", "human"]):
@@ -261,6 +279,21 @@ class TestPairs(PairsCase):
             (self.folder / name).unlink()
         for _ in range(2):
             self.assertEqual(collect("--output", self.folder, "--pairs", "all")[0], 0)
+
+    def test_things_in_the_way_get_one_line(self):
+        prompts, data = self.folder / "prompts.txt", self.folder / "data"
+        prompts.write_text("Say tea.\n")
+        (data / "answers.jsonl").mkdir(parents=True)
+        save_tiny_model(self.folder / "model")
+        given = "--prompts", prompts, "--model", self.folder / "model"
+        for output, said in (
+            (data, "Can't read .*answers.jsonl: Is a directory"),
+            (prompts, ".*prompts.txt is no folder: name another one with --output"),
+        ):
+            code, _, err = collect("--output", output, *given)
+            self.assertEqual(code, 2)
+            self.assertRegex(err, rf"\AError: {said}.*\n\Z")
+        self.assertEqual(prompts.read_text(), "Say tea.\n")
 
     def test_lines_that_are_no_answers(self):
         whole = asdict(answers(1, "a", "b"))

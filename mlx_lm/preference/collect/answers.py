@@ -143,7 +143,10 @@ def drop_cut_line(path: str | Path) -> None:
     path = Path(path)
     if not os.path.lexists(path):
         return
-    raw = read_plain(path)
+    try:
+        raw = read_plain(path)
+    except OSError as e:
+        raise InputError(f"Can't read {path}: {e.strerror or e}.") from e
     whole = raw[: raw.rfind(b"\n") + 1]
     if len(whole) < len(raw):
         with writing(path):

@@ -60,6 +60,13 @@ class Sampling:
     batch_size: int = 32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not self.temperature and self.samples > 1:
+            raise InputError(
+                "At temperature 0 all samples are equal: raise --temperature, or take "
+                "one sample."
+            )
+
     @property
     def shown(self) -> dict[str, Any]:
         """What a line of answers holds of it; the size of a batch is no part of it."""
@@ -155,11 +162,6 @@ def answer_prompts(
     another_model: bool = False,
 ) -> list[Answers]:
     """Answer prompts that have no answers in a folder yet; return those of the round."""
-    if not sampling.temperature and sampling.samples > 1:
-        raise InputError(
-            "At temperature 0 all samples are equal: raise --temperature, or take one "
-            "sample."
-        )
     name = model_fingerprint(model)
     done = _answered(folder, round, name, sampling, another_model)
     encoded = encode_prompts(rows, tokenizer, model, sampling.max_tokens)
@@ -225,8 +227,8 @@ def encode_prompts(
             ids = encode.prompt_ids(prompt, template_kwargs(Row(row.row)))
         except RowFault as fault:
             raise InputError(
-                f"Prompt {row.id}: {fault}. Give a text, or messages that the chat "
-                "template of the model can write."
+                f"Prompt {row.id}, {prompt_text(prompt)!r:.40}: {str(fault).rstrip('.')}. "
+                "Give a text, or messages that the chat template of the model can write."
             ) from fault
         if not ids:
             raise InputError(f"Prompt {row.id} has no tokens: remove it.")

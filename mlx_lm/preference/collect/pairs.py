@@ -237,24 +237,41 @@ def is_held_out(prompt: Any, fraction: float, seed: int = 0) -> bool:
     return int(digest(seed, prompt, size=8), 16) < fraction * 2**64
 
 
-def check_own(folder: str | Path, export: str | Path | None = None) -> None:
-    """Check that nothing is overwritten but pairs that were made of a folder's labels."""
-    for path in (Path(folder) / f"{name}.jsonl" for name in ("train", "valid")):
-        if not path.is_file():
-            continue
-        with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
-            row = json.loads(file.readline(MOST_TEXT))
-            if isinstance(row, dict) and {"id", "round"} <= row.keys():
-                continue
+def check_own(
+    folder: str | Path, export: str | Path | None = None, *read: str | Path
+) -> None:
+    """Check that nothing is overwritten but pairs that were made of a folder's labels,
+    least of all what is ``read``."""
+    if os.path.lexists(folder) and not Path(folder).is_dir():
+        raise InputError(f"{folder} is no folder: name another one with --output.")
+    pairs = [Path(folder) / f"{name}.jsonl" for name in ("train", "valid")]
+    for path in pairs:
+        if path.is_file() and not _begins_with(path, "id", "round"):
+            raise InputError(
+                f"{path} holds no pairs of this command, which would write its own "
+                "there: name another folder with --output."
+            )
+    if export is None:
+        return
+    own = [*pairs, *(Path(folder) / name for name in (ANSWERS, LABELS)), *read]
+    if any(_is_same(export, path) for path in own):
         raise InputError(
-            f"{path} holds no pairs of this command, which would write its own there: "
-            "name another folder with --output."
+            f"{export} is used by this command: name another file with --export."
         )
-    own = [Path(folder) / name for name in (ANSWERS, LABELS)]
-    if export is not None and any(_is_same(export, path) for path in own):
+    if Path(export).is_file() and not _begins_with(export, "chosen", "rejected"):
         raise InputError(
-            f"{export} is what pairs are made of: name another file with --export."
+            f"{export} holds something else than pairs: name another file with "
+            "--export, or remove it."
         )
+
+
+def _begins_with(path, *columns):
+    """Whether a file is empty, or its first row has some columns."""
+    with suppress(OSError, ValueError, RecursionError), open(path, "rb") as file:
+        first = file.readline(MOST_TEXT)
+        row = json.loads(first) if first else dict.fromkeys(columns)
+        return isinstance(row, dict) and row.keys() >= {*columns}
+    return False
 
 
 def _is_same(one, other):
