@@ -63,6 +63,10 @@ def run(args: SimpleNamespace) -> None:
     judge = (args.label or "").removeprefix("function:").rpartition(":")[0]
     check_own(args.output, args.export, *filter(None, [args.prompts, judge]))
     if "prompts" in asked:
+        if args.label is not None:
+            from .preference.collect.judges import check_judge
+
+            check_judge(args.label)
         _generate(args)
     if "label" in asked:
         _label(args)

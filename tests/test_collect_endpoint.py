@@ -284,6 +284,7 @@ class TestEndpoint(EndpointCase):
         for address in (
             *("", "m", "ftp://a/v1:m", "file:///etc/passwd:m", "http://a/v1"),
             *("https://user:word@a/v1:m", "https://a/v1?key=1:m", "https://key@a/v1:m"),
+            *("http://localhost:8080/v1", "http://localhost:8080", "http://[::1]:80/"),
         ):
             with self.assertRaises(InputError):
                 read_address(address)

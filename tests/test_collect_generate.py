@@ -350,6 +350,7 @@ class TestAnswers(Folder):
             (("--top-p", "1.5"), "top_p must be"),
             (("--temperature", "0"), "all samples are equal"),
             (("--unknown",), "unrecognized"),
+            (("--label", "odd"), "A judge is one of human, function"),
             (("--batch-size", "x"), "invalid int"),
         ):
             with self.subTest(more):

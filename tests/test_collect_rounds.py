@@ -207,12 +207,48 @@ class TestRounds(Rounds):
         asked = [one.prompt[0]["content"].split()[1][:-1] for one in answers]
         self.assertEqual(asked, [*WORDS[:4], *WORDS[4:6], *WORDS[:2]])
 
+    def test_rounds_in_the_way_are_neither_mixed_nor_lost(self):
+        folder, _ = self.run_rounds("first", rounds=1, held_out_prompts=None)
+        before = {x: x.read_bytes() for x in folder.rglob("*") if x.is_file()}
+        data = str(folder / "pairs" / "round-1")
+        given = "--train", "--model", str(self.root / "model"), "--iters", "1"
+        for argv in (
+            ("-c", self.config("first", rounds=1, learning_rate=1e-3)),
+            (*given, "--data", data, "--adapter-path", str(folder)),
+        ):
+            printed, code = self.dpo(*argv)
+            self.assertEqual(code, 2, printed)
+            self.assertIn(f"first holds rounds: go on with --resume {folder}", printed)
+            self.assertEqual(
+                {x: x.read_bytes() for x in folder.rglob("*") if x.is_file()}, before
+            )
+        # Nothing is guessed from a damaged state either.
+        for state in ({"round": -1}, {"round": True}, {"round": 0, "phase": ["x"]}):
+            (folder / "rounds.json").write_text(json.dumps(state))
+            printed, code = self.dpo("--resume", str(folder))
+            self.assertEqual(code, 2, printed)
+            self.assertIn("rounds.json is damaged: remove it", printed)
+
+    def test_a_judge_that_can_not_be_is_told_before_answers(self):
+        for judge, said in (
+            ("function:nowhere.py:score", "nowhere.py does not exist"),
+            (f"function:{self.root / 'judge.py'}:odd", "has no function 'odd'"),
+            ("model:/nowhere", "The model folder /nowhere does not exist"),
+            ("endpoint:http://localhost:8080/v1", "endpoint:URL:MODEL"),
+            ("odd", "A judge is one of human, function"),
+        ):
+            printed, code = self.dpo("-c", self.config("none", judge=judge))
+            self.assertEqual(code, 2, printed)
+            self.assertIn(said, printed)
+            self.assertNotIn("answers", printed)
+            self.assertFalse((self.root / "none" / "collected").exists())
+
     def test_a_person_is_waited_for(self):
-        config = self.config("human", judge="human", rounds=1)
+        config = self.config("human", judge="human:a", rounds=1)
         folder = self.root / "human"
         printed, code = self.dpo("-c", config)
         self.assertEqual(code, 0, printed)
-        self.assertIn(f"--label human --output {folder / 'collected'}", printed)
+        self.assertIn(f"--label human:a --output {folder / 'collected'}", printed)
         self.assertIn(f"mlx_lm.dpo --resume {folder}", printed)
         self.assertFalse((folder / "adapters.safetensors").exists())
         answers = read_answers(folder / "collected")

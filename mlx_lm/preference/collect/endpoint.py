@@ -199,7 +199,8 @@ class Endpoint:
 def read_address(address: str) -> tuple[str, str]:
     """The address of the completions, and the model, of ``URL:MODEL``."""
     found = _ADDRESS.fullmatch(address)
-    if not found:
+    # A port and a path where the model should be.
+    if not found or re.fullmatch(r"\d+(/.*)?", found["model"]):
         raise InputError(
             "An endpoint judge is endpoint:URL:MODEL, such as "
             f"endpoint:http://localhost:11434/v1:qwen3, got {address!r}."

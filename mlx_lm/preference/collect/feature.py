@@ -22,6 +22,7 @@ from ..run.folder import saved_settings
 from ..run.lock import folder_kept, keep_folder
 from ..setting import Setting
 from ..terminal import rprint
+from .round_log import STATE
 
 _TEXT: dict[str, Any] = {"kind": str}
 _COUNT: dict[str, Any] = {"kind": int, "least": 1}
@@ -114,6 +115,8 @@ class _Collect(Feature):
 
     def takes_over(self, args: Any) -> bool:
         before = args.resume and adapter_config(args.resume) or {}
+        if not args.resume and (args.rounds or args.train):
+            _check_no_rounds(args.adapter_path)
         if args.rounds is None and before.get("rounds") is None:
             return False
         if "data" in args.explicit:
@@ -137,6 +140,15 @@ class _Collect(Feature):
         job.kept["watched"] = replace(job.kept["watched"], frozen_start=False)
         if job.reference_model is None:
             job.kept.pop("asked", None)
+
+
+def _check_no_rounds(folder):
+    """Answers and labels of earlier rounds are neither mixed with new ones nor lost."""
+    if (Path(folder) / STATE).exists():
+        raise InputError(
+            f"{folder} holds rounds: go on with --resume {folder}, or name another "
+            "adapter_path."
+        )
 
 
 def _run_rounds(args):

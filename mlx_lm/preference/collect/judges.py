@@ -14,12 +14,14 @@ from typing import Any
 
 from ..data.notes import counted
 from ..errors import InputError
+from ..policy.model import check_model_folder
 from ..terminal import rprint
 from .answers import Answers, read_answers
-from .endpoint import Endpoint
+from .endpoint import Endpoint, read_address
 from .function import LONGEST, find_function
 from .labels import (
     BAD,
+    HUMAN,
     NONE,
     RANKING,
     REWARD,
@@ -47,16 +49,28 @@ def load_judge(
     trust_remote_code: bool = False,
 ) -> Judge:
     """Load a judge that needs no person; ``reward`` is of a model and its adapter."""
+    check_judge(spec)
     kind, _, rest = spec.partition(":")
     if kind == "function":
         return find_function(rest, longest)
-    if kind == "model" and rest:
+    if kind == "model":
         return ModelJudge(rest, trust_remote_code)
     if kind == "endpoint":
         return Endpoint(rest, longest)
-    if spec == REWARD:
-        return RewardJudge(model, adapter_path, trust_remote_code=trust_remote_code)
-    raise InputError(f"A judge is one of {KINDS}: got {spec!r}.")
+    return RewardJudge(model, adapter_path, trust_remote_code=trust_remote_code)
+
+
+def check_judge(spec: str) -> None:
+    """Check what can be known of a judge without loading a model or asking a server."""
+    kind, _, rest = spec.partition(":")
+    if kind == "function":
+        find_function(rest)
+    elif kind == "endpoint":
+        read_address(rest)
+    elif kind == "model" and rest:
+        check_model_folder(rest)
+    elif kind != HUMAN.rstrip(":") and spec != REWARD:
+        raise InputError(f"A judge is one of {KINDS}: got {spec!r}.")
 
 
 def label_answers(

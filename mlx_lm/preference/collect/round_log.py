@@ -12,6 +12,8 @@ from .answers import Answers, Key
 from .labels import NONE, SCORES, TIE, Label
 
 Labels = Mapping[Key, Mapping[str, Label]]
+# Files of a folder of rounds: where it is, and a line for each round.
+STATE, LOG = "rounds.json", "rounds.jsonl"
 # From where on a warning is given.
 MUCH_LONGER, MANY_FAILURES, MOST_EQUAL = 4 / 3, 0.05, 0.5
 

@@ -8,6 +8,7 @@ of all rounds), ``pairs/round-1`` and so on (what is trained on), ``round-1`` an
 ``rounds.jsonl``, a line for each round.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -39,11 +40,13 @@ from .generate import (
     load_answering_model,
     summed_logps,
 )
-from .judges import label_answers
+from .judges import check_judge, label_answers
 from .labels import HUMAN, LABELS, read_labels
 from .pairs import is_held_out, make_rows
 from .prompts import PromptRow, read_prompts
 from .round_log import (
+    LOG,
+    STATE,
     answer_facts,
     compare_with_start,
     describe_line,
@@ -54,7 +57,6 @@ from .round_log import (
     warnings_of,
 )
 
-STATE, LOG = "rounds.json", "rounds.jsonl"
 PHASES = ("generate", "label", "pairs", "train", "measure")
 ADAPTER = "adapters.safetensors"
 
@@ -108,6 +110,7 @@ class Rounds:
                 "rounds can't be judged by reward, which needs a trained policy in the "
                 "first one: choose function, model, endpoint or human."
             )
+        check_judge(settings.judge)
         self.prompts = read_prompts(settings.prompts)
         self.asked = self._read_held_out()
 
@@ -150,7 +153,8 @@ class Rounds:
     def _state(self) -> tuple[int, str]:
         found = read_json(self.folder / STATE)
         number, phase = found.get("round", 0), found.get("phase", PHASES[0])
-        if type(number) is not int or phase not in (*PHASES, "done"):
+        is_number = type(number) is int and number >= 0
+        if not is_number or phase not in (*PHASES, "done"):
             raise InputError(
                 f"{self.folder / STATE} is damaged: remove it; what was done is found "
                 "again."
@@ -212,8 +216,9 @@ class Rounds:
             return None
         rprint(
             f"For you to judge, {counted(len(waiting), 'prompt')}: "
-            "mlx_lm.dpo_collect --label human "
-            f"--output {self.collected}\nThen go on: mlx_lm.dpo --resume {self.folder}"
+            f"mlx_lm.dpo_collect --label {shlex.quote(self.settings.judge)} --output "
+            f"{shlex.quote(str(self.collected))}\n"
+            f"Then go on: mlx_lm.dpo --resume {shlex.quote(str(self.folder))}"
         )
         return False
 

@@ -49,10 +49,15 @@ def explain_failure(path: str, error: Exception) -> str:
 MOST_LAYERS = 10_000
 
 
+def check_model_folder(path: str) -> None:
+    """Check that a model is there, unless it may be one of the Hub."""
+    if not Path(path).exists() and path.startswith(("/", ".", "~")):
+        raise InputError(f"The model folder {path} does not exist.")
+
+
 def load_model(path: str, trust_remote_code: bool = False) -> tuple[nn.Module, Any]:
     """Load a model and its tokenizer, with one clear line if that fails."""
-    if not Path(path).exists() and (path.startswith(("/", ".", "~"))):
-        raise InputError(f"The model folder {path} does not exist.")
+    check_model_folder(path)
     try:
         folder = _download(path)
         for file in sorted(Path(folder).iterdir()):
