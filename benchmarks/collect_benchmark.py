@@ -29,6 +29,7 @@ from mlx_lm import dpo
 from mlx_lm.generate import stream_generate
 from mlx_lm.preference.collect import generate
 from mlx_lm.preference.collect.answers import Answers, append_answers, read_answers
+from mlx_lm.preference.collect.feature import ROUNDS
 from mlx_lm.preference.collect.generate import (
     Sampling,
     answer_prompts,
@@ -57,10 +58,7 @@ def is_short(text):
 def score(prompt, responses, row):
     return [is_named(x, row) * (0.5 + 0.5 * is_short(x)) for x in responses]
 """
-SAMPLING = ("samples", "max_tokens", "seed")
-# Settings that a run without rounds has not.
-OF_ROUNDS = "adapter_path rounds prompts held_out_prompts judge samples max_tokens "
-OF_ROUNDS += "generate_batch_size epochs_per_round replay reference pairs"
+SAMPLING = ("samples", "temperature", "top_p", "max_tokens", "seed")
 
 
 def prepare(out: Path, args: argparse.Namespace, seed: int) -> dict:
@@ -98,7 +96,7 @@ def run_rounds(settings: dict) -> None:
 
 def sampling_of(settings: dict) -> Sampling:
     """How the rounds sample their answers."""
-    given = {name: settings[name] for name in SAMPLING}
+    given = {name: settings[name] for name in SAMPLING if name in settings}
     return Sampling(**given, batch_size=settings["generate_batch_size"])
 
 
@@ -137,7 +135,7 @@ def run_offline(out: Path, settings: dict) -> None:
     lines = "".join(json_text(found[i]) + "\n" for i in sorted(order.tolist()))
     (folder / "train.jsonl").write_text(lines)
     print(f"Offline: {len(order)} pairs (the rounds {pairs}), {steps} steps.")
-    given = {k: x for k, x in settings.items() if k not in OF_ROUNDS.split()}
+    given = {k: x for k, x in settings.items() if k not in ROUNDS}
     given |= {"data": str(folder), "train": True, "iters": steps}
     given |= {"adapter_path": str(folder / "run")}
     dpo.run(SimpleNamespace(**given, explicit={*given}))
@@ -188,6 +186,7 @@ def report(outs: list[Path], settings: dict) -> None:
     found: dict[str, list[np.ndarray]] = {}
     for out in outs:
         for name, answers in held_out_answers(out, settings):
+            print(f"{out.name}: measuring {name}.", flush=True)
             found.setdefault(name, []).append(facts_of(answers, model, tokenizer))
     words = f"whole, {FEWEST_WORDS} to {MOST_WORDS} words"
     print(f"| | score | of each seed | names it | {words} | tokens | EOS | KL, nats |")

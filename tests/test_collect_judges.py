@@ -89,6 +89,7 @@ class TestFunctions(JudgesCase):
             ("[__import__('numpy').ones(2)] * 2", "none", "ValueError"),
             ("{}", "none", "no verdict"),
             ("1 / 0", "none", r"ZeroDivisionError: .* \(line 2\)"),
+            ("[row['word']]", "none", r"KeyError: 'word' \(line 2\); .* columns: none"),
             ("exit()", "none", "SystemExit"),
             ("(_ for _ in ()).throw(BaseException('odd'))", "none", "odd"),
         ):

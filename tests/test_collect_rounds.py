@@ -29,6 +29,7 @@ from mlx_lm.preference.collect.round_log import (
     compare_with_start,
     describe_round,
     length_facts,
+    side_by_side,
     warnings_of,
 )
 from mlx_lm.preference.run.loop import PreferenceRun
@@ -177,6 +178,7 @@ class TestRounds(Rounds):
         for name, w in weights[0].items():
             self.assertTrue(mx.array_equal(w, weights[1][name]).item())
         self.assertIn("wins against the start", printed)
+        self.assertRegex(printed, r"\n  round  pairs .* ended\n      1 .*\n      2 ")
         self.assertIn("Held-out prompts, answered by round 2.", printed)
         self.assertRegex(printed, r", KL -?[\d.]+ ± [\d.]+ nats an answer, ")
         # It is an adapter as any other.
@@ -379,6 +381,24 @@ class TestLog(unittest.TestCase):
         self.assertNotIn("all answers are equal", said)
         self.assertIn(
             "raise temperature", "".join(warnings_of({**line, "all_equal_share": 0.6}))
+        )
+
+    def test_side_by_side(self):
+        first = {"round": 1, "pairs": 1200, "score": 0.5, "tokens": 63.0}
+        held_out = {"score": 0.25, "win_rate": 0.75, "kl": -0.1, "tokens": 40.4}
+        held_out = {f"held_out/{name}": x for name, x in held_out.items()}
+        nothing = {"round": 2, "pairs": 7, "score": float("nan"), "tokens": None}
+        self.assertEqual(
+            side_by_side([first | held_out, nothing]),
+            [
+                "  round  pairs   score    wins      KL  tokens",
+                "      1  1,200    0.25   75.0%   -0.10      40",
+                "      2      7",
+            ],
+        )
+        self.assertEqual(
+            side_by_side([first]),
+            ["  round  pairs   score  tokens", "      1  1,200     0.5      63"],
         )
 
     def test_wins_over_the_start(self):

@@ -71,7 +71,10 @@ def careful(
         except KeyboardInterrupt:
             raise
         except BaseException as e:
-            said = Verdict(NONE, why=_reason(e, path))
+            why = _reason(e, path)
+            if isinstance(e, KeyError):
+                why += f"; the prompt's columns: {', '.join(map(str, row)) or 'none'}"
+            said = Verdict(NONE, why=why)
         slow = 0
         return said
 

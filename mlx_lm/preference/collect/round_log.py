@@ -96,7 +96,7 @@ def standard_error(values: Sequence[float]) -> float:
 
 def describe_line(line: Mapping[str, Any]) -> list[str]:
     """A round's line of the log in words."""
-    has = lambda name: isinstance(x := line.get(name), (int, float)) and x == x
+    has = lambda name: is_known(line.get(name))
     text = (
         f"Round {line['round']}: {counted(line['pairs'], 'pair')} of "
         f"{counted(line['prompts'], 'prompt')}"
@@ -129,6 +129,37 @@ def describe_line(line: Mapping[str, Any]) -> list[str]:
         tokens = counted(round(line["held_out/tokens"]), "token")
         lines.append(f"{text}, {tokens}.")
     return lines
+
+
+# The columns of all rounds side by side: width, form, and names of which the first counts
+# that is there, what was held out before what was trained on.
+_COLUMNS = {
+    "round": (7, "{:,.0f}", ("round",)),
+    "pairs": (7, "{:,.0f}", ("pairs",)),
+    "score": (8, "{:.3g}", ("held_out/score", "score")),
+    "wins": (8, "{:.1%}", ("held_out/win_rate",)),
+    "KL": (8, "{:.2f}", ("held_out/kl",)),
+    "tokens": (8, "{:,.0f}", ("held_out/tokens", "tokens")),
+    "ended": (8, "{:.0%}", ("held_out/eos_share", "eos_share")),
+}
+
+
+def side_by_side(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """All rounds below each other, without the columns that none of them has."""
+    table = []
+    for title, (width, form, names) in _COLUMNS.items():
+        cells = []
+        for line in lines:
+            known = [line[name] for name in names if is_known(line.get(name))]
+            cells.append(form.format(known[0]) if known else "")
+        if any(cells):
+            table.append([cell.rjust(width) for cell in (title, *cells)])
+    return ["".join(row).rstrip() for row in zip(*table)]
+
+
+def is_known(value: Any) -> bool:
+    """Whether there was something to measure."""
+    return isinstance(value, (int, float)) and value == value
 
 
 def warnings_of(line: Mapping[str, Any]) -> list[str]:

@@ -53,6 +53,7 @@ from .round_log import (
     describe_round,
     length_facts,
     mean_of,
+    side_by_side,
     standard_error,
     warnings_of,
 )
@@ -356,5 +357,8 @@ class Rounds:
             replace_file(self.folder / ADAPTER, lambda name: shutil.copy(last, name))
         state = {"round": self.settings.rounds - 1, "phase": "done"}
         write_json(self.folder / STATE, state)
+        lines = read_lines(self.folder / LOG, round=(int,))
+        for said in side_by_side(lines) if len(lines) > 1 else ():
+            rprint(said)
         rounds = counted(self.settings.rounds, "round")
         rprint(f"Saved the adapter of {rounds} to {self.folder}")
