@@ -520,7 +520,7 @@ class TestCommandLine(CollectTest):
     def test_the_end_names_the_count_and_the_command(self):
         self.write(*(answers(f"q{i}", "a", "b") for i in range(2)))
         go_on = f"mlx_lm.dpo_collect --label human:anna --output {self.folder}"
-        train = f"mlx_lm.dpo --model MODEL --data {self.folder} --train"
+        train = f"mlx_lm.dpo --model MODEL --data {self.folder} --train --epochs 1"
         for number, end in ((signal.SIGINT, go_on), (signal.SIGTERM, train)):
             with process(self.folder) as (running, url):
                 call(url, "vote", choose(call(url)[1]["item"], "a"))

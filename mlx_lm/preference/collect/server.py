@@ -296,7 +296,7 @@ def label_by_hand(
     commands = {
         "go_on": f"{go_on}{again} --output {shlex.quote(str(folder))}",
         "train": f"mlx_lm.dpo --model {shlex.quote(model or 'MODEL')} "
-        f"--data {shlex.quote(str(folder))} --train",
+        f"--data {shlex.quote(str(folder))} --train --epochs 1",
     }
     with PageServer(voting, host, port, commands, make_pairs) as server:
         serve(server, browse)
