@@ -297,6 +297,7 @@ class TestPairs(PairsCase):
 
     def test_lines_that_are_no_answers(self):
         whole = asdict(answers(1, "a", "b"))
+        response = whole["responses"][0]
         for fault in (
             {"row": 5},
             {"prompt": 5},
@@ -304,6 +305,11 @@ class TestPairs(PairsCase):
             {"prompt": []},
             {"responses": 5},
             {"responses": [{"text": "a"}]},
+            {"responses": [response | {"tokens": None}]},
+            {"responses": [response | {"tokens": ["a"]}]},
+            {"responses": [response | {"logps": "a"}]},
+            {"sampled": None},
+            {"sampling": 5},
             {"more": 1},
         ):
             with self.subTest(fault):

@@ -313,6 +313,7 @@ class TestReview(CollectTest):
         listed = self.folder.parent / "adapters"
         listed.mkdir()
         lines = '{"id": "q3", "round": 0, "why": "surely"}\n{"id": "q1"}\n{"id": "x"}\n'
+        lines += '{"id": "q1", "round": []}\n{"id": "q3", "round": null}\n'
         (listed / "review.jsonl").write_text(lines)
         keys = read_review(listed, self.folder)
         look = {"again": keys, "mark": "review 1"}

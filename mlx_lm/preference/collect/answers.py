@@ -130,6 +130,12 @@ def read_records(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
         yield number, found
 
 
+# What a line's fields hold.
+_KINDS = {"id": str, "round": int, "row": dict, "sampling": dict, "model": str}
+_KINDS |= {"seed": int, "sampled": int}
+_RESPONSE_KINDS = {"text": str, "tokens": list, "finish": str, "logps": (int, float)}
+
+
 def _is_prompt(prompt):
     return isinstance(prompt, str) or (
         isinstance(prompt, list)
@@ -157,12 +163,15 @@ def _answers(line: Mapping[str, Any], place: str) -> Answers:
     try:
         responses = [Response(**one) for one in line["responses"]]
         found = Answers(**{**line, "responses": responses})
-        if not isinstance(found.id, str) or not isinstance(found.round, int):
-            raise TypeError("id must be a text and round a number")
-        if not all(isinstance(one.text, str) for one in responses):
-            raise TypeError("a response has no text")
-        if not isinstance(found.row, dict):
-            raise TypeError("row must hold the other columns")
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(found, name), kind):
+                raise TypeError(f"{name} has the wrong type")
+        for one in responses:
+            for name, kind in _RESPONSE_KINDS.items():
+                if not isinstance(getattr(one, name), kind):
+                    raise TypeError(f"{name} of a response has the wrong type")
+            if not {*map(type, one.tokens)} <= {int}:
+                raise TypeError("tokens of a response must be whole numbers")
         if not _is_prompt(found.prompt):
             raise TypeError("the prompt is neither a text nor messages")
     except (KeyError, TypeError) as e:

@@ -353,7 +353,9 @@ def read_review(folder: str | Path, output: str | Path) -> dict[Key, str]:
     if path.exists():
         rows = read_lines(path, id=(str,))
         return {
-            (row.get("round", 0), row["id"]): str(row.get("why", "")) for row in rows
+            (row.get("round", 0), row["id"]): str(row.get("why", ""))
+            for row in rows
+            if type(row.get("round", 0)) is int
         }
     if os.path.realpath(folder) != os.path.realpath(output):
         raise InputError(
