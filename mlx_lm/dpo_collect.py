@@ -43,7 +43,7 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
 
 def run(args: SimpleNamespace) -> None:
     """Do what the settings ask for: generate, label, make pairs, export."""
-    if args.output is None:
+    if not args.output:
         raise InputError("Name the folder of what is collected: --output DIR.")
     steps = {
         "prompts": _generate,

@@ -5,6 +5,7 @@
 import contextlib
 import io
 import json
+import shutil
 import tempfile
 import unittest
 from pathlib import Path
@@ -342,6 +343,24 @@ class TestAnswers(Folder):
         )
         self.assertEqual(code, 2)
         self.assertIn("Can't load the adapter", printed)
+        folder = self.folder / "adapter"
+        folder.mkdir()
+        for config in ("[]", "{", '{"num_layers": "x", "lora_parameters": {}}'):
+            (folder / "adapter_config.json").write_text(config)
+            printed, code = self.collect(self.text(3), "--adapter-path", str(folder))
+            self.assertEqual(code, 2, printed)
+            self.assertIn("Can't load the adapter", printed)
+
+    def test_a_model_without_numbers_answers_nothing(self):
+        model = self.folder / "broken"
+        shutil.copytree(self.model, model)
+        weights = str(model / "model.safetensors")
+        broken = {k: v * float("nan") for k, v in mx.load(weights).items()}
+        mx.save_safetensors(weights, broken, {"format": "mlx"})
+        printed, code = self.collect(self.text(3), model=str(model))
+        self.assertEqual(code, 2, printed)
+        self.assertIn("The model's numbers are not finite", printed)
+        self.assertFalse((self.out / "answers.jsonl").exists())
 
     def test_settings_get_one_line(self):
         prompts = self.text(2)

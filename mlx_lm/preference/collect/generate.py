@@ -2,6 +2,7 @@
 
 """A model's answers to prompts, in batches, each prompt computed once for its samples."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -47,6 +48,8 @@ from .prompts import PromptRow, read_prompts
 # depend a little on what is computed beside them. So many batches make a group.
 GROUP_BATCHES = 4
 PREFILL_STEP = 2048
+# What a damaged adapter, or one of another model, raises as it is loaded.
+_UNUSABLE = OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def load_answering_model(
     if adapter_path is not None:
         try:
             load_adapters(model, adapter_path)
-        except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as e:
+        except _UNUSABLE as e:
             reason = " ".join(str(e).split())
             raise InputError(
                 f"Can't load the adapter {adapter_path}: {reason}. Name the folder that "
@@ -315,6 +318,11 @@ def _answer(
                 running_now += samples
             responses = generator.next_generated()
             chosen = mx.stack([r.logprobs[r.token] for r in responses]).tolist()
+            if not all(map(math.isfinite, chosen)):
+                raise InputError(
+                    "The model's numbers are not finite: its weights, or those of the "
+                    "adapter, are damaged. Copy them again, or take another checkpoint."
+                )
             for r, logp in zip(responses, chosen):
                 tokens[r.uid].append(r.token)
                 logps[r.uid] += logp
