@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from .preference.device import prepare_backend
 from .preference.errors import InputError
 from .preference.files import user_cache_folder
 from .preference.setting import add_flag
-from .preference.terminal import lasting_output, visible
+from .preference.terminal import lasting_output, rprint, visible
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -93,6 +94,12 @@ def _generate(args):
         another_model=args.another_model,
         trust_remote_code=args.trust_remote_code,
     )
+    if args.label is None and args.samples > 1:
+        command = f"--label human --model {shlex.quote(args.model)}"
+        rprint(
+            f"Judge them on a page with\n  mlx_lm.dpo_collect {command} --output "
+            f"{shlex.quote(args.output)}"
+        )
 
 
 def _label(args):

@@ -299,6 +299,10 @@ class TestAnswers(Folder):
         )
         with broken, self.assertRaisesRegex(RuntimeError, "too large a buffer"):
             self.collect(prompts)
+        # And what comes next.
+        printed, code = self.collect(prompts)
+        command = f"--label human --model {self.model} --output {self.out}\n"
+        self.assertTrue(printed.endswith(f"\n  mlx_lm.dpo_collect {command}"), printed)
 
     def test_time_left(self):
         # Of 100 answers of 1 to 16 tokens, each ended with probability 1/8 a token.
