@@ -22,13 +22,12 @@ COMMANDS = ("dpo", "dpo_collect")  # ours, listed after upstream's lora
 PATCH = 1  # version = upstream's + "+dpo." + PATCH
 TWIN = "_upstream_"
 LICENSE_TWIN = f"{TWIN}LICENSE"  # goes along with every copy of upstream's files
-# What the tests need beside upstream's; CUDA's compiler needs no card.
-TEST_REQUIREMENTS = [
-    "hypothesis",
-    "selenium",
-    "nvidia-cuda-nvrtc; sys_platform == 'linux' and platform_machine == 'x86_64'",
-]
+TEST_REQUIREMENTS = ["hypothesis", "selenium"]  # what the tests need beside upstream's
 TEST_RUNNER = ["pytest>=9", "pytest-xdist"]  # what runs them on every core
+# CUDA's compiler builds kernels where there is no card.
+TEST_COMPILER = [
+    "nvidia-cuda-nvrtc; sys_platform == 'linux' and platform_machine == 'x86_64'"
+]
 EXTRAS = {"report": ["matplotlib"]}  # what is ours to choose
 MANIFEST_HEADER = """\
 # Written by setup.py: upstream's files, laid around ours. Edits to them are lost.
@@ -280,7 +279,8 @@ def describe(dist: metadata.Distribution) -> dict:
         extras.setdefault(extra, [])
     extras |= {name: list(lines) for name, lines in EXTRAS.items()}
     if "test" in extras:
-        extras["test"] += [*TEST_REQUIREMENTS, *TEST_RUNNER, *EXTRAS["report"]]
+        extras["test"] += TEST_REQUIREMENTS + TEST_RUNNER + TEST_COMPILER
+        extras["test"] += EXTRAS["report"]
     scripts: dict[str, list[str]] = {"console_scripts": []}
     for entry in dist.entry_points:
         scripts.setdefault(entry.group, []).append(f"{entry.name} = {entry.value}")

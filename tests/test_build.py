@@ -266,6 +266,7 @@ class TestMetadata(unittest.TestCase):
             "selenium",
             "pytest>=9",
             "pytest-xdist",
+            "nvidia-cuda-nvrtc; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "matplotlib",
         ]
         self.assertEqual(got["extras_require"], extras)
