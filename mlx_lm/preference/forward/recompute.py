@@ -17,9 +17,8 @@ from ...models.activations import swiglu as _swiglu
 from ...tuner.lora import LoRALinear
 from ..errors import InputError
 from ..features import Feature
-from .caches import leaves
 from .dropout import KeyedDropout
-from .parts import calls_replaced
+from .parts import calls_replaced, leaves
 
 
 def low_rank(x: mx.array, a: mx.array) -> mx.array:
