@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -209,7 +210,7 @@ def main() -> None:
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     prepare_backend(user_cache_folder("kernels"))
-    before = signal.getsignal(signal.SIGTERM)
+    before: Any = signal.getsignal(signal.SIGTERM)
     try:
         world = join_ranks()
     except InputError as e:
@@ -219,6 +220,11 @@ def main() -> None:
     try:
         with lasting_output():
             _main()
+    except SystemExit:
+        if world.size() > 1:
+            # A launcher ends all when one has ended: this one's code is known already.
+            before = signal.SIG_IGN
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 

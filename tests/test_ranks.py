@@ -481,6 +481,7 @@ class TestMessages(unittest.TestCase):
     def test_a_rank_that_is_ended_before_training_says_so(self):
         """A launcher ends the others when one has died, wherever they are."""
         before = signal.getsignal(signal.SIGTERM)
+        self.addCleanup(signal.signal, signal.SIGTERM, before)
         end = lambda *_: signal.raise_signal(signal.SIGTERM)
         for rank, lines in ((0, 1), (1, 0)):
             group = mock.Mock(**{"size.return_value": 2, "rank.return_value": rank})
@@ -490,7 +491,8 @@ class TestMessages(unittest.TestCase):
             ):
                 code, _, err = command()
             self.assertEqual((code, err.count("Rank lost, if")), (143, lines))
-        self.assertIs(signal.getsignal(signal.SIGTERM), before)
+            # The launcher's next signal must not change the code of the first.
+            self.assertIs(signal.getsignal(signal.SIGTERM), signal.SIG_IGN)
 
     def test_sums_are_one_message(self):
         twice = mock.Mock(side_effect=lambda x, group: 2 * x)
