@@ -122,8 +122,8 @@ def run_offline(out: Path, settings: dict) -> None:
     rows = read_prompts(settings["prompts"])
     if not (folder / "answers.jsonl").exists():
         # The start gave those of the first round, too.
-        for answers in read_answers(out / "run" / "collected", 0):
-            append_answers(folder, answers)
+        for given_first in read_answers(out / "run" / "collected", 0):
+            append_answers(folder, given_first)
     for number in range(settings["rounds"]):
         sampling = sampling_of(settings)
         answer_prompts(folder, rows, model, tokenizer, sampling, number)

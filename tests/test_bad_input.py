@@ -57,7 +57,8 @@ class CommandCase(unittest.TestCase):
                 return None
         except OSError:
             return None
-        self.addCleanup(subprocess.run, ["umount", place], check=True)
+        # Weights that are read when they are needed keep their files open.
+        self.addCleanup(subprocess.run, ["umount", "--lazy", place], check=True)
         return Path(place)
 
 

@@ -133,7 +133,8 @@ def read_records(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
 # What a line's fields hold.
 _KINDS = {"id": str, "round": int, "row": dict, "sampling": dict, "model": str}
 _KINDS |= {"seed": int, "sampled": int}
-_RESPONSE_KINDS = {"text": str, "tokens": list, "finish": str, "logps": (int, float)}
+_RESPONSE_KINDS: dict[str, Any] = {"text": str, "tokens": list, "finish": str}
+_RESPONSE_KINDS |= {"logps": (int, float)}
 
 
 def _is_prompt(prompt):
@@ -167,8 +168,8 @@ def _answers(line: Mapping[str, Any], place: str) -> Answers:
             if not isinstance(getattr(found, name), kind):
                 raise TypeError(f"{name} has the wrong type")
         for one in responses:
-            for name, kind in _RESPONSE_KINDS.items():
-                if not isinstance(getattr(one, name), kind):
+            for name, one_kind in _RESPONSE_KINDS.items():
+                if not isinstance(getattr(one, name), one_kind):
                     raise TypeError(f"{name} of a response has the wrong type")
             if not {*map(type, one.tokens)} <= {int}:
                 raise TypeError("tokens of a response must be whole numbers")
