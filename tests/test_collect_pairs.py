@@ -342,6 +342,8 @@ class TestFolderIsData(PairsCase):
             options = ["--iters", "2", "--num-layers", "1", "--batch-size", "2"]
             code, out, err = command(*own, *options, "--train", "--loss-type", loss)
             self.assertEqual(code, 0, err)
+            # What is said of a slow BLAS is the machine's.
+            out = "".join(x for x in out.splitlines(True) if "BLAS" not in x)
             for sign in ("[WARNING]", "Skipped", "not read"):
                 self.assertNotIn(sign, out)
         code, out, err = command(*own, "--inspect", "1", "--test")
