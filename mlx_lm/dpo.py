@@ -11,6 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import lora
+from .preference.data.notes import counted
 from .preference.device import prepare_backend
 from .preference.errors import InputError
 from .preference.features import around, features
@@ -71,7 +72,7 @@ def train_model(job: Job, training_callback: TrainingCallback | None = None) -> 
     args, model, train_set = job.args, job.model, job.train_set
     if len(train_set) < args.batch_size:
         raise InputError(
-            f"The training set has {len(train_set)} usable pairs, fewer than "
+            f"The training set has {counted(len(train_set), 'usable pair')}, fewer than "
             f"batch_size={args.batch_size}. Lower batch_size or add pairs."
         )
     setup.make_policy(args, model)

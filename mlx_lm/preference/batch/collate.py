@@ -176,7 +176,7 @@ def iterate_preference_batches(
     if loop and len(dataset) < batch_size:
         raise InputError(
             f"The training set has {len(dataset)} usable "
-            f"pair{'s' * (len(dataset) > 1)}, fewer than "
+            f"pair{'s' * (len(dataset) != 1)}, fewer than "
             f"batch_size={batch_size}. Lower batch_size or add pairs."
         )
     if buckets is None:
