@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 
 from . import lora
-from .preference.data.notes import counted
+from .preference.batch.collate import check_enough
 from .preference.device import prepare_backend
 from .preference.errors import InputError
 from .preference.features import around, features
@@ -70,11 +70,7 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
 def train_model(job: Job, training_callback: TrainingCallback | None = None) -> None:
     """Train the policy and write the adapter, its settings and its metrics."""
     args, model, train_set = job.args, job.model, job.train_set
-    if len(train_set) < args.batch_size:
-        raise InputError(
-            f"The training set has {counted(len(train_set), 'usable pair')}, fewer than "
-            f"batch_size={args.batch_size}. Lower batch_size or add pairs."
-        )
+    check_enough(train_set, args.batch_size)
     setup.make_policy(args, model)
     job.optimizer, _ = setup.make_optimizer(args, len(train_set))
     job.settings = setup.training_args(args)

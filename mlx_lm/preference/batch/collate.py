@@ -156,6 +156,16 @@ def _led_by(batches, shape, count):
     return [batches[i] for i in first] + rest
 
 
+def check_enough(dataset: Any, batch_size: int) -> None:
+    """Raise unless the pairs fill a batch."""
+    pairs = len(dataset)
+    if pairs < batch_size:
+        raise InputError(
+            f"The training set has {pairs} usable pair{'s' * (pairs != 1)}, "
+            f"fewer than batch_size={batch_size}. Lower batch_size or add pairs."
+        )
+
+
 def iterate_preference_batches(
     dataset: Any,
     batch_size: int,
@@ -173,12 +183,8 @@ def iterate_preference_batches(
     rank, size = (comm_group.rank(), comm_group.size()) if comm_group else (0, 1)
     group = getattr(dataset, "group_size", 1)
     check_batch_size(batch_size, size, group)
-    if loop and len(dataset) < batch_size:
-        raise InputError(
-            f"The training set has {len(dataset)} usable "
-            f"pair{'s' * (len(dataset) != 1)}, fewer than "
-            f"batch_size={batch_size}. Lower batch_size or add pairs."
-        )
+    if loop:
+        check_enough(dataset, batch_size)
     if buckets is None:
         buckets = length_buckets(pair_lengths(dataset), batch_size, group=group)
     per_epoch = sum(-(-len(b.indices) // batch_size) for b in buckets)
