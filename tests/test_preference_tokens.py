@@ -46,6 +46,10 @@ class TestTokens(unittest.TestCase):
         tokenizer = make_tokenizer()
         tokenizer.eos_token = None
         self.assertEqual(self.texts(pair(), tokenizer), ["Q:", " yes", " no"])
+        # A model's settings may name an end that its tokenizer doesn't have.
+        ids = [tokenizer.convert_tokens_to_ids("</s>"), 10**6]
+        tokenizer = TokenizerWrapper(make_tokenizer(), eos_token_ids=ids)
+        self.assertEqual(self.texts(pair(), tokenizer), expected)
 
     def test_empty_prompt(self):
         dataset = PreferenceDataset([pair(prompt="")], make_tokenizer())

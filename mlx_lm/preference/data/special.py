@@ -25,9 +25,8 @@ class SpecialTokens:
             thought |= {tokenizer.think_start, tokenizer.think_end}
             ids = tokenizer.eos_token_ids
         #: What ends an answer.
-        self.ends = tuple(
-            {*filter(None, [raw.eos_token]), *map(raw.convert_ids_to_tokens, ids)}
-        )
+        ends = {raw.eos_token, *map(raw.convert_ids_to_tokens, ids)}
+        self.ends = tuple(filter(None, ends))
         added = raw.added_tokens_decoder.values()
         found = {token.content for token in added if token.special}
         found = (found | set(raw.all_special_tokens)) - thought
