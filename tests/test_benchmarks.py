@@ -19,6 +19,7 @@ from mlx_lm.models import llama
 from mlx_lm.tuner.trainer import evaluate_dpo
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import collect_benchmark  # noqa: E402
 import dpo_baselines  # noqa: E402
 import dpo_benchmark  # noqa: E402
 import dpo_report  # noqa: E402
@@ -259,6 +260,24 @@ class TestObjectivesBenchmark(unittest.TestCase):
             self.run_some("start")
         with self.assertRaisesRegex(ValueError, "Unknown run sigmoidal"):
             self.run_some("sigmoidal")
+
+
+class TestCollectBenchmark(unittest.TestCase):
+    def test_answers_a_minute(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        model = save_tiny_model(Path(folder.name))
+        words = "collect --throughput --prompts 2 --max-tokens 3 --batch-sizes 1 4"
+        words = [*words.split(), "--long", "8", "--model", str(model)]
+        screen = io.StringIO()
+        with mock.patch("sys.argv", words), contextlib.redirect_stdout(screen):
+            collect_benchmark.main()
+        rows = [x.split("|")[1:4] for x in screen.getvalue().splitlines() if "|" in x]
+        self.assertEqual(len(rows), 5)
+        for _, answers, tokens in rows[2:]:
+            # Every answer has as many tokens as it may have.
+            self.assertAlmostEqual(float(tokens) * 20, float(answers), delta=1.5)
+        self.assertRegex(screen.getvalue(), r"8-token prompt, .* \d+% saved")
 
 
 if __name__ == "__main__":
