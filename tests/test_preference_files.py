@@ -390,6 +390,8 @@ class TestHub(TempFolder):
         self.calls.append((path, split, config))
         if path == "offline/data":
             raise ConnectionError("no\nnetwork")
+        if path == "broken/data":
+            raise hf.exceptions.DatasetGenerationError("it") from ValueError("row 5")
         if path not in self.hub:
             raise hf.exceptions.DatasetNotFoundError(f"{path} is not there")
         splits = {k: hf.Dataset.from_list(v) for k, v in self.hub[path].items()}
@@ -425,6 +427,9 @@ class TestHub(TempFolder):
         for data, what in (
             ("nobody/nothing", "no such file or folder, and no dataset"),
             ("offline/data", "no network"),
+            ("broken/data", "Can't load broken/data: row 5"),
+            ({"path": "a/b", "config": {"split": "train"}}, "a/b has split: leave it"),
+            ({"path": "a/b", "config": {"streaming": True}}, "has streaming: leave it"),
             ("two/splits", "only a, b"),
             ("./nobody/nothing", "Found no data at nobody/nothing"),
         ):
@@ -469,6 +474,11 @@ class TestHub(TempFolder):
         self.assertEqual(self.calls[-1][2], {"data_dir": "harmless-base"})
         with self.assertRaisesRegex(ValueError, "needs a path"):
             self.load(data=[{"name": "x"}])
+        # Of several, one that validates is enough.
+        alone = {"path": "one/split"}
+        for data, warnings in ([own, alone], 0), ([alone, alone], 1):
+            _, output = self.load(data=data, valid_fraction=0)
+            self.assertEqual(output.count("There is no validation set"), warnings)
 
     def test_named_splits(self):
         name = "Anthropic/hh-rlhf"

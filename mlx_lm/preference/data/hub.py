@@ -19,6 +19,12 @@ def _open_entry(entry: Any) -> tuple[str, Mapping[str, Any], Splits]:
     name = entry["path"]
     rprint(f"Loading Hugging Face dataset {name}.")
     config = dict(entry.get("config") or {})
+    for key in ("split", "streaming"):
+        if config.get(key):
+            raise InputError(
+                f"The config of {name} has {key}: leave it out. Splits are named by "
+                "train_split and the like, and max_rows reads a part of the rows."
+            )
     if entry.get("data_dir"):
         config["data_dir"] = entry["data_dir"]
     splits = {split: entry.get(f"{split}_split") for split in SPLIT_ALIASES}
@@ -86,7 +92,9 @@ def _load_hub(name: str, kwargs: Mapping[str, Any]) -> Any:
             "that name on the Hugging Face Hub (or it is private)."
         ) from e
     except (exceptions.DatasetsError, OSError, ValueError) as e:
-        reason = hide_values(" ".join(str(e).split()), kwargs)
+        # What failed while rows were made is the cause alone.
+        made = isinstance(e, exceptions.DatasetGenerationError) and e.__cause__
+        reason = hide_values(" ".join(str(made or e).split()), kwargs)
         raise InputError(f"Can't load {name}: {reason}") from e
 
 

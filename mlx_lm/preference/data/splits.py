@@ -41,10 +41,10 @@ def load_splits(
                     f"No validation set: held out {len(valid):,} of {total:,} training "
                     f"pairs (valid_fraction {fraction:g}, seed {seed})."
                 )
-            else:
-                terminal.rprint(_NO_VALIDATION)
         for name, dataset in sets.items():
             results[name].append(dataset)
+    if results["train"] and not results["valid"]:
+        terminal.rprint(_NO_VALIDATION)
     return results, sample
 
 
