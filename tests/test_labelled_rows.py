@@ -265,6 +265,9 @@ class TestCriteria(Faults):
         with self.assertRaisesRegex(ValueError, "criterion 'helpful'.*are: 'funny'"):
             make(rows, criteria=self.WEIGHTS)
         check_criteria({"funny": 1})
+        # What YAML reads as a number is a name.
+        named = [{**rows[0], "criteria": {"1": [2, 3]}}]
+        self.assertEqual(texts(make(named, criteria={1: 1})), [("Q:", " b", " a")])
         for wrong in ({}, {"funny": -1}, {"funny": None}, {"a": True}):
             with self.assertRaisesRegex(ValueError, "criteria needs a weight"):
                 make(rows, criteria=wrong)

@@ -152,5 +152,6 @@ def row_arguments(options: RowOptions, encode: PairTokenizer, kind: str) -> dict
     others = ("max_bad_rows", "escape_special_tokens", "template_date")
     found = {k: v for k, v in vars(options).items() if k not in others}
     is_raw = found.pop("transcripts") == "raw" or not encode.has_chat_template
-    criteria = dict(options.criteria) if options.criteria else None
+    # YAML reads some names as numbers.
+    criteria = {str(k): w for k, w in (options.criteria or {}).items()} or None
     return {**found, "turns": not is_raw, "criteria": criteria, "kind": kind}
