@@ -192,6 +192,10 @@ FAULTS = [
     ("wrong type", {**PAIR, "prompt": [user("q")], "tools": 3}),
     ("wrong type", {**PAIR, "prompt": [user("q")], "chat_template_kwargs": [1]}),
     ("tools are not JSON", {**PAIR, "prompt": [user("q")], "tools": "{"}),
+    (
+        "chat_template_kwargs are not JSON",
+        {**PAIR, "prompt": [user("q")], "chat_template_kwargs": "{"},
+    ),
     ("invalid Unicode", {**PAIR, "prompt": "half a \ud83d smile"}),
     ("empty list of messages", {**PAIR, "prompt": []}),
     ("unknown role", {**PAIR, "prompt": [{"from": "narrator", "value": "q"}]}),
@@ -199,6 +203,7 @@ FAULTS = [
         "content is not text",
         {**PAIR, "prompt": [user([{"type": "image", "image": "cat.png"}])]},
     ),
+    ("content is not text", {**PAIR, "prompt": [user(["text"])]}),
     ("empty answer", {"prompt": "q", "chosen": "", "rejected": "b"}),
     ("empty answer", {"prompt": "q", "chosen": "a", "rejected": " \n"}),
     ("empty answer", {**PAIR, "prompt": [user("q")], "chosen": [assistant("")]}),
@@ -264,6 +269,8 @@ class TestShapes(unittest.TestCase):
 
     def test_template_kwargs(self):
         row = {"prompt": [user("Hi")], "chosen": "a", "rejected": "b"}
+        self.assertEqual(read_row(row).template_kwargs, {"tools": None})
+        row |= {"tools": "", "chat_template_kwargs": " "}
         self.assertEqual(read_row(row).template_kwargs, {"tools": None})
         row["tools"] = '[{"name": "t"}]'
         row["chat_template_kwargs"] = {"enable_thinking": False, "date": None}

@@ -182,6 +182,7 @@ class TestHits(CacheFolder):
         other_vocab.add_tokens(["<new>"])
         other_eos = make_tokenizer(THINKING)
         other_eos.eos_token = "<s>"
+        other_end = TokenizerWrapper(make_tokenizer(THINKING), eos_token_ids=[3])
         changes = {
             "row": {"rows": rows},
             "order": {"rows": make_rows()[::-1]},
@@ -191,6 +192,7 @@ class TestHits(CacheFolder):
             "eos": {"tokenizer": other_eos},
             "template": {"tokenizer": make_tokenizer(CHATML)},
             "wrapper": {"tokenizer": TokenizerWrapper(make_tokenizer(THINKING))},
+            "ends": {"tokenizer": other_end},
             "max_length": {"max_length": 61},
             "wrap_text": {"wrap_text": True},
             "transcripts": {"transcripts": "raw"},
@@ -243,7 +245,7 @@ class TestHits(CacheFolder):
                         found.update(array.tobytes())
         self.assertEqual(
             (token_cache.VERSION, found.hexdigest()),
-            (13, "ae86a4fa43ff6f94"),
+            (14, "ae86a4fa43ff6f94"),
             "Rows became other tokens or notes: raise VERSION in data/cache.py, and "
             "write it here with its digest.",
         )

@@ -35,7 +35,7 @@ from .tokenize import KEEPERS
 
 # To be raised when the same rows get other pairs, ids or notes, or files another
 # form; a test tells when.
-VERSION = 13
+VERSION = 14
 # Fewer rows are tokenized in a second or two.
 MIN_ROWS = 2000
 # The folder's size, in bytes. The files used longest ago go first.
@@ -124,6 +124,8 @@ def tokenizer_fingerprint(tokenizer: Any) -> str | None:
         "renderer": render and inspect.getsource(sys.modules[render.__module__]),
         "thinking": is_wrapper and [tokenizer.has_thinking, tokenizer._thinking_kwarg],
         "special": [raw.special_tokens_map, raw.all_special_ids],
+        # Of the model's configuration.
+        "ends": is_wrapper and sorted(tokenizer.eos_token_ids),
         "split": getattr(raw, "split_special_tokens", None),
     }
     text = json.dumps(parts, sort_keys=True, default=str)

@@ -102,7 +102,8 @@ def without_nulls(value: Any) -> Any:
 
 def _join(parts: list, name: str) -> str:
     for part in parts:
-        kind = part.get("type", "text") if isinstance(part, Mapping) else part
+        part = part if isinstance(part, Mapping) else {"type": part}
+        kind = part.get("type", "text")
         if kind != "text" or not isinstance(part.get("text"), str):
             raise RowFault("content is not text", f"a part of {name} is {kind!r}")
     return "".join(part["text"] for part in parts)

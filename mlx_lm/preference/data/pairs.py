@@ -267,18 +267,24 @@ def _remark_unread(row: Row, what: str, shortest: int = 0) -> None:
 
 def template_kwargs(row: Row) -> dict[str, Any]:
     """The variables of the chat template that a row sets, its tools among them."""
-    tools, kwargs = row.may("tools", TOOLS), row.may("chat_template_kwargs", TOOLS)
-    try:
-        tools = json.loads(tools) if isinstance(tools, str) else tools
-        kwargs = json.loads(kwargs) if isinstance(kwargs, str) else kwargs
-    except (ValueError, RecursionError) as e:
-        raise RowFault("tools are not JSON") from e
-    if not isinstance(tools, (list, type(None))):
-        raise RowFault("wrong type", f"tools is {type(tools).__name__}")
-    if not isinstance(kwargs, (Mapping, type(None))):
-        raise RowFault("wrong type", f"chat_template_kwargs is {type(kwargs).__name__}")
-    if "tools" in (kwargs := without_nulls(kwargs or {})):
+    tools = _variable(row, "tools", list)
+    kwargs = without_nulls(_variable(row, "chat_template_kwargs", Mapping) or {})
+    if "tools" in kwargs:
         raise RowFault("tools twice", "chat_template_kwargs has them: leave them out")
-    # Tools that are JSON text have the nulls that they were given.
-    tools = tools if isinstance(row.get("tools"), str) else without_nulls(tools)
     return {"tools": tools or None, **kwargs}
+
+
+def _variable(row: Row, name: str, kind: type) -> Any:
+    value = row.may(name, TOOLS)
+    if not isinstance(value, str):
+        # Tools that are JSON text have the nulls that they were given.
+        value = without_nulls(value)
+    else:
+        try:
+            # Tables of texts have an empty one where there are none.
+            value = json.loads(value) if value.strip() else None
+        except (ValueError, RecursionError) as e:
+            raise RowFault(f"{name} are not JSON") from e
+    if not isinstance(value, (kind, type(None))):
+        raise RowFault("wrong type", f"{name} is {type(value).__name__}")
+    return value
