@@ -46,11 +46,7 @@ def run(args: SimpleNamespace) -> None:
     """Do what the settings ask for: generate, label, make pairs, export."""
     if not args.output:
         raise InputError("Name the folder of what is collected: --output DIR.")
-    steps = {
-        "prompts": _generate,
-        "label": _label,
-        "export": _export,
-    }
+    steps = "prompts", "label", "export"
     asked = [name for name in steps if getattr(args, name) is not None]
     if not asked and args.explicit & {"pairs", "weights", "length_penalty"}:
         asked = ["pairs"]
@@ -92,6 +88,7 @@ def _generate(args):
         args.adapter_path,
         sampling=Sampling(**{f: getattr(args, f) for f in Sampling.__annotations__}),
         another_model=args.another_model,
+        max_bad_rows=args.max_bad_rows,
         trust_remote_code=args.trust_remote_code,
     )
     if args.label is None and args.samples > 1:

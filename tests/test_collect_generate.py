@@ -3,6 +3,7 @@
 """Prompts and the answers to them: read, generated, kept, and gone on with."""
 
 import contextlib
+import datetime
 import io
 import json
 import shutil
@@ -13,7 +14,9 @@ from unittest import mock
 
 import mlx.core as mx
 import numpy as np
+import pyarrow
 from collecting import check_counts
+from pyarrow import parquet
 from test_folder_lock import taken
 from tiny import float64_logps, save_tiny_model
 
@@ -26,6 +29,7 @@ from mlx_lm.preference.collect.prompts import read_prompts
 from mlx_lm.preference.data.tokenizer import PairTokenizer
 
 WORDS = "tea hat pen cup sun ink map oak bee jam".split()
+TURNS = [{"role": "user", "content": "Say tea."}]
 
 
 class Folder(unittest.TestCase):
@@ -107,16 +111,14 @@ class TestPrompts(Folder):
                 {"id": 7, "prompt": "a"},
                 {"prompt": "b"},
                 {"prompt": "b"},
-                {"prompt": " "},
-                {"other": "c"},
                 {"prompt": "d", "id": "x"},
             ],
         )
         self.assertEqual([row.prompt for row in rows], ["a", "b", "d"])
         self.assertEqual([rows[0].id, rows[2].id], ["7", "x"])
-        self.assertIn("there before: a.jsonl:3.", printed)
-        self.assertIn("empty prompt: a.jsonl:4.", printed)
-        self.assertIn("a.jsonl:5", printed)
+        self.assertIn(
+            "1 row: a prompt that was there before (first: a.jsonl:3)", printed
+        )
         # The same name in every process, and on every machine.
         self.assertEqual(rows[1].id, read_prompts(self.write("b.txt", "b"))[0].id)
 
@@ -140,6 +142,53 @@ class TestPrompts(Folder):
                 self.assertEqual(code, 2, printed)
                 self.assertIn(said, printed.splitlines()[-1])
                 self.assertFalse(self.out.exists())
+
+    def test_bad_rows_are_skipped_up_to_a_share_as_those_of_data(self):
+        bad = [
+            {"prompt": " "},
+            {"other": "c"},
+            {"prompt": "a", "id": [1]},
+            # What only the model's template finds.
+            {"prompt": [{"role": "critic", "content": "x"}, *TURNS]},
+            {"prompt": "b", "chat_template_kwargs": {"tokenize": True}},
+        ]
+        whole = [{"prompt": f"Say {w} {i}."} for i in range(5) for w in WORDS]
+        printed, code = self.collect(self.write("a.jsonl", [bad[3], *whole, *bad]))
+        self.assertEqual(code, 0, printed)
+        self.assertEqual(len(read_answers(self.out)), 50)
+        for said in (
+            "1 row: empty prompt (first: a.jsonl:52)",
+            "1 row: missing column (first: a.jsonl:53, prompt)",
+            "1 row: wrong type (first: a.jsonl:54, id is list)",
+            "1 row: unknown role (first: a.jsonl:1, critic",
+            "1 row: not a variable of the template (first: a.jsonl:56, ",
+        ):
+            self.assertIn(f"[WARNING] Skipped {said}", printed)
+        self.assertIn("1 row: a prompt that was there before", printed)
+        for rows, most in (([bad[0]], "0.1"), ([bad[3]], "0.1"), (bad[:2], "0.2")):
+            prompts = self.write("b.jsonl", [*whole[:7], *rows])
+            out = {"out": self.folder / "other"}
+            given = () if most == "0.1" else ("--max-bad-rows", most)
+            printed, code = self.collect(prompts, *given, **out)
+            self.assertEqual(code, 2, printed)
+            self.assertIn(
+                f"of {7 + len(rows)} rows are bad, more than max_bad", printed
+            )
+            self.assertIn(f"max_bad_rows ({most}) allows. Most often 1 row: ", printed)
+            printed, code = self.collect(prompts, "--max-bad-rows", "0.3", **out)
+            self.assertEqual(code, 0, printed)
+            shutil.rmtree(self.folder / "other")
+
+    def test_columns_that_json_has_not(self):
+        time = datetime.datetime(2026, 1, 31)
+        turns = [{"role": "user", "content": "Say tea.", "time": time}]
+        rows = [{"messages": turns, "time": time, "raw": b"\xff", "names": "tea"}]
+        path = self.folder / "a.parquet"
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        printed, code = self.collect(str(path))
+        self.assertEqual(code, 0, printed)
+        (line,) = read_answers(self.out)
+        self.assertEqual((line.row["time"], line.row["names"]), (str(time), "tea"))
 
 
 class TestAnswers(Folder):
@@ -202,6 +251,46 @@ class TestAnswers(Folder):
         for line in self.answers(*self.biased([5])):
             (one,) = line.responses
             self.assertEqual((one.tokens, one.finish), ([5] * 6, "length"))
+
+    def test_memory_is_that_of_what_is_said(self):
+        self.model = str(
+            save_tiny_model(self.folder / "endless", max_position_embeddings=2**40)
+        )
+        model, tokenizer = self.biased(
+            [load_answering_model(self.model)[1].eos_token_id]
+        )
+        mx.reset_peak_memory()
+        self.answers(model, tokenizer, max_tokens=2 * 10**7)
+        self.assertLess(mx.get_peak_memory(), 10**8)
+        # Whatever is made at a time, what is drawn is as before.
+        model, tokenizer = self.biased([*range(5, 60)])
+        found = []
+        for size in (generate.KEYS, 7, 3):
+            shutil.rmtree(self.out)
+            with mock.patch.object(generate, "KEYS", size):
+                found.append(self.answers(model, tokenizer))
+        self.assertEqual(found[0], found[1])
+        drawn = {len({tuple(x.tokens) for x in one.responses}) for one in found[2]}
+        self.assertEqual(drawn, {4})
+
+    def test_prompts_edited_after_their_answers_are_told(self):
+        rows = [
+            {"id": i, "prompt": f"Say {w}.", "names": w} for i, w in enumerate(WORDS)
+        ]
+        prompts = self.write("a.jsonl", rows)
+        self.collect(prompts)
+        before = (self.out / "answers.jsonl").read_bytes()
+        printed, _ = self.collect(prompts)
+        self.assertNotIn("edited", printed)
+        rows[3]["prompt"] = rows[4]["names"] = "more"
+        printed, code = self.collect(self.write("a.jsonl", [*rows, {"prompt": "New."}]))
+        self.assertEqual(code, 0, printed)
+        self.assertIn(
+            "[WARNING] 2 prompts edited after the answers, such as '3' (a.jsonl:4).",
+            printed,
+        )
+        self.assertTrue((self.out / "answers.jsonl").read_bytes().startswith(before))
+        self.assertEqual(len(read_answers(self.out)), 11)
 
     def test_dropout_is_off(self):
         model, tokenizer = load_answering_model(self.model)

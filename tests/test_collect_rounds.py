@@ -35,6 +35,7 @@ from mlx_lm.preference.collect.round_log import (
 from mlx_lm.preference.run.loop import PreferenceRun
 
 WORDS = "tea hat pen cup sun ink map oak bee jam".split()
+TURNS = [{"role": "user", "content": "Say tea."}]
 JUDGE = """\
 def score(prompt, responses, row):
     return [sum(map(ord, text)) % 97 for text in responses]
@@ -208,6 +209,65 @@ class TestRounds(Rounds):
         answers = read_answers(folder / "collected")
         asked = [one.prompt[0]["content"].split()[1][:-1] for one in answers]
         self.assertEqual(asked, [*WORDS[:4], *WORDS[4:6], *WORDS[:2]])
+
+    def test_edited_prompts_are_told_and_nothing_is_lost(self):
+        files = {"prompts": WORDS[:6], "held_out_prompts": WORDS[6:]}
+        own = {name: str(self.root / f"edited_{name}.jsonl") for name in files}
+
+        def write(name, words):
+            # A text, or the same as a turn.
+            rows = [f"Say {word}." for word in words]
+            if name != "prompts":
+                rows = [[{**TURNS[0], "content": row}] for row in rows]
+            lines = [json.dumps({"prompt": row}) + "\n" for row in rows]
+            Path(own[name]).write_text("".join(lines))
+
+        for name, words in files.items():
+            write(name, words)
+        folder, printed = self.run_rounds("edited", rounds=1, **own)
+        self.assertNotIn("was edited", printed)
+        collected = folder / "collected"
+        before = (collected / "answers.jsonl").read_bytes()
+        # One asked before is gone, two are new; one is no longer held out.
+        write("prompts", [*WORDS[1:6], "fig", "rye"])
+        write("held_out_prompts", WORDS[7:])
+        argv = "--resume", str(folder), "--rounds"
+        printed, code = self.dpo(*argv, "2")
+        self.assertEqual(code, 0, printed)
+        self.assertIn("edited_prompts.jsonl was edited: 2 new, 1 gone. What", printed)
+        self.assertIn(
+            "edited_held_out_prompts.jsonl was edited: 0 new, 1 gone.", printed
+        )
+        self.assertTrue((collected / "answers.jsonl").read_bytes().startswith(before))
+        rounds = [one.round for one in read_answers(collected)]
+        self.assertEqual(rounds, [0] * 6 + [1] * 7)
+        self.assertEqual([x["held_out/compared"] for x in self.log(folder)], [4, 3])
+        write("prompts", ["rye", "fig", *WORDS[1:6]])
+        printed, code = self.dpo(*argv, "2")
+        self.assertIn("edited_prompts.jsonl was edited: another order.", printed)
+        self.assertNotIn("was edited", self.dpo(*argv, "2")[0])
+        # What was trained on is not held out, in whatever form.
+        write("held_out_prompts", WORDS[:1])
+        printed, code = self.dpo(*argv, "3")
+        self.assertEqual(code, 2, printed)
+        self.assertIn(
+            "shares 1 prompt with those that are trained on, or were", printed
+        )
+
+    def test_bad_prompts_are_a_share_of_the_whole_file(self):
+        # All bad ones are in one round; the file has few of them.
+        path = self.root / "bad.jsonl"
+        rows = [{"prompt": f"Say {w} {i}."} for i in range(2) for w in WORDS]
+        rows[1] = {"prompt": [{"role": "critic", "content": "x"}, *TURNS]}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        given = {"prompts": str(path), "prompts_per_round": 4, "rounds": 1}
+        folder, printed = self.run_rounds("bad rows", held_out_prompts=None, **given)
+        self.assertIn("Skipped 1 row: unknown role (first: bad.jsonl:2, ", printed)
+        self.assertEqual(len(read_answers(folder / "collected")), 3)
+        config = self.config("no bad rows", max_bad_rows=0, **given)
+        printed, code = self.dpo("-c", config)
+        self.assertEqual(code, 2, printed)
+        self.assertIn("1 of 20 rows are bad, more than max_bad_rows (0)", printed)
 
     def test_rounds_in_the_way_are_neither_mixed_nor_lost(self):
         folder, _ = self.run_rounds("first", rounds=1, held_out_prompts=None)

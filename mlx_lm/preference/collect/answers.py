@@ -96,6 +96,11 @@ def read_answers(folder: str | Path, round: int | None = None) -> list[Answers]:
     return found
 
 
+def answers_so_far(folder: str | Path, round: int | None = None) -> list[Answers]:
+    """The answers in a folder that may have none yet."""
+    return read_answers(folder, round) if (Path(folder) / ANSWERS).exists() else []
+
+
 @contextmanager
 def _uncollected() -> Iterator[None]:
     """Look for no cycles among new objects, of which lines make many and no cycle."""

@@ -4,6 +4,7 @@
 
 from typing import Any
 
+from ..data.options import RowOptions
 from ..setting import Setting
 
 _TEXT: dict[str, Any] = {"kind": str}
@@ -22,6 +23,13 @@ GENERATE = [
         "messages, or any preference data.",
         str,
         metavar="FILE",
+    ),
+    Setting(
+        "max_bad_rows",
+        RowOptions.max_bad_rows,
+        "Largest share of prompts that can't be used.",
+        least=0,
+        most=1,
     ),
     Setting("samples", 4, "Answers to each prompt.", **_COUNT),
     Setting("temperature", 1.0, "Temperature of the samples.", least=0.0),

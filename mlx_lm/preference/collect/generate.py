@@ -5,7 +5,8 @@
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from ...sample_utils import apply_top_p
 from ...tuner.utils import load_adapters
 from ..data.messages import RowFault
 from ..data.notes import counted
+from ..data.options import RowOptions
 from ..data.pairs import template_kwargs
 from ..data.row import Row
 from ..data.tokenizer import PairTokenizer
 from ..digest import digest
 from ..errors import InputError
-from ..files import writing
+from ..files import json_text, writing
 from ..forward.frozen import running
 from ..forward.tokens import token_logps
 from ..policy.model import load_model, most_positions, read_weights
@@ -37,17 +39,20 @@ from .answers import (
     STOP,
     Answers,
     Response,
+    answers_so_far,
     append_answers,
     drop_cut_line,
     read_answers,
 )
 from .progress import AnswerProgress
-from .prompts import PromptRow, read_prompts
+from .prompts import PromptRow, read_prompts, skip_rows
 
 # Prompts are answered in groups that are begun anew as a whole after a kill: numbers
 # depend a little on what is computed beside them. So many batches make a group.
 GROUP_BATCHES = 4
 PREFILL_STEP = 2048
+# Random keys that are made at a time: few answers are as long as they may be.
+KEYS = 2**16
 # What a damaged adapter, or one of another model, raises as it is loaded.
 _UNUSABLE = OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError
 
@@ -82,17 +87,23 @@ class _Sampler:
     """Draws the tokens of one answer with keys of its own."""
 
     def __init__(self, sampling: Sampling, *name: Any):
-        number = int(digest(sampling.seed, *name, size=8), 16)
-        self._keys = mx.random.split(mx.random.key(number), sampling.max_tokens + 1)
-        self._sampling, self._drawn = sampling, 0
+        self._sampling, self._keys = sampling, self._make_keys(name)
+
+    def _make_keys(self, name):
+        size = min(self._sampling.max_tokens + 1, KEYS)
+        for block in count():
+            more = (block,) if block else ()
+            number = int(digest(self._sampling.seed, *name, *more, size=8), 16)
+            keys = mx.random.split(mx.random.key(number), size)
+            yield from (keys[i] for i in range(size))
 
     def __call__(self, logprobs: mx.array) -> mx.array:
-        key, self._drawn = self._keys[self._drawn], self._drawn + 1
         if not self._sampling.temperature:
             return mx.argmax(logprobs, axis=-1)
         if self._sampling.top_p < 1:
             logprobs = apply_top_p(logprobs, self._sampling.top_p)
-        return mx.random.categorical(logprobs / self._sampling.temperature, key=key)
+        scaled = logprobs / self._sampling.temperature
+        return mx.random.categorical(scaled, key=next(self._keys))
 
 
 class _Float32:
@@ -121,10 +132,11 @@ def generate_answers(
     *,
     sampling: Sampling,
     another_model: bool = False,
+    max_bad_rows: float = RowOptions.max_bad_rows,
     trust_remote_code: bool = False,
 ) -> None:
     """Answer the prompts of a file with a model, into a folder; go on where it ended."""
-    rows = read_prompts(prompts)
+    rows = read_prompts(prompts, max_bad_rows)
     rprint(f"{prompts}: {counted(len(rows), 'prompt')}.")
     model, tokenizer = load_answering_model(model_path, adapter_path, trust_remote_code)
     with folder_kept(folder, "--output"):
@@ -132,7 +144,13 @@ def generate_answers(
             Path(folder).mkdir(parents=True, exist_ok=True)
         keep_folder(folder)
         answer_prompts(
-            folder, rows, model, tokenizer, sampling, another_model=another_model
+            folder,
+            rows,
+            model,
+            tokenizer,
+            sampling,
+            another_model=another_model,
+            max_bad_rows=max_bad_rows,
         )
 
 
@@ -163,13 +181,25 @@ def answer_prompts(
     sampling: Sampling,
     round: int = 0,
     another_model: bool = False,
+    max_bad_rows: float = RowOptions.max_bad_rows,
+    of: int | None = None,
 ) -> list[Answers]:
-    """Answer prompts that have no answers in a folder yet; return those of the round."""
+    """Answer prompts that have no answers in a folder yet; return those of the round.
+    They may be some ``of`` so many, of which a share may be bad."""
     name = model_fingerprint(model)
     done = _answered(folder, round, name, sampling, another_model)
-    encoded = encode_prompts(rows, tokenizer, model, sampling.max_tokens)
+    encoded = encode_prompts(
+        rows, tokenizer, model, sampling.max_tokens, max_bad_rows, of
+    )
     if not encoded:
         raise InputError("No prompt is left to answer: see the lines above.")
+    edited = [p.row for p in encoded if _is_edited(p.row, done.get(p.row.id))]
+    if edited:
+        rprint(
+            f"[WARNING] {counted(len(edited), 'prompt')} edited after the answers, such "
+            f"as {edited[0].id!r} ({edited[0].place}). What was answered stays; give "
+            "another id to what is to be answered anew."
+        )
     size = GROUP_BATCHES * max(sampling.batch_size // sampling.samples, 1)
     groups = [encoded[i : i + size] for i in range(0, len(encoded), size)]
     left = sum(p.row.id not in done for p in encoded)
@@ -193,13 +223,10 @@ def answer_prompts(
 
 def _answered(
     folder: str | Path, round: int, name: str, sampling: Sampling, another_model: bool
-) -> set[str]:
-    """The ids that have answers of this round, of the same model and sampling."""
-    path = Path(folder) / ANSWERS
-    if not path.exists():
-        return set()
-    drop_cut_line(path)
-    before = read_answers(folder, round)
+) -> dict[str, Answers]:
+    """The answers of this round by their ids, of the same model and sampling."""
+    drop_cut_line(Path(folder) / ANSWERS)
+    before = answers_so_far(folder, round)
     others = {
         "another model": any(one.model != name for one in before),
         "another sampling": any(one.sampling != sampling.shown for one in before),
@@ -212,35 +239,46 @@ def _answered(
             f"The answers in {folder} come from {found[0]}: give a folder of its own "
             "with --output, or go on there with --another-model."
         )
-    return {one.id for one in before}
+    return {one.id: one for one in before}
+
+
+def _is_edited(row: PromptRow, answered: Answers | None) -> bool:
+    """Whether a prompt or its columns are not what was answered under its name."""
+    if answered is None:
+        return False
+    before = PromptRow(row.id, answered.prompt, answered.row)
+    return json_text([row.turns, row.row]) != json_text([before.turns, before.row])
 
 
 def encode_prompts(
-    rows: Sequence[PromptRow], tokenizer: Any, model: nn.Module, max_tokens: int
+    rows: Sequence[PromptRow],
+    tokenizer: Any,
+    model: nn.Module,
+    max_tokens: int,
+    max_bad_rows: float = RowOptions.max_bad_rows,
+    of: int | None = None,
 ) -> list[_Encoded]:
     """The ids of prompts as training has them; those too long for the model are named."""
     encode = PairTokenizer(tokenizer)
     most = most_positions(model)
-    found, too_long = [], []
+    found, too_long, faults = [], [], []
     for row in rows:
-        prompt = row.prompt
-        if isinstance(prompt, str) and encode.has_chat_template:
-            prompt = [{"role": "user", "content": prompt}]
+        if encode.has_chat_template:
+            row = replace(row, prompt=row.turns)
         try:
-            ids = encode.prompt_ids(prompt, template_kwargs(Row(row.row)))
+            ids = encode.prompt_ids(row.prompt, template_kwargs(Row(row.row)))
+            if not ids:
+                raise RowFault("a prompt without tokens")
         except RowFault as fault:
-            raise InputError(
-                f"Prompt {row.id}, {prompt_text(prompt)!r:.40}: {str(fault).rstrip('.')}. "
-                "Give a text, or messages that the chat template of the model can write."
-            ) from fault
-        if not ids:
-            raise InputError(f"Prompt {row.id} has no tokens: remove it.")
+            faults.append((row.place, fault))
+            continue
         if most is not None and len(ids) + max_tokens > most:
             too_long.append(
-                f"{prompt_text(prompt)!r:.40} ({counted(len(ids), 'token')})"
+                f"{prompt_text(row.prompt)!r:.40} ({counted(len(ids), 'token')})"
             )
         else:
-            found.append(_Encoded(PromptRow(row.id, prompt, row.row), ids))
+            found.append(_Encoded(row, ids))
+    skip_rows("The prompts", faults, of or len(rows), max_bad_rows)
     if too_long:
         rprint(
             f"Left out, too long for {most:,} positions with max_tokens {max_tokens:,}: "

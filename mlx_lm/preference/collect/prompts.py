@@ -4,7 +4,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,8 @@ from typing import Any
 from ..data.columns import find_question
 from ..data.content import is_answer
 from ..data.messages import RowFault, with_system
+from ..data.notes import NotesBuilder, RowNotes, counted
+from ..data.options import RowOptions
 from ..data.parsing import SUFFIXES
 from ..data.prompts import read_system
 from ..data.row import PROMPT, SYSTEM, Row
@@ -25,8 +27,6 @@ from .answers import Messages, prompt_id
 
 # What a row of preference data has of answers: a prompt to be answered has none.
 _ANSWERS = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
-# Lines that are named where rows are left out.
-_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -36,39 +36,70 @@ class PromptRow:
     id: str
     prompt: str | Messages
     row: dict[str, Any] = field(default_factory=dict)
+    place: str = ""
+
+    @property
+    def turns(self) -> Messages:
+        """The prompt as a chat: a text is what a user says."""
+        prompt = self.prompt
+        return [user_turn(prompt)] if isinstance(prompt, str) else prompt
 
 
-def read_prompts(source: str | Path) -> list[PromptRow]:
+def user_turn(text: str) -> dict[str, Any]:
+    """A text as what a user says."""
+    return {"role": "user", "content": text}
+
+
+def read_prompts(
+    source: str | Path, max_bad_rows: float = RowOptions.max_bad_rows
+) -> list[PromptRow]:
     """The prompts of a file, a folder or a data set, in their order, none of them twice."""
-    found: dict[str, tuple[PromptRow, str]] = {}
-    left_out: dict[str, list[str]] = {}
+    found: dict[str, PromptRow] = {}
+    faults: list[tuple[str, RowFault]] = []
+    again: list[str] = []
     for place, raw in _rows(source):
         try:
-            row = _prompt(raw)
+            row = _prompt(raw, place)
         except RowFault as fault:
-            left_out.setdefault(str(fault), []).append(place)
+            faults.append((place, fault))
             continue
-        before = found.get(row.id)
-        if before is None:
-            found[row.id] = row, place
-        elif isinstance(raw, Mapping) and raw.get("id") is not None:
+        if (before := found.setdefault(row.id, row)) is row:
+            continue
+        if isinstance(raw, Mapping) and raw.get("id") is not None:
             raise InputError(
-                f"{place} has the id {row.id!r}, as {before[1]} has: give each prompt "
-                "an id of its own, or none."
+                f"{place} has the id {row.id!r}, as {before.place} has: give each "
+                "prompt an id of its own, or none."
             )
-        else:
-            left_out.setdefault("a prompt that was there before", []).append(place)
-    for reason, places in left_out.items():
-        more = f" and {len(places) - _SHOWN:,} more" if len(places) > _SHOWN else ""
-        rprint(f"Left out, {reason}: {', '.join(places[:_SHOWN])}{more}.")
+        again.append(place)
     if not found:
-        reasons = Counter({reason: len(x) for reason, x in left_out.items()})
+        reasons = Counter(str(fault) for _, fault in faults)
         why = f" ({reasons.most_common(1)[0][0]})" if reasons else ""
         raise InputError(
             f"{source} has no prompt{why}: give a text with one a line, .jsonl with "
             "prompt or messages, or preference data."
         )
-    return [row for row, _ in found.values()]
+    num_rows = len(found) + len(faults) + len(again)
+    skip_rows(str(source), faults, num_rows, max_bad_rows)
+    if again:
+        rows = counted(len(again), "row")
+        rprint(f"Skipped {rows}: a prompt that was there before (first: {again[0]}).")
+    return list(found.values())
+
+
+def skip_rows(
+    source: str,
+    faults: Sequence[tuple[str, RowFault]],
+    num_rows: int,
+    max_bad_rows: float,
+) -> None:
+    """Say which rows can't be used, as of data; refuse those with too many of them."""
+    builder = NotesBuilder()
+    for place, fault in faults:
+        builder.add(place, fault, (), ())
+    notes = RowNotes(**{**builder.finish(), "num_rows": num_rows})
+    notes.check(source, num_rows, 0, max_bad_rows)
+    for line in notes.lines():
+        rprint(line)
 
 
 def _rows(source: str | Path) -> Iterator[tuple[str, Any]]:
@@ -102,9 +133,9 @@ def _is_object(line):
     return False
 
 
-def _prompt(raw: Any) -> PromptRow:
+def _prompt(raw: Any, place: str) -> PromptRow:
     if isinstance(raw, str):
-        return PromptRow(prompt_id(raw), raw)
+        return PromptRow(prompt_id(raw), raw, place=place)
     if isinstance(raw, RowFault):
         raise raw
     if not isinstance(raw, Mapping):
@@ -124,7 +155,10 @@ def _prompt(raw: Any) -> PromptRow:
     ):
         raise RowFault("wrong type", f"id is {type(name).__name__}")
     kept = {k: x for k, x in raw.items() if k not in used and k != "id"}
-    return PromptRow(prompt_id(prompt) if name is None else str(name), prompt, kept)
+    name = prompt_id(prompt) if name is None else str(name)
+    # A table may hold times and bytes, which JSON writes as texts.
+    prompt, kept = json.loads(json.dumps((prompt, kept), default=str))
+    return PromptRow(name, prompt, kept, place)
 
 
 def _of_pair(raw: Mapping) -> tuple[Any, set[str]] | None:
@@ -142,7 +176,7 @@ def _of_row(raw: Mapping) -> tuple[Any, set[str]]:
     system = read_system(row)
     prompt = found.value
     if isinstance(prompt, str) and system:
-        prompt = [{"role": "user", "content": prompt}]
+        prompt = [user_turn(prompt)]
     if not isinstance(prompt, str):
         prompt = with_system(prompt, system)
     return prompt, {*row.roles.get(PROMPT, ()), *row.roles.get(SYSTEM, ())}

@@ -2,9 +2,10 @@
 
 """Generate, label and train, again and again; each phase may be done twice.
 
-A folder has ``rounds.json`` (which round, which phase), ``collected`` (answers and labels
-of all rounds), ``pairs/round-1`` and so on (what is trained on), ``round-1`` and so on
-(runs of ``mlx_lm.dpo``), ``held_out`` (answers to prompts that are not trained on) and
+A folder has ``rounds.json`` (which round, which phase), ``prompts.json`` (names of the
+prompts that the files last held), ``collected`` (answers and labels of all rounds),
+``pairs/round-1`` and so on (what is trained on), ``round-1`` and so on (runs of
+``mlx_lm.dpo``), ``held_out`` (answers to prompts that are not trained on) and
 ``rounds.jsonl``, a line for each round.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from ..data.notes import counted
+from ..data.options import RowOptions
 from ..digest import digest
 from ..errors import InputError
 from ..files import (
@@ -31,7 +33,14 @@ from ..files import (
 from ..run.loop import TrainingStopped
 from ..run.reading import read_json, read_lines
 from ..terminal import rprint
-from .answers import ANSWERS, Answers, append_answers, drop_cut_line, read_answers
+from .answers import (
+    ANSWERS,
+    Answers,
+    answers_so_far,
+    append_answers,
+    drop_cut_line,
+    read_answers,
+)
 from .function import LONGEST
 from .generate import (
     Sampling,
@@ -58,6 +67,7 @@ from .round_log import (
     warnings_of,
 )
 
+PROMPTS = "prompts.json"
 PHASES = ("generate", "label", "pairs", "train", "measure")
 ADAPTER = "adapters.safetensors"
 
@@ -71,6 +81,7 @@ class RoundSettings:
     judge: str
     rounds: int
     judge_timeout: float = LONGEST
+    max_bad_rows: float = RowOptions.max_bad_rows
     sampling: Sampling = field(default_factory=Sampling)
     prompts_per_round: int | None = None
     held_out_prompts: str | None = None
@@ -112,19 +123,21 @@ class Rounds:
                 "first one: choose function, model, endpoint or human."
             )
         check_judge(settings.judge)
-        self.prompts = read_prompts(settings.prompts)
+        self.prompts = read_prompts(settings.prompts, settings.max_bad_rows)
         self.asked = self._read_held_out()
 
     def _read_held_out(self) -> list[PromptRow]:
         """The prompts that are only for measuring, none of which is trained on."""
         if self.settings.held_out_prompts is None or self._is_human:
             return []
-        rows = read_prompts(self.settings.held_out_prompts)
-        known = {digest(one.prompt) for one in self.prompts}
-        if both := [one.id for one in rows if digest(one.prompt) in known]:
+        rows = read_prompts(self.settings.held_out_prompts, self.settings.max_bad_rows)
+        # Those too that were asked before the file was edited.
+        asked = [PromptRow(x.id, x.prompt) for x in answers_so_far(self.collected)]
+        known = {digest(one.turns) for one in (*self.prompts, *asked)}
+        if both := [one.id for one in rows if digest(one.turns) in known]:
             raise InputError(
                 f"held_out_prompts shares {counted(len(both), 'prompt')} with those that are "
-                f"trained on, such as {both[0]!r}: remove them from one of the files."
+                f"trained on, or were before, such as {both[0]!r}: remove them from it."
             )
         return rows
 
@@ -139,6 +152,7 @@ class Rounds:
                 place.mkdir(parents=True, exist_ok=True)
         for place in (self.folder, *filter(Path.is_dir, self.folder.rglob("*"))):
             remove_leftovers(place)
+        self._tell_edits()
         first, phase = self._state()
         for number in range(first, self.settings.rounds):
             rprint(f"Round {number + 1} of {self.settings.rounds}.")
@@ -150,6 +164,26 @@ class Rounds:
             phase = PHASES[0]
         self._finish()
         return True
+
+    def _tell_edits(self) -> None:
+        """Say what changed in the files of prompts since the rounds last went on."""
+        path, now = self.folder / PROMPTS, {}
+        known = read_json(path)
+        for name, rows, advice in (
+            ("prompts", self.prompts, "What was collected stays."),
+            (
+                "held_out_prompts",
+                self.asked,
+                "Rounds before this were measured on others.",
+            ),
+        ):
+            now[name] = [digest(x.id, x.prompt, x.row, size=8) for x in rows]
+            if (before := known.get(name, now[name])) != now[name]:
+                new, gone = len({*now[name]} - {*before}), len({*before} - {*now[name]})
+                what = f"{new:,} new, {gone:,} gone" if new or gone else "another order"
+                file = getattr(self.settings, name)
+                rprint(f"[WARNING] {file} was edited: {what}. {advice}")
+        write_json(path, now)
 
     def _state(self) -> tuple[int, str]:
         found = read_json(self.folder / STATE)
@@ -191,15 +225,20 @@ class Rounds:
         rows = self._of_round(number)
         if not self._are_answered(self.collected, rows, number):
             model, tokenizer = self._load(number)
-            sampling = self.settings.sampling
-            answer_prompts(self.collected, rows, model, tokenizer, sampling, number)
+            answer_prompts(
+                self.collected,
+                rows,
+                model,
+                tokenizer,
+                self.settings.sampling,
+                number,
+                max_bad_rows=self.settings.max_bad_rows,
+                of=len(self.prompts),
+            )
 
     def _are_answered(self, folder, rows, number):
         """Whether no model has to be loaded."""
-        if not (folder / ANSWERS).exists():
-            return False
-        drop_cut_line(folder / ANSWERS)
-        done = {one.id for one in read_answers(folder, number)}
+        done = {one.id for one in answers_so_far(folder, number)}
         return all(row.id in done for row in rows)
 
     def _label(self, number: int) -> bool | None:
@@ -224,7 +263,6 @@ class Rounds:
         return False
 
     def _judge(self, folder):
-        drop_cut_line(folder / LABELS)
         given = self.settings
         label_answers(
             folder,
@@ -235,7 +273,7 @@ class Rounds:
 
     def _labelled(self, folder, number):
         answers = read_answers(folder)
-        labels = read_labels(folder, answers) if (folder / LABELS).exists() else {}
+        labels = read_labels(folder, answers)
         found = [one for one in answers if one.round == number]
         return found, {x.key: labels[x.key] for x in found if x.key in labels}
 
@@ -302,7 +340,7 @@ class Rounds:
 
     def _measure_held_out(self, number: int) -> dict[str, Any]:
         """Answers to held-out prompts before all rounds and after this one, compared."""
-        sampling = Sampling(**{**vars(self.settings.sampling), "samples": 1})
+        sampling = replace(self.settings.sampling, samples=1)
         before, after = 0, number + 1
         for at in (before, after):
             if not self._are_answered(self.held_out, self.asked, at):
@@ -310,7 +348,13 @@ class Rounds:
                 rprint(f"Held-out prompts, answered by {who}.")
                 model, tokenizer = self._load(at)
                 answer_prompts(
-                    self.held_out, self.asked, model, tokenizer, sampling, at
+                    self.held_out,
+                    self.asked,
+                    model,
+                    tokenizer,
+                    sampling,
+                    at,
+                    max_bad_rows=self.settings.max_bad_rows,
                 )
         start, now = (
             {one.id: one for one in read_answers(self.held_out, at)}
@@ -319,13 +363,8 @@ class Rounds:
         folder = self.held_out / f"round-{after}"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        if (folder / ANSWERS).exists():
-            drop_cut_line(folder / ANSWERS)
-        known = (
-            {one.id for one in read_answers(folder)}
-            if (folder / ANSWERS).exists()
-            else set()
-        )
+        drop_cut_line(folder / ANSWERS)
+        known = {one.id for one in answers_so_far(folder)}
         for name, one in now.items():
             if name in start and name not in known:
                 both = [*start[name].responses, *one.responses]
