@@ -229,6 +229,19 @@ class TestOptimizers(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "optimizer_config.adam .*momentum"):
             build_optimizer("adam", 0.1, {"adam": {"momentum": 0.9}})
 
+    def test_options_that_only_an_update_reads(self):
+        for name, options in (
+            ("adam", {"betas": [0.9]}),
+            ("adamw", {"weight_decay": "0.01"}),
+            ("adafactor", {"eps": 1e-8}),
+            ("adafactor", {"eps": []}),
+            ("sgd", {"momentum": None}),
+            ("muon", {"ns_steps": 2.5}),
+        ):
+            with self.subTest(name, **options):
+                with self.assertRaisesRegex(ValueError, f"optimizer_config.{name} .*"):
+                    build_optimizer(name, 0.1, {name: options})
+
 
 class TestFitToModel(unittest.TestCase):
     def fit(self, config, layers=4, **given):

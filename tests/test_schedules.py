@@ -110,6 +110,8 @@ class TestSchedules(unittest.TestCase):
                 {"name": "cosine_decay", "arguments": [1.0]},
                 {"name": "cosine_decay", "arguments": []},
                 {"name": "cosine_decay", "arguments": None},
+                {"name": "cosine_decay", "arguments": {"init": 1.0}},
+                {"name": "cosine_decay", "arguments": ["1e-5", 5]},
             ],
             "lr_schedule must have a name": [["cosine"], 5],
             "warmup_steps must be": [

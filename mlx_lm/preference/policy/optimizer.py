@@ -28,7 +28,7 @@ def build_learning_rate(
     schedule = dict(schedule or {"name": "constant"})
     if "arguments" in schedule:
         rate = _named_schedule(schedule, warmup_steps)
-        warmup = warmup_steps or schedule.get("warmup") or 0
+        warmup = schedule.get("warmup") or 0
         if warmup < updates:
             return rate, []
         return rate, [f"The warmup of {warmup} updates is the whole run ({updates})."]
@@ -76,8 +76,11 @@ def _named_schedule(schedule, warmup_steps):
             f"and warmup_init, or use {', '.join(SHAPES)}."
         )
     try:
-        return build_schedule(schedule)
-    except (TypeError, ValueError, IndexError) as e:
+        rate = build_schedule(schedule)
+        # Some mistakes show only when it is asked.
+        rate(mx.array(0))
+        return rate
+    except (TypeError, ValueError, LookupError) as e:
         raise InputError(f"lr_schedule {schedule} is wrong: {e}") from e
 
 
@@ -96,6 +99,9 @@ def build_optimizer(
     """Make an optimizer of ``mlx.optimizers``."""
     options = config.get(name) or {}
     try:
-        return OPTIMIZERS[name](learning_rate=rate, **options)
-    except (TypeError, ValueError) as e:
+        # Some mistakes show only in an update.
+        trial, weights = OPTIMIZERS[name](rate, **options), {"w": mx.zeros((2, 2))}
+        trial.apply_gradients(weights, weights)
+        return OPTIMIZERS[name](rate, **options)
+    except (TypeError, ValueError, LookupError) as e:
         raise InputError(f"optimizer_config.{name} {options!r} is wrong: {e}") from e
