@@ -138,12 +138,11 @@ class TestPreferenceLosses(unittest.TestCase):
                 q = p + _logits(self.rng, (2, 3, V), 0.3)
                 targets = mx.array(self.rng.integers(0, V, (2, 3)))
                 mask = mx.array([[True, True, False], [True, False, True]])
-                ones = np.ones((2, 3, V))
                 x = np.asarray(p, dtype=np.float64)
                 y = np.asarray(q, dtype=np.float64)
                 x = x - np.log(np.exp(x - x.max()).sum(-1, keepdims=True)) - x.max()
                 y = y - np.log(np.exp(y - y.max()).sum(-1, keepdims=True)) - y.max()
-                kl = (np.exp(x) * (x - y) * ones).sum(-1) * np.array(mask)
+                kl = (np.exp(x) * (x - y)).sum(-1) * np.array(mask)
                 ours = score_tokens(p, q, targets, mask)
                 for logps, logits in zip(ours, (p, q)):
                     expected = float64_logps(logits, targets, mask)
@@ -187,10 +186,21 @@ class TestPreferenceLosses(unittest.TestCase):
             ("differ in shape", (x, x, x[:, :1], x), {}),
             ("must have shape", (x[0], x, x[0], x), {}),
             ("chosen_mask must have", (x, x, x, x), {"chosen_mask": targets[:, :1]}),
+            (
+                r"all four of one shape .* \(1,\), \(2,\)",
+                (x, mx.zeros((2, 2, 4)), x, mx.zeros((2, 2, 4))),
+                {"rejected_targets": mx.zeros((2, 2), dtype=mx.int32)},
+            ),
         ):
             with self.subTest(message=message):
                 with self.assertRaisesRegex(ValueError, message):
-                    dpo_loss(*args, **kwargs, **more)
+                    dpo_loss(*args, **kwargs | more)
+
+    def test_log_probs_of_tokens_are_no_sums(self):
+        for shapes in ([(2, 3)] * 4, [()] * 4, [(1,), (1,), (1, 1), (1, 1)]):
+            with self.subTest(shapes=shapes):
+                with self.assertRaisesRegex(ValueError, "summed over answers"):
+                    preference_loss(*map(mx.zeros, shapes))
 
 
 if __name__ == "__main__":

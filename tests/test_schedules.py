@@ -97,6 +97,12 @@ class TestSchedules(unittest.TestCase):
         seen = [line["learning_rate"] for line in recorder.train]
         self.assert_close(seen[2:], [0.6] * 3 + [0.4, 0.2])
 
+    def test_rates_that_an_optimizer_ignores(self):
+        args = resolve_args(["--optimizer", "adafactor", "--learning-rate", "1e-5"])
+        for own, notices in ((True, 1), (False, 0)):
+            args.optimizer_config = {"adafactor": {"relative_step": own}}
+            self.assertEqual(len(make_optimizer(args, 9)[1]), notices)
+
     def test_mistakes(self):
         cases = {
             "constant, linear, cosine": [

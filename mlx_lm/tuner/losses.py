@@ -73,8 +73,8 @@ def preference_loss(
         ``(B,)`` in nats; no gradient flows through the rewards.
 
     Raises:
-        ValueError: If an option is out of range, lengths are missing, or the loss
-            does not learn from pairs.
+        ValueError: If an option is out of range, shapes differ, lengths are missing,
+            or the loss does not learn from pairs.
 
     Example:
         >>> logps = [mx.array([x]) for x in (-10.0, -12.0, -11.0, -12.0)]
@@ -82,6 +82,14 @@ def preference_loss(
         >>> [round(x.item(), 4) for x in (losses, chosen, rejected)]
         [0.4741, 0.5, 0.0]
     """
+    policy_logps = [policy_chosen_logps, policy_rejected_logps]
+    reference_logps = [reference_chosen_logps, reference_rejected_logps]
+    shapes = [x.shape for x in policy_logps + reference_logps]
+    if len(shapes[0]) != 1 or len({*shapes}) > 1:
+        raise InputError(
+            "Log-probs must be summed over answers, all four of one shape (pairs,), "
+            f"got {', '.join(map(str, shapes))}."
+        )
     objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
     if objective.data != "pairs":
         name = next(iter(objective.losses))
@@ -94,12 +102,8 @@ def preference_loss(
         # Behind a prompt of one token.
         ends = lengths.reshape(-1) + 1
         batch["lengths"] = mx.stack([mx.ones_like(ends), ends], axis=-1)
-    pairs = pair_logps(
-        mx.concatenate([policy_chosen_logps, policy_rejected_logps]),
-        mx.concatenate([reference_chosen_logps, reference_rejected_logps]),
-        batch,
-        objective,
-    )
+    policy, reference = map(mx.concatenate, (policy_logps, reference_logps))
+    pairs = pair_logps(policy, reference, batch, objective)
     return pair_losses(pairs, objective), *pair_rewards(pairs, objective)
 
 
@@ -197,6 +201,6 @@ def dpo_loss(
     )
     policy, reference, lengths = zip(*(_score_answers(*side) for side in sides))
     losses, _, _ = preference_loss(
-        *policy, *reference, objective=objective, lengths=mx.stack(lengths)
+        *policy, *reference, objective=objective, lengths=mx.concatenate(lengths)
     )
     return losses.mean()

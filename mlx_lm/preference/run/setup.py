@@ -97,7 +97,13 @@ def make_optimizer(
     rate, notices = build_learning_rate(
         args.learning_rate, updates, args.lr_schedule, args.warmup_steps
     )
-    return build_optimizer(args.optimizer, rate, args.optimizer_config), notices
+    optimizer = build_optimizer(args.optimizer, rate, args.optimizer_config)
+    if getattr(optimizer, "relative_step", False):
+        notices.append(
+            "adafactor ignores learning_rate and schedules: its rates are its own, "
+            "unless optimizer_config has adafactor: {relative_step: false}."
+        )
+    return optimizer, notices
 
 
 def training_args(args: SimpleNamespace) -> DPOTrainingArgs:
