@@ -3,6 +3,7 @@
 """Rows with the token ids that a model wrote train on these, not on their text's."""
 
 import unittest
+from unittest import mock
 
 import tiny  # noqa: F401
 from tokenizers_for_tests import no_template_tokenizer, thinking_tokenizer
@@ -62,6 +63,11 @@ class TestGivenTokens(unittest.TestCase):
             self.assertEqual(data[0][1].tolist(), text[1].tolist(), ids)
             (warning,) = [x for x in data.summary() if "token ids" in x]
             self.assertIn("1 row the token ids of an answer are not", warning)
+            # As sentencepiece does.
+            strict = mock.Mock(side_effect=IndexError("piece id is out of range."))
+            with mock.patch.object(self.tokenizer, "decode", strict):
+                data = self.read([self.row(chosen_tokens=ids)])
+            self.assertEqual(data[0][1].tolist(), text[1].tolist())
 
     def test_columns_of_another_kind_are_let_be(self):
         text = self.read([self.row()])

@@ -14,7 +14,7 @@ from mlx_lm.preference.data.messages import (
     with_system,
 )
 from mlx_lm.preference.data.pairs import PreferenceRow
-from mlx_lm.preference.data.shapes import read_row
+from mlx_lm.preference.data.shapes import read_rows
 
 HH = "\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Name a color.\n\nAssistant:"
 HH_TURNS = [user("Hi"), assistant("Hello!"), user("Name a color.")]
@@ -224,6 +224,12 @@ FAULTS = [
     ("score is not a number", {**WEBGPT, "score_1": float("nan")}),
     ("tie", {**WEBGPT, "score_1": 1.0}),
 ]
+
+
+def read_row(raw, **options):
+    """The one pair of a row."""
+    (pair,) = read_rows(raw, **options)
+    return pair
 
 
 class TestShapes(unittest.TestCase):

@@ -32,7 +32,7 @@ class NotesBuilder:
     def __init__(self) -> None:
         self.criteria: set[str] = set()
         self._num_rows = 0
-        self._skipped: dict[str, int] = {}
+        self._skipped: Counter[str] = Counter()
         self._first_skipped: dict[str, str | int] = {}
         self._details: dict[str, str] = {}
         self._dropped_tail: list[int] = []
@@ -41,7 +41,7 @@ class NotesBuilder:
         self._unread: dict[str, None] = {}
         self._choices: dict[str, None] = {}
         self._remarks: dict[str, tuple[int, str | int]] = {}
-        self._splits: dict[str, int] = {}
+        self._splits: Counter[str] = Counter()
 
     def add(
         self,
@@ -54,7 +54,7 @@ class NotesBuilder:
         self._num_rows += 1
         if fault is not None:
             reason = fault.reason
-            self._skipped[reason] = self._skipped.get(reason, 0) + 1
+            self._skipped[reason] += 1
             self._first_skipped.setdefault(reason, place)
             self._details.setdefault(reason, fault.detail)
             return
@@ -66,51 +66,29 @@ class NotesBuilder:
         for role, names in row.roles.items():
             self._columns.setdefault(role, {}).update(dict.fromkeys(names))
         if isinstance(split := row.get("split"), str) and split in _SPLITS:
-            self._splits[split] = self._splits.get(split, 0) + 1
+            self._splits[split] += 1
         self._unread.update(dict.fromkeys(row.unread()))
         self._choices.update(dict.fromkeys(row.choices))
         for text in dict.fromkeys(row.remarks):
             count, first = self._remarks.get(text, (0, place))
             self._remarks[text] = count + 1, first
 
-    def merge(self, later: "NotesBuilder") -> None:
-        """Add what is known of rows behind these."""
-        self.criteria |= later.criteria
-        self._num_rows += later._num_rows
-        for reason, count in later._skipped.items():
-            self._skipped[reason] = self._skipped.get(reason, 0) + count
-            self._first_skipped.setdefault(reason, later._first_skipped[reason])
-            self._details.setdefault(reason, later._details[reason])
-        for text, (count, first) in later._remarks.items():
-            before, earlier = self._remarks.get(text, (0, first))
-            self._remarks[text] = before + count, earlier
-        for split, count in later._splits.items():
-            self._splits[split] = self._splits.get(split, 0) + count
-        self._dropped_tail = self._dropped_tail or later._dropped_tail
-        self._special_token = self._special_token or later._special_token
-        for role, names in later._columns.items():
-            self._columns.setdefault(role, {}).update(names)
-        self._unread.update(later._unread)
-        self._choices.update(later._choices)
-
-    def finish(self) -> dict[str, Any]:
-        """What ``RowNotes`` takes."""
-        columns = {role: list(names) for role, names in self._columns.items()}
-        read = {name for names in columns.values() for name in names}
-        return {
-            "num_rows": self._num_rows,
-            "skipped": self._skipped,
-            "first_skipped": self._first_skipped,
-            "details": self._details,
-            "dropped_tail": self._dropped_tail,
-            "special_token": self._special_token,
-            "criteria": sorted(self.criteria),
-            "columns": columns,
-            "unread": [name for name in self._unread if name not in read],
-            "choices": list(self._choices),
-            "remarks": self._remarks,
-            "splits": self._splits,
-        }
+    def finish(self) -> "RowNotes":
+        """Make the notes."""
+        return RowNotes(
+            self._num_rows,
+            self._skipped,
+            self._first_skipped,
+            self._details,
+            self._dropped_tail,
+            self._special_token,
+            sorted(self.criteria),
+            {role: list(names) for role, names in self._columns.items()},
+            list(self._unread),
+            list(self._choices),
+            self._remarks,
+            self._splits,
+        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +119,7 @@ class RowNotes:
 
     @staticmethod
     def joined(parts: Sequence["RowNotes"]) -> "RowNotes":
-        """Notes on the rows of several datasets."""
+        """Notes on the rows of several parts of a dataset, or of several datasets."""
         first: dict[str, str | int] = {}
         details: dict[str, str] = {}
         skipped: Counter[str] = Counter()
@@ -158,6 +136,8 @@ class RowNotes:
             splits.update(part.splits)
             first = {**part.first_skipped, **first}
             details = {**part.details, **details}
+        read = {name for names in columns.values() for name in names}
+        unread = dict.fromkeys(name for part in parts for name in part.unread)
         return RowNotes(
             sum(part.num_rows for part in parts),
             skipped,
@@ -165,9 +145,9 @@ class RowNotes:
             details,
             next((part.dropped_tail for part in parts if part.dropped_tail), ()),
             next((part.special_token for part in parts if part.special_token), ""),
-            parts[0].criteria,
+            sorted({name for part in parts for name in part.criteria}),
             columns,
-            list(dict.fromkeys(name for part in parts for name in part.unread)),
+            [name for name in unread if name not in read],
             list(dict.fromkeys(text for part in parts for text in part.choices)),
             remarks,
             splits,

@@ -17,6 +17,7 @@ from .pairs import PreferenceRow, make_pair, read_tokens
 from .row import ANSWERS, VALUES, Reading, Row
 
 NO_WEIGHT = "weight 0"
+Reader = Callable[[Row, Reading], list[PreferenceRow]]
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,13 @@ class Shape:
 
     name: str
     tells: str
-    read: Callable[[Row, Reading], list[PreferenceRow]]
+    read: Reader
     columns: str = ""
     more: str = ""
     # One row may be several pairs, or half of one.
     several: bool = False
 
 
-Reader = Callable[[Row, Reading], list[PreferenceRow]]
 # What other shapes need. By the kind of data that is asked for, what a row's pairs
 # become; readers that more than a row's columns tells; the criteria of a raw row; raw
 # rows that are put together; and columns whose sign says which answer is better.
@@ -123,13 +123,7 @@ def read_rows(raw: Any, **options: Any) -> list[PreferenceRow]:
     return pairs
 
 
-def read_row(raw: Any, **options: Any) -> PreferenceRow:
-    """Read a row that holds one pair."""
-    (pair,) = read_rows(raw, **options)
-    return pair
-
-
-def _find(row: Row, reading: Reading) -> Callable[[Row, Reading], list]:
+def _find(row: Row, reading: Reading) -> Reader:
     """Find the reader of a row."""
     if read := next(filter(None, (find(row, reading) for find in FINDERS)), None):
         return read

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..plug_ins import load
 from .content import MOST_CHARACTERS, RowFault
-from .notes import TOO_LONG, NotesBuilder
+from .notes import TOO_LONG, NotesBuilder, RowNotes
 from .pairs import PreferenceRow
 from .shapes import KNOWN_SHAPES, criteria_names, read_rows, separate
 from .table import ColumnsBuilder, TokenColumns
@@ -29,7 +29,7 @@ class _Part:
     """Some rows of a set: their pairs, what is known of them, pairs of each used row."""
 
     columns: TokenColumns
-    notes: NotesBuilder
+    notes: RowNotes
     counts: list[int]
 
 
@@ -67,14 +67,13 @@ def tokenize_rows(
     columns = TokenColumns.concatenate([part.columns for part in parts])
     # Rows are numbered through already.
     columns = replace(columns, rows=np.concatenate([p.columns.rows for p in parts]))
-    notes, counts = parts[0].notes, [n for part in parts for n in part.counts]
-    for part in parts[1:]:
-        notes.merge(part.notes)
+    notes = RowNotes.joined([part.notes for part in parts])
+    counts = [n for part in parts for n in part.counts]
     if kind == "rankings" and counts:
         columns = columns.regroup(max(counts), counts)
     if kind == "labels" and counts:
         columns = columns.by_turns()
-    return columns, notes.finish()
+    return columns, vars(notes)
 
 
 def _tokenize_part(
@@ -98,7 +97,7 @@ def _tokenize_part(
                 builder.add(place, pair, index, row.values)
         if options.get("criteria"):
             notes.criteria |= criteria_names(raw)
-    return _Part(builder.finish(), notes, counts)
+    return _Part(builder.finish(), notes.finish(), counts)
 
 
 def _characters(value: Any) -> int:

@@ -151,7 +151,11 @@ class PairTokenizer:
         ends = [self._raw.eos_token_id]
         if isinstance(self.tokenizer, TokenizerWrapper):
             ends = self.tokenizer.eos_token_ids
-        text = self._raw.decode(ids[:-1] if ids[-1] in ends else ids)
+        try:
+            text = self._raw.decode(ids[:-1] if ids[-1] in ends else ids)
+        except (LookupError, ValueError, OverflowError):
+            # Of a larger vocabulary: not every tokenizer passes them over.
+            return False
         # Decoders differ in spaces, and in what is left of a cut character.
         same, other = ("".join(x.replace("\ufffd", "").split()) for x in (text, answer))
         return same == other
@@ -180,19 +184,17 @@ class PairTokenizer:
         else:
             special = self._special.first(texts)
         prompt, variables, *answers = texts
-        ended = (
-            [self._without_end(answer) for answer in answers] if special else answers
-        )
+        ended = [self._without_end(x) for x in answers] if special else answers
+        parts, rewritten = self._renderer(prompt, ended, variables)
         if ended != answers:
-            parts, rewritten = self._renderer(prompt, ended, variables)
             ends = self._special.ends
             if all(isinstance(x, str) and x.rstrip().endswith(ends) for x in parts[1:]):
                 special = self._special.first([prompt, variables, ended])
-                notes = {"rewritten": rewritten, "special": special}
-                return self._with_borders(parts, prompt, ended, variables, notes)
-        parts, rewritten = self._renderer(prompt, answers, variables)
+            else:
+                ended = answers
+                parts, rewritten = self._renderer(prompt, answers, variables)
         notes = {"rewritten": rewritten, "special": special}
-        return self._with_borders(parts, prompt, answers, variables, notes)
+        return self._with_borders(parts, prompt, ended, variables, notes)
 
     def _with_borders(
         self, parts: list, prompt: list, answers: list, variables: dict, notes: dict
@@ -332,7 +334,7 @@ def _find_cut(texts: list[str], borders: list[str]) -> int:
     shared = texts[0]
     if not all(text.startswith(shared) for text in texts):
         shared = commonprefix(texts)
-    return max(0, *(shared.rfind(border) for border in borders), 0)
+    return max([0, *map(shared.rfind, borders)])
 
 
 def _make_pair(
