@@ -31,6 +31,11 @@ def rprint(*texts: Any) -> None:
     cli_ui.rprint(*map(visible, texts))
 
 
+def counted(number: int, noun: str) -> str:
+    """Put a number before a noun."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
 class _Lasting:
     """A stream that can always be written: what nobody can read is lost, no more."""
 

@@ -18,7 +18,6 @@ from ...models.cache import make_prompt_cache
 from ...sample_utils import apply_top_p
 from ...tuner.utils import load_adapters
 from ..data.messages import RowFault
-from ..data.notes import counted
 from ..data.options import RowOptions
 from ..data.pairs import template_kwargs
 from ..data.row import Row
@@ -31,7 +30,7 @@ from ..forward.tokens import token_logps
 from ..policy.model import load_model, most_positions, read_weights
 from ..reference.fingerprint import model_fingerprint
 from ..run.lock import folder_kept, keep_folder
-from ..terminal import rprint
+from ..terminal import counted, rprint
 from ..watch.samples import prompt_text
 from .answers import (
     ANSWERS,

@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..data.notes import counted
 from ..errors import InputError
 from ..policy.model import check_model_folder
-from ..terminal import rprint
+from ..terminal import counted, rprint
 from .answers import Answers, read_answers
 from .endpoint import Endpoint, read_address
 from .function import LONGEST, find_function

@@ -14,10 +14,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..data.notes import counted
 from ..files import json_text, open_plain, writing
 from ..run.reading import read_lines
-from ..terminal import rprint
+from ..terminal import counted, rprint
 from .answers import Answers, Key
 
 LABELS = "labels.jsonl"

@@ -13,11 +13,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..data.notes import counted
 from ..digest import digest
 from ..errors import InputError
 from ..files import MOST_TEXT, json_text, write_text, writing
-from ..terminal import rprint
+from ..terminal import counted, rprint
 from .answers import ANSWERS, Answers, Key, read_answers
 from .labels import BAD, LABELS, NONE, REWARD, Label, orders, read_labels
 from .lengths import without_length

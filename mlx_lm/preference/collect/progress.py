@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 from ...cli_ui import SquareBar, make_console
-from ..data.notes import counted
 from ..run.screen import format_duration
-from ..terminal import rprint
+from ..terminal import counted, rprint
 from .answers import STOP
 
 # Less of the expected tokens tells no time that is left.

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.notes import counted
+from ..terminal import counted
 from .answers import Answers, Key
 from .labels import NONE, SCORES, TIE, Label
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from ..data.notes import counted
 from ..data.options import RowOptions
 from ..digest import digest
 from ..errors import InputError
@@ -32,7 +31,7 @@ from ..files import (
 )
 from ..run.loop import TrainingStopped
 from ..run.reading import read_json, read_lines
-from ..terminal import rprint
+from ..terminal import counted, rprint
 from .answers import (
     ANSWERS,
     Answers,

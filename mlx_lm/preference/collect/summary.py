@@ -5,7 +5,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..data.notes import counted
+from ..terminal import counted
 from .labels import Key, Label, agreements
 
 # Winners longer than losers by so much teach length.

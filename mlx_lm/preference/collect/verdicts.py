@@ -5,7 +5,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from ..data.notes import counted
+from ..terminal import counted
 from .labels import BAD, NONE, RANKING, SCORES, TIE, Label, fits, is_finite
 
 

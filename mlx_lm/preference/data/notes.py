@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
+from ..terminal import counted
 from .content import RowFault
 from .pairs import TIE, PreferenceRow
 from .row import ANSWERS, PROMPT
@@ -302,8 +303,3 @@ def _listed(names: Sequence[str], most: int = 12) -> str:
 
 def _named(place: str | int) -> str:
     return place if isinstance(place, str) else f"row {place}"
-
-
-def counted(number: int, noun: str) -> str:
-    """Put a number before a noun."""
-    return f"{number:,} {noun}" + ("" if number == 1 else "s")

@@ -17,13 +17,12 @@ from typing import Any
 import mlx.core as mx
 from jinja2 import Environment, StrictUndefined
 
-from ..data.notes import counted
 from ..errors import InputError
 from ..files import write_text, writing
 from ..measure.pair_metrics import FILE_NAME as TEST_FILE
 from ..objective.objective import objective_of
 from ..run.reading import read_json, read_lines
-from ..terminal import rprint, visible
+from ..terminal import counted, rprint, visible
 from ..watch import retained_text, samples
 from ..watch.trackers import check_matplotlib
 from . import charts as drawing

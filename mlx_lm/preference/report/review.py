@@ -8,13 +8,12 @@ from typing import Any
 import mlx.core as mx
 
 from ..data.collected import is_collected
-from ..data.notes import counted
 from ..data.sources import open_local_splits
 from ..errors import InputError
 from ..files import json_text, write_text, writing
 from ..measure.pair_metrics import preference_probabilities
 from ..measure.pair_scores import ScoredPairs
-from ..terminal import rprint
+from ..terminal import counted, rprint
 
 FILE_NAME = "review.jsonl"
 # P(chosen) below which the policy is sure that the rejected answer is better.

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data.notes import counted
 from ..measure.metrics import METRICS
-from ..terminal import visible
+from ..terminal import counted, visible
 
 LONGEST_NAME = 16
 

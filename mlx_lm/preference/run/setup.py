@@ -13,7 +13,6 @@ import mlx.optimizers as optim
 from ...tuner.datasets import load_preference_dataset
 from ...tuner.trainer import DPOTrainingArgs
 from ..batch import shape
-from ..data.notes import counted
 from ..data.options import RowOptions
 from ..data.render import fix_date
 from ..features import features
@@ -22,7 +21,7 @@ from ..objective.objective import objective_of
 from ..policy.model import check_token_ids, prepare_policy
 from ..policy.optimizer import build_learning_rate, build_optimizer
 from ..reference.live import LiveReference, NoReference
-from ..terminal import rprint
+from ..terminal import counted, rprint
 from .job import Job
 
 
