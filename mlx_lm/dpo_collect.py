@@ -104,6 +104,10 @@ def _label(args):
     if kind == "human":
         from .preference.collect.server import label_by_hand
 
+        # Another start has the same page and the same pairs.
+        own = ("model", "host", "port", *_how(args))
+        words = [(k, str(getattr(args, k))) for k in own if k in args.explicit]
+        more = [f" --{k.replace('_', '-')} {shlex.quote(x)}" for k, x in words]
         label_by_hand(
             args.output,
             name,
@@ -112,6 +116,8 @@ def _label(args):
             review=args.review,
             model=args.model,
             browse=not args.no_browser,
+            go_on="".join(more),
+            train=" --weight-feature weight" * bool(args.weights),
             make_pairs=lambda: _make_pairs(args),
         )
     else:

@@ -242,6 +242,16 @@ class TestEndpoint(EndpointCase):
         self.assertEqual({x["verdict"] for x in labels.values()}, {"scores"})
         self.assertEqual(len(self.server.seen), 12)
 
+    def test_prompts_that_the_server_refuses_end_nothing(self):
+        rows = [answers(i, "the longer one", "short") for i in range(6)]
+        steps = [fails(400, b"too long")] * 4
+        labels, code, out = self.label(*rows, steps=steps)
+        self.assertEqual(code, 0, out)
+        said = [label["verdict"] for label in labels.values()]
+        self.assertEqual(said, ["none"] * 4 + ["scores"] * 2)
+        self.assertIn("4 prompts without a verdict: status 400 too long", out)
+        self.assertTrue((self.data / "train.jsonl").exists())
+
     def test_nobody_listens(self):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

@@ -42,6 +42,13 @@ OBEYED = {
     "tag\U000e0041": "tagU+E0041",
     "half \ud800 pair": "half U+D800 pair",
 }
+# Seconds become hundredths, requests are counted, and the beats of the page's clock.
+FASTER = """
+const later = setTimeout, ask = fetch;
+window.asked = window.beats = 0;
+window.setTimeout = (act, ms) => later(() => { if (act.name === "pulse") beats++; act(); }, ms / 20);
+window.fetch = (...what) => { asked++; return ask(...what); };
+"""
 # Colours of all texts and of what lies under them, as WCAG 2.2 compares them.
 CONTRASTS = """
 const rgb = (c) => { const n = c.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
@@ -304,6 +311,12 @@ class TestVotes(PageTest):
         self.assertIn("reward", self.find("#before").text)
         self.assertIn("another order", self.find("#before").text)
         self.assertIn("because judges disagree.", self.find("#before").text)
+        # Also with the text as it is.
+        for _ in range(2):
+            self.press("m")
+            self.assertTrue(self.find("#before").is_displayed())
+            (best,) = self.all(".card.best .body")
+            self.assertEqual(best.text, "poor")
         self.press("u")
         self.wait(lambda: not self.find("#before").is_displayed())
         self.press(str(self.card("good") + 1))
@@ -357,6 +370,12 @@ class TestNothingIsLost(PageTest):
             self.prompt("Q1")
             self.assertIn("Your last choice is kept here", self.find("#notice").text)
             self.assertEqual(len(labels(self.folder)), 1)
+            # What fails is tried again once a second, not ever more often.
+            self.driver.execute_script(FASTER)
+            time.sleep(2)
+            asked, beats = self.driver.execute_script("return [asked, beats]")
+            self.assertGreater(asked, 4)
+            self.assertLessEqual(asked, beats + 1)
         with process(self.folder, urlsplit(url).port, cache=self.cache):
             self.prompt("Q2")
             self.assertFalse(self.find("#notice").is_displayed())
@@ -382,6 +401,15 @@ class TestNothingIsLost(PageTest):
             self.prompt("Q1")
         self.assertEqual(len(lost), 1)
         self.assertEqual(len(labels(self.folder)), 1)
+
+    def test_labels_that_became_shorter(self):
+        self.open(*questions(2))
+        self.press("t")
+        self.prompt("Q1")
+        (self.folder / "labels.jsonl").write_text("")
+        self.wait_for("#notice")
+        self.assertIn("became shorter", self.find("#notice").text)
+        self.assertNotIn("address", self.find("#notice").text)
 
     def test_a_full_disk(self):
         self.open(*questions(2))

@@ -389,12 +389,13 @@ class TestFolderIsData(PairsCase):
         save_answers(data, *(answers(i, "tea", "oh, the tea") for i in range(60)))
         for i in range(60):
             append_label(data, scored(i, 1, 0))
-        own = ["--model", model, "--data", data, "--adapter-path", self.folder / "run"]
+        run = self.folder / "a run"
+        own = ["--model", model, "--data", data, "--adapter-path", run]
         collect("--output", data, "--pairs", "best")
         options = ["--train", "--iters", "20", "--learning-rate", "3e-2"]
         code, out, err = command(*own, *options, "--beta", "1", "--test")
         self.assertEqual(code, 0, err)
-        review = self.folder / "run/review.jsonl"
+        review = run / "review.jsonl"
         self.assertFalse(review.exists(), out)
         # One label of those held out is turned round, another is in doubt.
         held = [row["id"] for row in read_lines(data / "valid.jsonl")]
@@ -410,7 +411,7 @@ class TestFolderIsData(PairsCase):
         self.assertEqual({*found}, set(held[:2]))
         self.assertIn("the policy gives the label", found[held[0]])
         self.assertEqual(found[held[1]], "75% of the judges agree with the label")
-        self.assertIn(f"--output {data} --review {self.folder / 'run'}", out)
+        self.assertIn(f"--output {data} --review '{run}'", out)
         self.assertIn(f"2 labels may be wrong:\n  {held[0]}: the policy gives", out)
 
 

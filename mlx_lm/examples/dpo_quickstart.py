@@ -66,9 +66,13 @@ def main() -> None:
     use_openblas()
     tic = time.perf_counter()
     model_path, adapter_path = output / "SmolLM2-135M-Instruct", output / "adapters"
-    if not (model_path / "model.safetensors").exists():
+    # Written last: a folder with it is whole.
+    if not (model_path / "config.json").exists():
         print(f"Building {model_path}", flush=True)
-        build_smollm2(model_path)
+        try:
+            build_smollm2(model_path)
+        except FileNotFoundError as e:
+            raise SystemExit(f"Error: {e}") from e
     before = answers(model_path)
     sys.argv = [
         "mlx_lm.dpo",

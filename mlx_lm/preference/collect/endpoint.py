@@ -73,15 +73,15 @@ class Endpoint:
         if is_near:
             handlers.append(urllib.request.ProxyHandler({}))
         self._open = urllib.request.build_opener(*handlers).open
-        self._failed, self._is_known = 0, False
+        self._failed, self._is_silent, self._is_known = 0, False, False
         self._said = ""
         self.sleep = time.sleep
 
     def __call__(self, prompt: Any, responses: list[str], row: dict) -> Verdict:
         """Compare all responses."""
+        self._is_silent = False
         found = compare(prompt, responses, self._prefer)
-        is_silent = found.why is not None and found.why != UNREADABLE
-        self._failed = self._failed + 1 if is_silent else 0
+        self._failed = self._failed + 1 if self._is_silent else 0
         if self._failed == MOST_FAILED:
             raise InputError(
                 f"{self.url} failed {MOST_FAILED} times in a row: {found.why}. Labels "
@@ -100,6 +100,8 @@ class Endpoint:
                 }
                 share = read_reply(self._reply([*messages, *more]))
         except _Failed as e:
+            # A prompt that is refused, such as one too long, is no sign of an end.
+            self._is_silent = e.is_again
             return str(e)
         return UNREADABLE if share is None else share
 

@@ -231,11 +231,6 @@ def make_rows(
     return rows, +left_out
 
 
-def is_held_out(prompt: Any, fraction: float, seed: int = 0) -> bool:
-    """Whether a prompt is for validation: always the same, whatever the others."""
-    return int(digest(seed, prompt, size=8), 16) < fraction * 2**64
-
-
 def check_own(
     folder: str | Path, export: str | Path | None = None, *read: str | Path
 ) -> None:
@@ -302,9 +297,29 @@ def write_pairs(
     folder = Path(folder)
     answers, labels = _read(folder, length_penalty)
     rows, left_out = make_rows(answers, labels, pairs, weights)
-    held = [is_held_out(row["prompt"], valid_fraction, seed) for row in rows]
-    train = [row for row, is_held in zip(rows, held) if not is_held]
-    valid = [row for row, is_held in zip(rows, held) if is_held]
+    train, valid = write_splits(folder, rows, valid_fraction, seed)
+    noun = "ranking" if pairs == "ranking" else "pair"
+    text = f"{folder}: {counted(len(rows), noun)} of {counted(len(answers), 'prompt')}"
+    rprint(f"{text}, {train:,} to train on and {valid:,} for validation.")
+    if left_out:
+        parts = [f"{count:,} {reason}" for reason, count in left_out.most_common()]
+        rprint(f"Prompts left out: {', '.join(parts)}.")
+    for line in length_lines(rows):
+        rprint(line)
+    if weights:
+        rprint("To have pairs count by their weight: --weight-feature weight")
+    return {"rows": len(rows), "train": train, "valid": valid, **left_out}
+
+
+def write_splits(
+    folder: Path, rows: Sequence[dict[str, Any]], valid_fraction: float, seed: int = 0
+) -> tuple[int, int]:
+    """Write rows as the training and validation sets of a folder; how many each has."""
+    train, valid = [], []
+    for row in rows:
+        # A prompt is always on the same side, whatever the others.
+        place = int(digest(seed, row["prompt"], size=8), 16) / 2**64
+        (valid if place < valid_fraction else train).append(row)
     if not train:
         train, valid = valid, []
     for name, part in (("valid", valid), ("train", train)):
@@ -314,17 +329,7 @@ def write_pairs(
         else:
             with writing(path):
                 path.unlink(missing_ok=True)
-    noun = "ranking" if pairs == "ranking" else "pair"
-    text = f"{folder}: {counted(len(rows), noun)} of {counted(len(answers), 'prompt')}"
-    rprint(f"{text}, {len(train):,} to train on and {len(valid):,} for validation.")
-    if left_out:
-        parts = [f"{count:,} {reason}" for reason, count in left_out.most_common()]
-        rprint(f"Prompts left out: {', '.join(parts)}.")
-    for line in length_lines(rows):
-        rprint(line)
-    if weights:
-        rprint("To have pairs count by their weight: --weight-feature weight")
-    return {"rows": len(rows), "train": len(train), "valid": len(valid), **left_out}
+    return len(train), len(valid)
 
 
 def export_pairs(

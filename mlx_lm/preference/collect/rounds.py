@@ -50,7 +50,7 @@ from .generate import (
 )
 from .judges import check_judge, label_answers
 from .labels import HUMAN, LABELS, read_labels
-from .pairs import is_held_out, make_rows
+from .pairs import make_rows, write_splits
 from .prompts import PromptRow, read_prompts
 from .round_log import (
     LOG,
@@ -294,19 +294,10 @@ class Rounds:
         )
         count = round(self.settings.replay * len(old))
         rows += [old[i] for i in sorted(order[:count].tolist())]
-        given = self.settings.valid_fraction, self.settings.seed
-        held = [is_held_out(row["prompt"], *given) for row in rows]
-        parts = {
-            "valid": [row for row, is_held in zip(rows, held) if is_held],
-            "train": [row for row, is_held in zip(rows, held) if not is_held],
-        }
         folder = self._pairs_folder(number)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        for name, part in parts.items():
-            if part:
-                text = "".join(json_text(row) + "\n" for row in part)
-                write_text(folder / f"{name}.jsonl", text)
+        write_splits(folder, rows, self.settings.valid_fraction, self.settings.seed)
         replayed = f", {count:,} of them of earlier rounds" if count else ""
         rprint(f"Round {number + 1}: {counted(len(rows), 'pair')}{replayed}.")
 

@@ -277,9 +277,12 @@ def label_by_hand(
     review: str | None = None,
     model: str | None = None,
     browse: bool = True,
+    go_on: str = "",
+    train: str = "",
     make_pairs: Callable[[], Mapping[str, int]],
 ) -> None:
-    """Let a person judge a folder's answers until Ctrl-C, then make pairs of them."""
+    """Let a person judge a folder's answers until Ctrl-C, then make pairs of them.
+    ``go_on`` and ``train`` are what the commands for these have besides."""
     name = name or user_name()
     if name != visible(name.strip(), "") or len(name) > LONGEST_NAME:
         raise InputError(
@@ -290,13 +293,14 @@ def label_by_hand(
     if review is not None:
         keys = read_review(review, folder)
         # The same list again is the same second look, which goes on.
-        mark, again = f"review {digest(sorted(keys), size=4)}", f" --review {review}"
+        mark = f"review {digest(sorted(keys), size=4)}"
+        again = f" --review {shlex.quote(review)}"
     voting = Voting(folder, name, keys, mark)
-    go_on = f"mlx_lm.dpo_collect --label human:{shlex.quote(name)}"
+    place, start = shlex.quote(str(folder)), f"--label human:{shlex.quote(name)}{again}"
     commands = {
-        "go_on": f"{go_on}{again} --output {shlex.quote(str(folder))}",
+        "go_on": f"mlx_lm.dpo_collect {start} --output {place}{go_on}",
         "train": f"mlx_lm.dpo --model {shlex.quote(model or 'MODEL')} "
-        f"--data {shlex.quote(str(folder))} --train --epochs 1",
+        f"--data {place} --train --epochs 1{train}",
     }
     with PageServer(voting, host, port, commands, make_pairs) as server:
         serve(server, browse)

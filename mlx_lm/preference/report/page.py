@@ -28,6 +28,7 @@ from ..watch.trackers import check_matplotlib
 from . import charts as drawing
 from .inspect import FILE_NAME as PAIRS_FILE
 from .review import FILE_NAME as REVIEW_FILE
+from .review import again_command
 from .table import metrics_table
 
 PAGE, PICTURE = "report.html", "curves.png"
@@ -108,8 +109,7 @@ def render(
         samples=_part(answers, [], lambda: _samples(lines)),
         pairs=_part(single, [], lambda: [*_pair_groups(pairs.get("pairs", []))]),
         looks=_part(folder / REVIEW_FILE, [], lambda: _looks(folder)),
-        data=str(config.get("data") or ""),
-        folder=str(folder),
+        again=again_command(config.get("data") or "", folder),
         settings=sorted(shown.items()),
         versions=_part(
             settings, [], lambda: sorted((config.get("versions") or {}).items())

@@ -2,6 +2,7 @@
 
 """Labels that may be wrong: the policy is sure of the other answer, or judges differ."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -79,4 +80,10 @@ def keep_looks(
         rprint(f"  {look['id']}: {look['why']}")
     more = f"  … and {len(looks) - SHOWN:,} more in {path}. " if looks[SHOWN:] else ""
     rprint(f"{more}To judge them again:")
-    rprint(f"  mlx_lm.dpo_collect --label human --output {data} --review {folder}")
+    rprint(f"  {again_command(data, folder)}")
+
+
+def again_command(data: str | Path, folder: str | Path) -> str:
+    """The command that shows the labels again that a run's folder lists."""
+    output, review = (shlex.quote(str(x)) for x in (data, folder))
+    return f"mlx_lm.dpo_collect --label human --output {output} --review {review}"
