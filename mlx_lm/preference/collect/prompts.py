@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..data.columns import find_question
 from ..data.content import is_answer
 from ..data.messages import RowFault, with_system
-from ..data.notes import NotesBuilder, RowNotes, counted
+from ..data.notes import NotesBuilder
 from ..data.options import RowOptions
 from ..data.parsing import SUFFIXES
 from ..data.prompts import read_system
@@ -22,7 +22,7 @@ from ..data.shapes import read_rows
 from ..data.sources import open_sources
 from ..errors import InputError
 from ..files import read_lines_of
-from ..terminal import rprint
+from ..terminal import counted, rprint
 from .answers import Messages, prompt_id
 
 # What a row of preference data has of answers: a prompt to be answered has none.
@@ -96,7 +96,7 @@ def skip_rows(
     builder = NotesBuilder()
     for place, fault in faults:
         builder.add(place, fault, (), ())
-    notes = RowNotes(**{**builder.finish(), "num_rows": num_rows})
+    notes = replace(builder.finish(), num_rows=num_rows)
     notes.check(source, num_rows, 0, max_bad_rows)
     for line in notes.lines():
         rprint(line)
