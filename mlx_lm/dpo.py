@@ -54,8 +54,6 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
     """
     flags = vars(build_parser().parse_args(argv))
     given = {k: v for k, v in flags.items() if v is not None}
-    if len(folders := given.get("adapter_path", [])) == 1:
-        given["adapter_path"] = folders[0]
     if config_file := given.get("config"):
         rprint("Loading configuration file", config_file)
         config = read_config(config_file, lora.yaml_loader)
@@ -63,6 +61,9 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
         if "iters" in given:
             config.pop("epochs", None)  # Both say how long; the command line wins.
         given = {k: v for k, v in config.items() if v is not None} | given
+    folders = given.get("adapter_path")
+    if isinstance(folders, list) and len(folders) == 1:
+        given["adapter_path"] = folders[0]
     explicit = set(given) - {"config"}
     return SimpleNamespace(**{**DEFAULTS, **given}, explicit=explicit)
 

@@ -127,6 +127,11 @@ class TestResolveArgs(unittest.TestCase):
                 self.assertEqual(getattr(args, key), default)
         self.assertEqual(args.explicit, set())
 
+    def test_a_list_of_one_folder(self):
+        self.assertEqual(self.resolve({"adapter_path": ["a"]}).adapter_path, "a")
+        folders = self.resolve({"adapter_path": ["a", "b"]}).adapter_path
+        self.assertEqual(folders, ["a", "b"])
+
     def test_empty_file(self):
         self.assertEqual(self.resolve("# nothing\n").beta, 0.1)
 

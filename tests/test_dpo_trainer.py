@@ -38,7 +38,12 @@ from mlx_lm.preference.run.adapters import save_adapter
 from mlx_lm.preference.run.folder import CallbackList, MetricsFile
 from mlx_lm.preference.run.notices import slow_dtype_notice
 from mlx_lm.tuner import trainer as training_step
-from mlx_lm.tuner.trainer import dpo_step, evaluate_dpo, gradient_accumulator
+from mlx_lm.tuner.trainer import (
+    DPOTrainingArgs,
+    dpo_step,
+    evaluate_dpo,
+    gradient_accumulator,
+)
 
 
 class TestLogps(unittest.TestCase):
@@ -567,12 +572,21 @@ class TestTrainer(unittest.TestCase):
             train(tiny_model("lora"), random_pairs(2), batch_size=4)
 
     def test_bad_settings_are_refused(self):
-        for message, args in (
-            ("beta must be", {"beta": 0.0}),
-            ("grad_accumulation_steps", {"grad_accumulation_steps": 0}),
-        ):
-            with self.assertRaisesRegex(ValueError, message):
-                train(tiny_model("lora"), random_pairs(4), **args)
+        counts = "batch_size iters val_batches steps_per_report steps_per_eval"
+        counts += " steps_per_save grad_accumulation_steps max_skipped_steps sync_steps"
+        wrong = dict.fromkeys(counts.split(), 0) | {"beta": 0.0, "save_best": "best"}
+        for name, value in {**wrong, "iters": 2.0, "seed": -1}.items():
+            with self.subTest(name), self.assertRaisesRegex(InputError, rf"\b{name} "):
+                train(tiny_model("lora"), random_pairs(4), **{name: value})
+        counted = DPOTrainingArgs(iters=np.int64(3), max_grad_norm=np.float32(1))
+        self.assertEqual((counted.iters, counted.max_grad_norm), (3, 1.0))
+
+    def test_an_optimizer_may_have_no_rate_of_its_own(self):
+        metrics = train(
+            tiny_model("lora"), random_pairs(4), optimizer=optim.Adafactor(), iters=2
+        )
+        self.assertTrue(math.isfinite(metrics["loss"]))
+        self.assertNotIn("learning_rate", metrics)
 
 
 def weights_of_dtype(model):

@@ -338,14 +338,22 @@ class TestParts(unittest.TestCase):
     def test_settings_of_a_new_version(self):
         # A setting that did not exist when the run began has its default.
         with tempfile.TemporaryDirectory() as folder:
-            config = {"trained_with": "mlx_lm.dpo", "beta": 0.3, "gone": 1}
+            config = {
+                "trained_with": "mlx_lm.dpo",
+                "beta": 0.3,
+                "gone": 1,
+                "seed": None,
+            }
             (Path(folder) / "adapter_config.json").write_text(json.dumps(config))
             args = SimpleNamespace(
                 **{"resume": folder, "resume_anyway": False, "explicit": set()},
                 **{"beta": 0.1, "brand_new": 7, "train": False, "adapter_path": "x"},
+                seed=5,
             )
             adopt_resumed_run(args)
         self.assertEqual((args.beta, args.brand_new, args.train), (0.3, 7, True))
+        # So has one that is null, as in a YAML file.
+        self.assertEqual(args.seed, 0)
         self.assertEqual(args.adapter_path, folder)
         self.assertFalse(hasattr(args, "gone"))
 

@@ -193,7 +193,8 @@ class TestSetup(unittest.TestCase):
         self.assertNotIn("loss has", rows)
 
         def header(*flags, reference=reference):
-            args = resolve_args(["--iters", "5", "--data", "d", *RATE, *flags])
+            given = ["--iters", "5", "--data", "d", *RATE, *map(str, flags)]
+            args = resolve_args(given)
             return all_rows(args, reference, plan)
 
         rows = header("--reference-free", reference=NoReference())
@@ -204,6 +205,7 @@ class TestSetup(unittest.TestCase):
         smooth = ["--label-smoothing", "0.1", "--margin-feature", "gap"]
         shown = "label_smoothing 0.1 · margin_feature gap"
         self.assertEqual(header(*smooth)["loss has"], shown)
+        self.assertEqual(header("--iters", 3000)["an epoch"], "2 iters · 1,500 epochs")
         rows = header("--loss-type", "kto")
         self.assertEqual(rows["answers"], "4 train · 0 valid")
 

@@ -246,6 +246,13 @@ class TestRun(unittest.TestCase):
             message, "0000003_adapters.safetensors. No step was taken from it"
         )
 
+    def test_stopped_early_since_nothing_was_trained(self):
+        setup = Setup(max_skipped_steps=9, early_stopping=1, steps_per_eval=2)
+        with poisoned(*range(9)), self.assertRaisesRegex(
+            TrainingStopped, "Nothing was trained: .* in all 4 steps. No step was taken"
+        ):
+            setup.start(self.folder)
+
     def test_too_many_before_the_first_update(self):
         for dtype, advice in ((None, ""), (mx.float16, "float16 ends at 65,504, .*")):
             with poisoned(1, 2), self.assertRaisesRegex(

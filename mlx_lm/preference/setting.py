@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from operator import ge, gt, le, lt
 from typing import Any
 
@@ -14,8 +15,8 @@ from .errors import InputError
 
 KINDS: dict[type | None, tuple[str, tuple[type, ...]]] = {
     bool: ("true or false", (bool,)),
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
+    int: ("a whole number", (Integral,)),
+    float: ("a number", (Real,)),
     str: ("text", (str,)),
     dict: ("a mapping", (dict,)),
 }

@@ -1,11 +1,11 @@
 # Copyright © 2026 MLX Contributors
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
 from .objective.objective import Objective
-from .setting import setting
+from .setting import declared, setting
 
 _FREE: dict[str, Any] = {"resume": "free"}  # may change when a run goes on
 _COUNT: dict[str, Any] = {"least": 1, **_FREE}
@@ -33,8 +33,8 @@ class DPOTrainingArgs(Objective):
         compile (bool, optional): Compile the step. Default: on a GPU.
 
     Raises:
-        mlx_lm.preference.errors.InputError: If a setting of the objective is out of
-            range.
+        mlx_lm.preference.errors.InputError: If a setting is out of range, or of
+            another type.
 
     Example:
         >>> from dataclasses import replace
@@ -145,6 +145,12 @@ class DPOTrainingArgs(Objective):
         least=0,
         below=2**32,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        own = [f.name for f in fields(self) if "help" in f.metadata]
+        for name, one in zip(own, declared(type(self))):
+            replace(one, name=name).check(getattr(self, name))
 
     @cached_property
     def objective(self) -> Objective:

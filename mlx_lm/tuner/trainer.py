@@ -12,7 +12,6 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from ..preference.device import cache_limit, compiles
-from ..preference.errors import InputError
 from ..preference.forward.frozen import FrozenStart
 from ..preference.objective.objective import Objective
 from ..preference.objective.pairs import examples
@@ -189,8 +188,6 @@ def train_dpo(
     from ..preference.terminal import lasting_output
 
     args = args or DPOTrainingArgs()
-    if args.grad_accumulation_steps < 1:
-        raise InputError("grad_accumulation_steps must be at least 1")
     maybe_set_recommended_wired_limit()
     folder = Path(args.adapter_file).parent
     if mx.distributed.init().rank() == 0:

@@ -5,7 +5,7 @@
 import math
 import time
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +178,11 @@ class PreferenceRun:
                 if it >= self.last:
                     break
         self.tell("end", self.last)
-        if self.skipped.total == args.iters:
+        # Parts may have ended it early, and a run that goes on may have fewer to take.
+        if self.skipped.total == (steps := max(self.done, self.last)):
             raise TrainingStopped(
                 f"Nothing was trained: the loss or its gradient was not finite in all "
-                f"{args.iters:,} steps. {self._advice(args.iters)}"
+                f"{steps:,} steps. {self._advice(steps)}"
             )
 
     def _after_step(self, it):
@@ -350,7 +351,8 @@ class PreferenceRun:
     def _report(self, it):
         """Average what happened since the last report, show and report it."""
         self.metrics = metrics = self.window.report(self.world)
-        metrics["learning_rate"] = self.optimizer.learning_rate.item()
+        with suppress(KeyError):  # Adafactor may have one for each weight.
+            metrics["learning_rate"] = self.optimizer.learning_rate.item()
         metrics["grad_norm"] = self.gradient.norm.item()
         metrics["skipped_steps"] = self.skipped.total
         self.tell("after_report", it, metrics)

@@ -130,8 +130,9 @@ def header_rows(
     shared = "shared" if any(b.shape.prompt for b in plan) else "not shared"
     shared += ", rows packed" if any(b.shape.packed for b in plan) else ""
     shapes = counted(len(plan), "batch shape")
-    epochs = f"{args.iters / per_epoch:.3g}"
-    epochs += " epoch" if epochs == "1" else " epochs"
+    epochs = args.iters / per_epoch
+    passes = f"{epochs:,.0f}" if epochs >= 1000 else f"{epochs:.3g}"
+    passes += " epoch" if passes == "1" else " epochs"
     read = getattr(train_set, "sample", None)
     return {
         **_settings_rows(args),
@@ -139,7 +140,7 @@ def header_rows(
         "data": str(args.data),
         "rows read": f"{read.rows:,} of {read.total:,}" if read else "",
         what: f"{len(train_set):,} train · {len(valid_set):,} valid",
-        "an epoch": f"{counted(per_epoch, 'iter')} · {epochs}",
+        "an epoch": f"{counted(per_epoch, 'iter')} · {passes}",
         "rows are": f"{train_set.shape} · {train_set.format}",
         "columns": train_set.notes.read_as(),
         "prompts": f"{shared} · {shapes} · {padding:.0%} padding",

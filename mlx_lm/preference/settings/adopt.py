@@ -130,7 +130,7 @@ def adopt_resumed_run(args: SimpleNamespace) -> None:
         # The folder may have been renamed.
         old = folder if key == "adapter_path" else old
         if key not in args.explicit or _means(key, new, old):
-            setattr(args, key, old)
+            setattr(args, key, SETTINGS[key].default if old is None else old)
         elif SETTINGS[key].resume != "free":
             _refuse(f"{key} is {new!r}", repr(old), key, args)
     if "iters" in args.explicit:
