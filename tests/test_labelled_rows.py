@@ -212,6 +212,7 @@ class TestCriteria(Faults):
             ("criterion is no scores and no 0 or 1", [" a", " b", " c"], 1),
             ("criterion is no scores and no 0 or 1", [" a", " b"], 2),
             ("missing column", None, [1, 2]),
+            ("wrong type", "[' a', ' b']", [1, 2]),
             ("criterion without chosen and rejected", None, {"chosen": " a"}),
         ):
             bad = {
@@ -220,6 +221,7 @@ class TestCriteria(Faults):
                 "criteria": {"honest": value},
             }
             self.refuse(reason, bad, criteria=self.WEIGHTS)
+        self.refuse("wrong type", {"prompt": "Q:", "criteria": [1]})
 
     def test_ultrafeedback(self):
         def answer(text, *ratings):

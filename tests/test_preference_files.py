@@ -191,6 +191,13 @@ class TestReadFiles(TempFolder):
         self.assertEqual(str(rows[2]), "unreadable list: prompt")
         self.assertEqual(str(rows[3]), "not a row of the table: 4 cells for 6 columns")
 
+    def test_cells_with_lists_of_texts(self):
+        rows = [{"note": '["a"]', "ranking": [" a", " b"], "chosen_tokens": [1, 2]}]
+        for dump in (json.dumps, repr):
+            cells = [{k: dump(v) for k, v in rows[0].items()} | {"note": '["a"]'}]
+            path = self.write("a.csv", lines_of_cells(cells, ","))
+            self.assertEqual(list(FileRows([path])), rows)
+
     def test_the_reason_and_the_place(self):
         row = json.dumps(make_rows(0, 1)[0])
         cut = json.dumps(make_rows(0, 9), indent=1)[:-30]

@@ -283,6 +283,8 @@ def read_scored(row: Row, reading: Reading) -> list[PreferenceRow]:
     """A row whose answers several criteria compare."""
     found = scored(row)
     if found is None:
+        if "criteria" in row:
+            raise RowFault("wrong type", "criteria is no object of names")
         raise RowFault("completions without annotations")
     for name in _COMPARED:
         row.may(name, ANSWERS)

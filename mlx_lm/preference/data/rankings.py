@@ -152,8 +152,10 @@ def _choice(name: Any, scored: Scored) -> tuple | None:
         if not {"chosen", "rejected"} <= value.keys():
             raise RowFault("criterion without chosen and rejected", str(name))
         return value["chosen"], value["rejected"]
-    if not isinstance(answers, (list, tuple)):
+    if answers is None:
         raise RowFault("missing column", "responses")
+    if not isinstance(answers, (list, tuple)):
+        raise RowFault("wrong type", f"responses is {type(answers).__name__}")
     if isinstance(value, list):
         return _best_and_worst(answers, value)
     if len(answers) == 2 and value in (0, 1) and is_number(value):

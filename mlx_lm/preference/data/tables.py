@@ -24,6 +24,8 @@ _TEXTS = re.compile(
     "(prompt|question|query|instruction|input|context|history|system|chosen|rejected|"
     "completion|response|answer|output|text|human_ref)(_?([0-9]+|[ab]|text))?"
 )
+# Columns of lists, whatever is in these.
+_LISTS = ("ranking", "responses", "ranking_tokens", "chosen_tokens", "rejected_tokens")
 
 
 def _parse_csv(raw: bytes, path: Path) -> Rows:
@@ -75,7 +77,7 @@ def _cells(name: str, cells: list[str]) -> list[Any]:
         except (KeyError, ValueError):
             pass
     # An empty cell of a table is a value that is not there.
-    lists = "[{", "[[", "{"
+    lists = ("[",) if name in _LISTS else ("[{", "[[", "{")
     return [_parts(name, x) if x.startswith(lists) else x or None for x in cells]
 
 
