@@ -259,8 +259,12 @@ class TestCriteria(Faults):
         self.assertEqual(data.skipped, {"one answer to its prompt": 1})
         self.assertEqual([p[1][:2] for p in texts(data)], ["b<", " y"])
         both = {"helpfulness": 1, "coherence": 2}
-        data = make(rows[:2], make_tokenizer(CHATML), 128, criteria=both)
-        self.assertEqual(data.values["weights"].tolist(), [1, 2])
+        names = ("response", "helpfulness", "coherence")
+        lists = {name: [row[name] for row in rows[:2]] for name in names}
+        for given in (rows[:2], [{"prompt": "Hi", **lists}]):
+            data = make(given, make_tokenizer(CHATML), 128, criteria=both)
+            self.assertEqual(data.values["weights"].tolist(), [1, 2])
+            self.assertEqual([p[1][:2] for p in texts(data)], ["b<", "a<"])
 
     def test_unknown_names(self):
         rows = [{"prompt": "Q:", "responses": [" a", " b"], "criteria": {"funny": 1}}]

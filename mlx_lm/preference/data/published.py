@@ -309,15 +309,18 @@ def joined(rows: Sequence[Any]) -> Iterator[tuple[int, Any]]:
     group: list = []
     for index in range(len(rows)):
         row = rows[index]
-        same = group and _is_rating(row) and row["prompt"] == group[0]["prompt"]
+        # Some have all answers to a prompt in one row, as lists.
+        is_one = _is_rating(row) and not isinstance(row["helpfulness"], list)
+        same = group and is_one and row["prompt"] == group[0]["prompt"]
         if group and not same:
             yield index - len(group), _together(group)
             group = []
-        if _is_rating(row):
-            if getattr(rows, "is_part", False) and isinstance(row["response"], str):
+        if is_one:
+            if getattr(rows, "is_part", False):
                 raise InputError(
                     "max_rows, or a set too large for the memory, would part answers "
-                    "to one prompt that stand in several rows: put them into one row."
+                    "to one prompt that stand in several rows: put them into one row, "
+                    "as lists."
                 )
             group.append(row)
         else:
