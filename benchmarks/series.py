@@ -57,7 +57,7 @@ LAYERS = (
         "data/bounded.py data/arrow.py data/large.py data/sample.py "
         "data/rewritten.py data/borders.py data/columns.py data/pair_shapes.py "
         "settings/datasets.py "
-        "policy/adapter.py policy/start.py policy/peft.py policy/gpt2.py "
+        "policy/adapter.py policy/head.py policy/start.py policy/peft.py policy/gpt2.py "
         "policy/reference.py run/compressed.py "
         "settings/earlier.py settings/adopt.py run/notices.py",
         tests="test_preference_tokens.py",

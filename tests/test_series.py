@@ -34,7 +34,7 @@ for tree in sys.argv[1:]:
 LATER = (
     *("save_best", "criteria", "gamma", "resume", "pack", "sync_steps", "test"),
     *("token_cache", "reference_bits", "resume_adapter_file", "share_prompt"),
-    "debug_gradients",
+    *("debug_gradients", "train_head"),
 )
 REFUSED = """
 import json, sys

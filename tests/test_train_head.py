@@ -10,7 +10,7 @@ from test_dpo_command import CommandCase, metrics_of, write_yaml
 from tiny import save_rows, save_tiny_model, tiny_model
 
 from mlx_lm import load
-from mlx_lm.preference.policy.model import unfreeze_head
+from mlx_lm.preference.policy.head import unfreeze_head
 
 
 class TestTrainHead(CommandCase):

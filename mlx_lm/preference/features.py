@@ -14,6 +14,7 @@ from .setting import Setting
 # Each module's FEATURE takes part, in this order.
 PLUG_INS = (
     "settings.datasets",
+    "policy.head",
     "settings.earlier",
     "run.notices",
     "run.layouts",

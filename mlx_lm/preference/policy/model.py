@@ -126,31 +126,12 @@ def read_weights(model: nn.Module, path: str) -> None:
         raise _unreadable(path, e) from e
 
 
-def unfreeze_head(model: nn.Module) -> None:
-    """Make the output head trainable: with tied embeddings, these."""
-    names = ("lm_head", "output", "embed_out", "embed_tokens", "wte", "embeddings")
-    modules = list(model.named_modules())
-    for wanted in names:
-        for path, module in modules:
-            if path.split(".")[-1] != wanted or "layers." in path:
-                continue
-            if "scales" in module:
-                raise InputError(
-                    f"train_head can't train {path}, which is quantized. Use a model "
-                    "that is not quantized."
-                )
-            module.unfreeze()
-            return
-    raise InputError(f"train_head finds no module named {', '.join(names)}.")
-
-
 def prepare_policy(
     model: nn.Module,
     fine_tune_type: str,
     num_layers: int,
     lora_parameters: dict[str, Any] | None = None,
     *,
-    train_head: bool = False,
     seed: int = 0,
 ) -> None:
     """Make the trained part: adapters or unfrozen layers."""
@@ -175,8 +156,6 @@ def prepare_policy(
                 "lora_parameters.keys."
             ) from e
         _check_dora(model)
-    if train_head:
-        unfreeze_head(model)
     if not tree_flatten(model.trainable_parameters()):
         keys = (lora_parameters or {}).get("keys")
         raise InputError(f"Nothing to train: the model has no layers named {keys}.")

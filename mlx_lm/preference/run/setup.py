@@ -27,14 +27,8 @@ from .job import Job
 
 def make_policy(args: SimpleNamespace, model: nn.Module) -> None:
     """Make the trained part of the model as the settings say."""
-    prepare_policy(
-        model,
-        args.fine_tune_type,
-        args.num_layers,
-        args.lora_parameters,
-        train_head=args.train_head,
-        seed=args.seed,
-    )
+    given = args.fine_tune_type, args.num_layers, args.lora_parameters
+    prepare_policy(model, *given, seed=args.seed)
     for feature in features():
         feature.policy_made(args, model)
 

@@ -62,11 +62,6 @@ def check_args(args: SimpleNamespace) -> None:
             "share evenly: give a multiple of it."
         )
     _check_objective(args)
-    if args.train_head and args.fine_tune_type != "full":
-        raise InputError(
-            "train_head needs fine_tune_type full: no loader takes a whole head beside "
-            f"{args.fine_tune_type}. Name it in lora_parameters.keys to adapt it."
-        )
     _check_nested(args)
     for feature in features():
         feature.check(args)

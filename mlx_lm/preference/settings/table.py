@@ -58,8 +58,6 @@ def _policy() -> Iterable[Setting]:
         "names such as self_attn.q_proj, limits the adapter to them."
     )
     yield _shared("lora_parameters", what, **_YAML, **_ADAPTER)
-    what = "Train the output head too, and tied embeddings with it."
-    yield Setting("train_head", False, what, **_ADAPTER)
     what = "The optimizer of the weights that are trained."
     yield _shared("optimizer", what, choices=[*OPTIMIZERS], resume="shape")
     what = "Arguments of each optimizer of mlx.optimizers."
