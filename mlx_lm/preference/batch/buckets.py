@@ -133,7 +133,7 @@ def with_scored(bucket: Bucket, lengths: np.ndarray, batch_size: int) -> Bucket:
 @lru_cache(maxsize=8)
 def _cut_buckets(raw, batch_size, layout, options):
     max_shapes, min_batches, *pads, max_length, ranks, group = options
-    pad = pads[0]
+    pad, _, fused_pad = pads
     lengths = np.frombuffer(raw, dtype=np.int64).reshape(-1, 3)
     share = -(-batch_size // ranks)
     if placing := PLACED.get(layout):
@@ -141,7 +141,7 @@ def _cut_buckets(raw, batch_size, layout, options):
     features, prices = two_lengths(input_lengths(lengths), layout)
     # Pairs that belong together are cut as one, as long as the longest of them.
     whole, size = features.reshape(-1, group, 2).max(axis=1), batch_size // group
-    widths = pad, pads[-1]
+    widths = pad, fused_pad
     parts = _cut_parts(whole, prices, size, widths, min_batches, max_shapes)
     parts = [(part[:, None] * group + np.arange(group)).reshape(-1) for part in parts]
     longest_input = np.iinfo(np.int32).max if max_length is None else max_length - 1
@@ -154,13 +154,8 @@ def _cut_buckets(raw, batch_size, layout, options):
     buckets.sort(key=lambda b: (b.shape.prompt + b.shape.width, b.shape, b.indices[0]))
     buckets = [with_scored(b, lengths, share) for b in buckets]
     if placing:
-        inputs, limits = input_lengths(lengths)[:, 1:], (
-            share,
-            step,
-            pad,
-            longest_input,
-        )
-        buckets = [placing.widen(bucket, inputs, *limits) for bucket in buckets]
+        given = input_lengths(lengths)[:, 1:], share, step, pad, longest_input
+        buckets = [placing.widen(bucket, *given) for bucket in buckets]
     return buckets
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import InputError
 from .buckets import check_batch_size, length_buckets
-from .shape import PLACED, BatchShape, Bucket, pair_lengths
+from .shape import PLACED, BatchShape, Bucket, batches_per_epoch, pair_lengths
 
 
 class PairBatch(NamedTuple):
@@ -187,8 +187,7 @@ def iterate_preference_batches(
         check_enough(dataset, batch_size)
     if buckets is None:
         buckets = length_buckets(pair_lengths(dataset), batch_size, group=group)
-    per_epoch = sum(-(-len(b.indices) // batch_size) for b in buckets)
-    epoch, first = divmod(first_batch, per_epoch)
+    epoch, first = divmod(first_batch, batches_per_epoch(buckets, batch_size))
     while True:
         batches = epoch_batches(buckets, batch_size, seed, epoch, group, num_batches)
         if lead and epoch == 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .shape import FREE_SHAPES, PLACED, BatchShape, Bucket, Placing
+from .shape import FREE_SHAPES, PLACED, BatchShape, Bucket
 
 # In rows of so many tokens attention costs as much as the rest of a small model.
 COSTLY_WIDTH = 2048
@@ -82,10 +82,11 @@ def best_width(
     return min(costs, key=lambda width: (costs[width], width))
 
 
-class Packed(Placing):
+class Packed:
     """How rows are packed, as plans and batches ask for it."""
 
     def cut(self, max_shapes: int, batch_size: int, share: int) -> tuple[int, int]:
+        """How many buckets there may be, and a number that all shapes have."""
         # So many numbers of rows for each width; not fewer where more ranks share.
         forms = min(batch_size, max_shapes, 4)
         free = max_shapes >= FREE_SHAPES
@@ -93,14 +94,17 @@ class Packed(Placing):
         return max_shapes // forms, step
 
     def widen(self, bucket: Bucket, inputs: np.ndarray, *limits: int) -> Bucket:
+        """Give a bucket the shape of its batches."""
         share, step, pad, longest = limits
         width = best_width(inputs[bucket.indices], share, step, pad, longest)
         return bucket._replace(shape=bucket.shape._replace(width=width, packed=step))
 
     def place(self, lengths: Any, shape: BatchShape) -> tuple[list, tuple[int, int]]:
+        """Row and column of each sequence, and how many rows and columns that is."""
         return pack_rows(lengths, shape.width, shape.packed)
 
     def tokens(self, inputs: np.ndarray, batch_size: int, shape: BatchShape) -> int:
+        """Count the tokens that batches of pairs in their order compute."""
         shapes = batch_shapes(inputs, batch_size, shape.width, shape.packed)
         return sum(rows * width for rows, width in shapes)
 

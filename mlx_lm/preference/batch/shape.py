@@ -42,28 +42,9 @@ class Bucket(NamedTuple):
     indices: np.ndarray
 
 
-class Placing:
-    """Sequences that lie elsewhere than one in each row."""
-
-    def cut(self, max_shapes: int, batch_size: int, share: int) -> tuple[int, int]:
-        """How many buckets there may be, and a number that all shapes have."""
-        raise NotImplementedError
-
-    def widen(self, bucket: Bucket, inputs: np.ndarray, *limits: int) -> Bucket:
-        """Give a bucket the shape of its batches."""
-        raise NotImplementedError
-
-    def place(self, lengths: Any, shape: BatchShape) -> tuple[list, tuple[int, int]]:
-        """Row and column of each sequence, and how many rows and columns that is."""
-        raise NotImplementedError
-
-    def tokens(self, inputs: np.ndarray, batch_size: int, shape: BatchShape) -> int:
-        """Count the tokens that batches of pairs in their order compute."""
-        raise NotImplementedError
-
-
-# By the name of ``sharing``.
-PLACED: dict[str, Placing] = {}
+# Who places sequences elsewhere than one in each row, as ``packing.Packed`` does, by
+# the name of ``sharing``.
+PLACED: dict[str, Any] = {}
 
 
 def input_lengths(lengths: np.ndarray) -> np.ndarray:
