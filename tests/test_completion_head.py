@@ -30,7 +30,7 @@ from mlx_lm.preference.forward.head import (
     trained_outside_layers,
 )
 from mlx_lm.preference.forward.parts import calls_replaced
-from mlx_lm.preference.policy.model import unfreeze_head
+from mlx_lm.preference.policy.head import unfreeze_head
 from mlx_lm.tuner.trainer import dpo_step
 from mlx_lm.tuner.utils import linear_to_lora_layers
 

@@ -431,7 +431,7 @@ class TestLimits(unittest.TestCase):
             self.assertEqual(free, left * MB)
 
     def test_smaller_settings(self):
-        changes = smaller_settings({"max_seq_length": 1024, "num_layers": -1})
+        changes = smaller_settings({"max_seq_length": 1024})
         self.assertEqual(changes, [{"max_seq_length": 512}, {"max_seq_length": 256}])
         self.assertEqual(smaller_settings({"batch_size": 1}), [])
 

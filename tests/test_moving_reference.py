@@ -270,7 +270,6 @@ class TestNoReference(unittest.TestCase):
         self.assertEqual(reference.recall(PAIRS, batch)["reference_logps"].sum(), 0)
         self.assertEqual(reference.unknown(PAIRS, None), 0)
         self.assertIsNone(reference.model)
-        self.assertFalse(reference.release(PAIRS))
         seen = []
 
         def function(reference_model, batch):

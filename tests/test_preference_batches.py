@@ -70,7 +70,7 @@ class TestPreferenceBatches(unittest.TestCase):
     def test_too_few_pairs_are_counted(self):
         for count, said in ((0, "0 usable pairs,"), (1, "1 usable pair,")):
             few = random_pairs(2)[:count]
-            with self.assertRaisesRegex(ValueError, f"has {said} fewer than"):
+            with self.assertRaisesRegex(ValueError, f"has {said} fewer than batch_size=4"):
                 next(iterate_preference_batches(few, 4, loop=True))
 
     def test_few_shapes_without_a_plan(self):
@@ -242,8 +242,6 @@ class TestPreferenceBatches(unittest.TestCase):
 
     def test_impossible_batches_are_refused(self):
         pairs = Pairs(random_pairs(3))
-        with self.assertRaisesRegex(ValueError, "fewer than batch_size=4"):
-            next(iterate_preference_batches(pairs, 4, loop=True))
         with self.assertRaisesRegex(ValueError, "multiple of the 2 workers, got 3"):
             next(iterate_preference_batches(pairs, 3, comm_group=FakeGroup(0, 2)))
         with self.assertRaisesRegex(ValueError, "got 0"):

@@ -115,24 +115,23 @@ class TestReferenceCache(unittest.TestCase):
         keys, logps = numbers(5)
         self.assertEqual(cache.unknown(keys), 5)
         self.assertTrue(np.isnan(cache.lookup(keys)).all())
-        self.assertEqual((len(cache), cache.hits, cache.computed), (0, 0, 0))
+        self.assertEqual(len(cache), 0)
         cache.store(keys[:3], mx.array(logps[:3]))
         self.assertEqual(cache.unknown(keys), 2)
         found = cache.lookup(keys[::-1])
         self.assertEqual(found.dtype, np.float32)
         np.testing.assert_array_equal(found[2:], logps[:3][::-1])
         self.assertTrue(np.isnan(found[:2]).all())
-        self.assertEqual((len(cache), cache.hits, cache.computed), (3, 3, 3))
+        self.assertEqual(len(cache), 3)
         self.assertEqual(cache.lookup([]).shape, (0, 2))
         cache.save()
 
     def test_remembers_on_disk_bit_for_bit(self):
         keys, logps = numbers(100)
-        first = self.saved(keys, logps)
-        self.assertEqual((first.hits, first.computed), (0, 100))
+        self.saved(keys, logps)
         second, screen = self.open()
         np.testing.assert_array_equal(second.lookup(keys), logps)
-        self.assertEqual((second.hits, second.computed, screen), (100, 0, ""))
+        self.assertEqual(screen, "")
         third, _ = self.open("1" * 64)
         self.assertEqual(third.unknown(keys), 100)
 
@@ -142,7 +141,7 @@ class TestReferenceCache(unittest.TestCase):
         keys, _ = numbers(5)
         with np.errstate(over="ignore"):
             cache.store(keys, np.array(rows))
-        self.assertEqual((len(cache), cache.computed), (1, 1))
+        self.assertEqual(len(cache), 1)
         self.assertEqual(cache.lookup(keys)[4].tolist(), [-1, -2])
 
     def test_the_first_number_stays(self):
@@ -152,7 +151,6 @@ class TestReferenceCache(unittest.TestCase):
         cache.store(keys, logps - 2)
         expected = np.concatenate([logps[:1], logps[1:] - 1])
         np.testing.assert_array_equal(cache.lookup(keys), expected)
-        self.assertEqual(cache.computed, 2)
         np.testing.assert_array_equal(self.open()[0].lookup(keys), expected)
 
     def test_a_wrong_shape_is_refused(self):
@@ -403,7 +401,6 @@ class TestExchange(unittest.TestCase):
         expected = np.concatenate([logps[:6], logps[6:] - 2])
         for cache in caches:
             np.testing.assert_array_equal(cache.lookup(keys), expected)
-        self.assertEqual([c.computed for c in caches], [6, 0, 6])
 
     def test_what_one_rank_read_reaches_the_others_and_the_disk(self):
         keys, logps = numbers(7)

@@ -25,7 +25,7 @@ from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.head import completion_scores
 from mlx_lm.preference.forward.tokens import token_log_sum_squares, token_logps
 from mlx_lm.preference.objective.objective import Objective
-from mlx_lm.preference.policy.model import unfreeze_head
+from mlx_lm.preference.policy.head import unfreeze_head
 from mlx_lm.preference.step import reference_pass
 from mlx_lm.tuner.trainer import dpo_step, evaluate_dpo
 

@@ -74,8 +74,8 @@ def smaller_settings(settings: dict[str, Any]) -> list[dict[str, Any]]:
     changes: list[dict] = []
     if settings.get("grad_checkpoint") is False:
         changes.append({"grad_checkpoint": True})
-    for key, least in (("batch_size", 1), ("max_seq_length", 256), ("num_layers", 4)):
-        value = settings.get(key) or 0
+    for key, least in (("batch_size", 1), ("max_seq_length", 256)):
+        value = settings.get(key, 0)
         while value // 2 >= least:
             value //= 2
             changes.append({key: value})

@@ -27,7 +27,7 @@ def fitting_weights(model: nn.Module, path: str | Path) -> dict[str, mx.array]:
     for name, w in weights.items():
         if name not in trainable:
             raise InputError(
-                f"{path} does not fit: tensor {name!r} is not trained here. " f"{check}"
+                f"{path} does not fit: tensor {name!r} is not trained here. {check}"
             )
         if w.shape != trainable[name].shape:
             raise InputError(

@@ -86,8 +86,6 @@ class ReferenceCache:
     def __init__(self, folder: Path | None, fingerprint: str):
         self.fingerprint = fingerprint
         self.path = None if folder is None else Path(folder) / f"{fingerprint}.sqlite"
-        #: Answers of ``lookup`` that were numbers, and numbers that were stored.
-        self.hits, self.computed = 0, 0
         self._warned = False
         self._entries: Entries = self._read()
         self._unsaved = False
@@ -154,9 +152,7 @@ class ReferenceCache:
         """Get the log-probs of pairs."""
         missing = (np.nan, np.nan)
         rows = [self._entries.get(key, missing) for key in keys]
-        logps = np.array(rows, dtype=np.float32).reshape(-1, 2)
-        self.hits += int(np.isfinite(logps[:, 0]).sum())
-        return logps
+        return np.array(rows, dtype=np.float32).reshape(-1, 2)
 
     def store(self, keys: Sequence[bytes], logps: np.ndarray | mx.array) -> None:
         """Remember the log-probs of pairs, unless they are known or not finite."""
@@ -171,7 +167,6 @@ class ReferenceCache:
             if is_finite and key not in self._entries:
                 self._entries[key] = self._unshared[key] = tuple(row)
                 self._unsaved = True
-                self.computed += 1
 
     def arrays(self) -> dict[str, mx.array]:
         """All numbers as arrays, for a checkpoint."""

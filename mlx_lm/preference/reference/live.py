@@ -53,10 +53,6 @@ class LiveReference:
         """Count the pairs that the reference has yet to see."""
         return sum(len(dataset or []) for dataset in datasets)
 
-    def release(self, *datasets: Any) -> bool:
-        """Let the model go if every pair of some data sets is known."""
-        return False
-
     def sync(self, mixing: float) -> None:
         """Move the reference towards the policy."""
         if not isinstance(self.model, FrozenStart):
