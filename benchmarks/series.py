@@ -69,7 +69,7 @@ LAYERS = (
     ),
     Layer(
         "A reference that is asked once",
-        "digest.py reference/ forward/dropout.py",
+        "digest.py reference/ forward/common.py forward/dropout.py",
         tests="test_token_scores.py",
     ),
     Layer(

@@ -24,7 +24,8 @@ from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.batch.shape import BatchShape
 from mlx_lm.preference.forward.answers import sequence_logps
 from mlx_lm.preference.forward.caches import PromptState, leaves, prompt_caches
-from mlx_lm.preference.forward.frozen import FrozenLayers, FrozenStart, frozen_layers
+from mlx_lm.preference.forward.common import FrozenLayers, frozen_layers
+from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.parts import calls_replaced
 from mlx_lm.preference.forward.probe import check_sharing
 from mlx_lm.preference.forward.recompute import NOT_RECOMPUTABLE, keyed_layers

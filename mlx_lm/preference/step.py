@@ -11,7 +11,7 @@ import mlx.nn as nn
 
 from .errors import InputError
 from .forward import answers
-from .forward.frozen import FrozenLayers, running
+from .forward.frozen import Apart, common_layers, running
 from .objective.objective import Objective, pair_losses, pair_rewards
 from .objective.pairs import PairLogps, pair_logps
 from .plug_ins import load
@@ -25,23 +25,23 @@ def reference_pass(
     reference_model: Callable[[mx.array], mx.array] | None,
     batch: dict[str, mx.array],
     objective: Objective | None = None,
-) -> tuple[mx.array, FrozenLayers]:
+) -> tuple[mx.array, Any]:
     """The reference's log-probs, and what the policy need not compute again."""
     objective = objective or Objective()
     if not objective.needs_reference:
-        return mx.zeros((2 * batch["weights"].size,)), FrozenLayers()
+        return mx.zeros((2 * batch["weights"].size,)), Apart()
     if reference_model is None:
         if "reference_logps" not in batch:
             raise InputError(
                 "Without a reference_model the batch needs 'reference_logps', the "
                 "reference's summed log-probs of its 2B rows."
             )
-        return batch["reference_logps"], FrozenLayers()
+        return batch["reference_logps"], Apart()
     # Outside value_and_grad: inside, attention takes its slower training path.
-    frozen = FrozenLayers(policy_model, reference_model)
-    with running(reference_model) as model, frozen.recording():
+    common = common_layers(policy_model, reference_model)
+    with running(reference_model) as model, common.recording():
         logps = answers.sequence_logps(model, batch, ld_alpha=objective.ld_alpha)
-        return mx.stop_gradient(logps), frozen
+        return mx.stop_gradient(logps), common
 
 
 def answer_logps(
@@ -88,12 +88,12 @@ def scoring_step(
     start = start and not objective.use_weighting
 
     def score(reference_model, batch):
-        reference_logps, frozen = reference_pass(
+        reference_logps, common = reference_pass(
             policy_model, reference_model, batch, objective
         )
         logps, confidences = reference_logps, None
         if not start:
-            with frozen.replaying():
+            with common.replaying():
                 logps, confidences = answer_logps(policy_model, batch, objective)
         return loss_and_values(logps, reference_logps, batch, objective, confidences)[1]
 

@@ -286,7 +286,7 @@ def dpo_step(
         (True, 1.0)
     """
     objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
-    reference_logps, frozen = reference_pass(
+    reference_logps, common = reference_pass(
         policy_model, reference_model, batch, objective
     )
     parameters, joins = policy_model.trainable_parameters(), hasattr(optimizer, "join")
@@ -294,7 +294,7 @@ def dpo_step(
         optimizer.round(policy_model)
 
     def loss_fn(batch):
-        with frozen.replaying():
+        with common.replaying():
             logps, sure = answer_logps(policy_model, batch, objective, gradient=True)
         return loss_and_values(logps, reference_logps, batch, objective, sure)
 

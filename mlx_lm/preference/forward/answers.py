@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .frozen import FrozenLayers, running
+from .frozen import common_layers, running
 from .head import completion_logps, completion_scores, paired_completion_logps
 from .parts import head_logits
 from .states import completion_states
@@ -93,11 +93,10 @@ def paired_sequence_logps(
     ld_alpha: float = 1.0,
 ) -> tuple[mx.array, mx.array, mx.array]:
     """Summed log-probs under the policy and the reference, and their exact KL."""
-    # Layers that policy and reference have in common run once.
-    frozen = FrozenLayers(policy_model, reference_model)
-    with running(reference_model) as reference, frozen.recording():
+    common = common_layers(policy_model, reference_model)
+    with running(reference_model) as reference, common.recording():
         reference_states = completion_states(reference, batch)
-    with frozen.replaying():
+    with common.replaying():
         policy_states = completion_states(policy_model, batch)
 
     def reference_logits(states):

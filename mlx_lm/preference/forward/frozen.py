@@ -2,9 +2,8 @@
 
 """The reference policy: the frozen start of the policy, or another model."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +11,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 from ..errors import InputError
-from .parts import calls_replaced, find_trunk, leaves
+from ..plug_ins import load
+
+# What runs once the layers that policy and reference have in common, if anything.
+COMMON: list[Callable[[Any, Any], Any]] = []
 
 
 class FrozenStart:
@@ -130,77 +132,27 @@ def is_start(reference_model: Any, policy: Any) -> bool:
     return (
         isinstance(reference_model, FrozenStart)
         and reference_model.policy is policy
-        and _ids(reference_model.state) == _ids(policy.trainable_parameters())
+        and parameter_ids(reference_model.state)
+        == parameter_ids(policy.trainable_parameters())
     )
 
 
-def frozen_layers(model: Any) -> list[nn.Module]:
-    """The layers in which nothing is trained, nor around them in the trunk."""
-    trunk = find_trunk(model)
-    if trunk is None:
-        return []
-    trained = _ids(model.trainable_parameters())
-    in_layers = [_ids(layer.parameters()) for layer in model.layers]
-    if trained & (_ids(trunk.parameters()) - set().union(*in_layers)):
-        return []
-    return [layer for layer, x in zip(model.layers, in_layers) if not x & trained]
-
-
-def _ids(parameters):
+def parameter_ids(parameters: Any) -> set[int]:
+    """The arrays of a tree, to be found again in another one."""
     return {id(x) for _, x in tree_flatten(parameters)}
 
 
-class FrozenLayers:
-    """What frozen layers returned before any trained one ran, to be returned again."""
+class Apart:
+    """Policy and reference that run whole, each by itself."""
 
-    def __init__(self, policy: Any = None, reference: Any = None):
-        # Another model has other layers.
-        layers = frozen_layers(policy) if isinstance(reference, FrozenStart) else []
-        self._policy, self._frozen = policy, layers
-        self._outputs: list[tuple | None] = []
-        self._is_common = True
-
-    def recording(self) -> AbstractContextManager:
-        """Keep what the frozen layers return, call by call."""
-        if not self._frozen:
-            return nullcontext()
-        frozen = {id(layer) for layer in self._frozen}
-        trained = [x for x in self._policy.layers if id(x) not in frozen]
-        return calls_replaced(
-            [
-                (find_trunk(self._policy), self._begin),
-                *((layer, self._record) for layer in self._frozen),
-                *((layer, self._run_trained) for layer in trained),
-            ]
-        )
-
-    def _begin(self, trunk, *args, **kwargs):
-        self._is_common = True
-        return trunk(*args, **kwargs)
-
-    def _run_trained(self, layer, *args, **kwargs):
-        # What follows differs, also a frozen layer that a model runs once more.
-        self._is_common = False
-        return layer(*args, **kwargs)
-
-    def _record(self, layer, *args, **kwargs):
-        result, kept = layer(*args, **kwargs), None
-        if self._is_common:
-            kept = result, [cache.arrays for cache in leaves([args, kwargs])]
-        self._outputs.append(kept)
-        return result
-
-    def replaying(self) -> AbstractContextManager:
-        """Return what was kept, in the same order of calls."""
-        replay = partial(_replay, iter(self._outputs))
-        return calls_replaced((layer, replay) for layer in self._frozen)
+    recording = replaying = staticmethod(nullcontext)
 
 
-def _replay(outputs, layer, *args, **kwargs):
-    if (kept := next(outputs)) is None:
-        return layer(*args, **kwargs)
-    result, arrays = kept
-    # Layers above may share this one's keys and values.
-    for cache, values in zip(leaves([args, kwargs]), arrays):
-        cache.arrays = values
-    return result
+def common_layers(policy: Any, reference: Any) -> Any:
+    """What records the reference's pass, and replays its part of the policy's."""
+    return COMMON[-1](policy, reference) if COMMON else Apart()
+
+
+# It adds to the list.
+PLUG_INS = ("common",)
+load(__package__, PLUG_INS)
