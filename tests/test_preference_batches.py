@@ -70,7 +70,9 @@ class TestPreferenceBatches(unittest.TestCase):
     def test_too_few_pairs_are_counted(self):
         for count, said in ((0, "0 usable pairs,"), (1, "1 usable pair,")):
             few = random_pairs(2)[:count]
-            with self.assertRaisesRegex(ValueError, f"has {said} fewer than batch_size=4"):
+            with self.assertRaisesRegex(
+                ValueError, f"has {said} fewer than batch_size=4"
+            ):
                 next(iterate_preference_batches(few, 4, loop=True))
 
     def test_few_shapes_without_a_plan(self):
