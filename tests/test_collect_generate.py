@@ -351,7 +351,16 @@ class TestAnswers(Folder):
                 (self.out / "answers.jsonl").write_bytes(whole[:cut])
                 printed, code = self.collect(prompts)
                 self.assertEqual(code, 0, printed)
-                self.assertEqual((self.out / "answers.jsonl").read_bytes(), whole)
+                found = (self.out / "answers.jsonl").read_bytes()
+                self.assertEqual(found.splitlines(keepends=True)[:-1], lines[:-1])
+                self.assertEqual(found.splitlines()[-1], lines[-1].strip())
+        # What an editor leaves without the last end of a line is whole as well.
+        (self.out / "answers.jsonl").write_bytes(whole[:-1])
+        self.assertIn("Answered before: 10 of 10", self.collect(prompts)[0])
+        self.collect(self.write("more.txt", "Say more.\n"))
+        found = (self.out / "answers.jsonl").read_bytes()
+        self.assertTrue(found.startswith(whole))
+        self.assertEqual(found.count(b"\n"), 11)
 
     def test_another_model_is_refused_unless_said(self):
         self.collect(self.text(2))

@@ -269,6 +269,14 @@ class TestRounds(Rounds):
         self.assertEqual(code, 2, printed)
         self.assertIn("1 of 20 rows are bad, more than max_bad_rows (0)", printed)
 
+    def test_a_round_of_one_pair_trains_on_it(self):
+        # It would be for validation.
+        (self.root / "one.txt").write_text("Say tea.\n")
+        own = {"prompts": str(self.root / "one.txt"), "held_out_prompts": None}
+        own |= {"valid_fraction": 0.99, "batch_size": 1, "rounds": 1}
+        folder, _ = self.run_rounds("one", **own)
+        self.assertEqual(self.log(folder)[0]["pairs"], 1)
+
     def test_rounds_in_the_way_are_neither_mixed_nor_lost(self):
         folder, _ = self.run_rounds("first", rounds=1, held_out_prompts=None)
         before = {x: x.read_bytes() for x in folder.rglob("*") if x.is_file()}

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..digest import digest
 from ..errors import InputError
-from ..files import append_text, json_text, read_plain, replace_file, writing
+from ..files import json_text, open_plain, read_plain, writing
 
 ANSWERS = "answers.jsonl"
 STOP, LENGTH = "stop", "length"
@@ -72,13 +72,45 @@ def prompt_id(prompt: str | Messages) -> str:
 
 def append_answers(folder: str | Path, answers: Answers) -> None:
     """Add a line, which is on the disk afterwards."""
-    append_text(Path(folder) / ANSWERS, json_text(asdict(answers)) + "\n")
+    append_line(Path(folder) / ANSWERS, asdict(answers))
+
+
+def append_line(path: str | Path, row: Mapping[str, Any]) -> None:
+    """Add a line of JSON, without what is None, behind the last whole line."""
+    text = json_text({k: v for k, v in row.items() if v is not None}) + "\n"
+    with writing(path):
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+        with open(open_plain(path, flags), "r+b") as file:
+            _cut_torn(file)
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _cut_torn(file):
+    """Drop what a killed process, or a full disk, left of a line."""
+    if file.seek(0, os.SEEK_END):
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) == b"\n":
+            return
+    start = file.seek(0)
+    for line in file:
+        if line.endswith(b"\n"):
+            start += len(line)
+            continue
+        # An editor may leave out the last end of a line.
+        try:
+            json.loads(line)
+        except ValueError:
+            file.truncate(start)
+        else:
+            file.write(b"\n")
 
 
 def read_answers(folder: str | Path, round: int | None = None) -> list[Answers]:
     """The answers in a folder, of all rounds or of one, in the order of the file."""
     path = Path(folder) / ANSWERS
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"{folder} has no {ANSWERS}: generate answers first, with --prompts."
         )
@@ -119,13 +151,15 @@ def read_records(path: str | Path) -> Iterable[tuple[int, dict[str, Any]]]:
         lines = read_plain(path).split(b"\n")
     except OSError as e:
         raise InputError(f"Can't read {path}: {e.strerror or e}.") from e
-    # What has no end yet is being written, or its writer was killed.
-    for number, line in enumerate(lines[:-1], 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             found = json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError) as e:
+            # What has no end yet is being written, or its writer was killed.
+            if number == len(lines):
+                return
             raise InputError(
                 f"{path}:{number} is damaged ({e}): remove the line, or copy the file "
                 "again."
@@ -148,21 +182,6 @@ def _is_prompt(prompt):
         and bool(prompt)
         and all(isinstance(x, dict) and isinstance(x.get("role"), str) for x in prompt)
     )
-
-
-def drop_cut_line(path: str | Path) -> None:
-    """Remove the end that a killed process left without a line's end."""
-    path = Path(path)
-    if not os.path.lexists(path):
-        return
-    try:
-        raw = read_plain(path)
-    except OSError as e:
-        raise InputError(f"Can't read {path}: {e.strerror or e}.") from e
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        with writing(path):
-            replace_file(path, lambda name: Path(name).write_bytes(whole))
 
 
 def _answers(line: Mapping[str, Any], place: str) -> Answers:

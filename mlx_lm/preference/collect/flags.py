@@ -7,7 +7,6 @@ from typing import Any
 from ..data.options import RowOptions
 from ..setting import Setting
 
-_TEXT: dict[str, Any] = {"kind": str}
 _COUNT: dict[str, Any] = {"kind": int, "least": 1}
 
 GENERATE = [

@@ -33,14 +33,12 @@ from ..run.lock import folder_kept, keep_folder
 from ..terminal import counted, rprint
 from ..watch.samples import prompt_text
 from .answers import (
-    ANSWERS,
     LENGTH,
     STOP,
     Answers,
     Response,
     answers_so_far,
     append_answers,
-    drop_cut_line,
     read_answers,
 )
 from .progress import AnswerProgress
@@ -224,7 +222,6 @@ def _answered(
     folder: str | Path, round: int, name: str, sampling: Sampling, another_model: bool
 ) -> dict[str, Answers]:
     """The answers of this round by their ids, of the same model and sampling."""
-    drop_cut_line(Path(folder) / ANSWERS)
     before = answers_so_far(folder, round)
     others = {
         "another model": any(one.model != name for one in before),

@@ -4,7 +4,6 @@
 
 import json
 import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +13,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from ..files import json_text, open_plain, writing
+from ..files import open_plain
 from ..run.reading import read_lines
 from ..terminal import counted, rprint
-from .answers import Answers, Key
+from .answers import Answers, Key, append_line
 
 LABELS = "labels.jsonl"
 SCORES, RANKING, TIE, BAD, NONE = "scores", "ranking", "tie", "bad", "none"
@@ -85,43 +84,6 @@ class Label:
 def append_label(folder: str | Path, label: Label) -> None:
     """Add a label, and wait until it is on the disk."""
     append_line(Path(folder) / LABELS, asdict(label))
-
-
-def withdraw_label(folder: str | Path, key: Key, judge: str) -> None:
-    """Take back what a judge said of a prompt."""
-    append_label(folder, Label(key[1], judge, WITHDRAWN, key[0]))
-
-
-def append_line(path: str | Path, row: Mapping[str, Any]) -> None:
-    """Add a line of JSON, without what is None, behind the last whole line."""
-    text = json_text({k: v for k, v in row.items() if v is not None}) + "\n"
-    with writing(path):
-        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        with open(open_plain(path, flags), "r+b") as file:
-            _cut_torn(file)
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _cut_torn(file):
-    """Drop what a killed process, or a full disk, left of a line."""
-    if file.seek(0, os.SEEK_END):
-        file.seek(-1, os.SEEK_END)
-        if file.read(1) == b"\n":
-            return
-    start = file.seek(0)
-    for line in file:
-        if line.endswith(b"\n"):
-            start += len(line)
-            continue
-        # An editor may leave out the last end of a line.
-        try:
-            json.loads(line)
-        except ValueError:
-            file.truncate(start)
-        else:
-            file.write(b"\n")
 
 
 def read_labels(
@@ -249,7 +211,6 @@ class Agreement:
 
     first: str
     second: str
-    prompts: int
     pairs: int
     share: float
     #: None where chance alone agrees always.
@@ -263,18 +224,13 @@ def agreements(
     judges = sorted({judge for by_judge in labels.values() for judge in by_judge})
     for first, second in combinations(judges, 2):
         counts: Counter[tuple[int, int]] = Counter()
-        prompts = 0
         for key, by_judge in labels.items():
             if first not in by_judge or second not in by_judge:
                 continue
             ours, theirs = (orders(by_judge[j], sizes[key]) for j in (first, second))
-            both = [(ours[pair], theirs[pair]) for pair in ours.keys() & theirs.keys()]
-            prompts += bool(both)
-            counts.update(both)
+            counts.update((ours[p], theirs[p]) for p in ours.keys() & theirs.keys())
         if counts:
-            yield Agreement(
-                first, second, prompts, counts.total(), *share_and_kappa(counts)
-            )
+            yield Agreement(first, second, counts.total(), *share_and_kappa(counts))
 
 
 def share_and_kappa(counts: Counter) -> tuple[float, float | None]:

@@ -33,11 +33,9 @@ from ..run.loop import TrainingStopped
 from ..run.reading import read_json, read_lines
 from ..terminal import counted, rprint
 from .answers import (
-    ANSWERS,
     Answers,
     answers_so_far,
     append_answers,
-    drop_cut_line,
     read_answers,
 )
 from .function import LONGEST
@@ -353,7 +351,6 @@ class Rounds:
         folder = self.held_out / f"round-{after}"
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        drop_cut_line(folder / ANSWERS)
         known = {one.id for one in answers_so_far(folder)}
         for name, one in now.items():
             if name in start and name not in known:
