@@ -399,6 +399,8 @@ class TestHub(TempFolder):
             raise ConnectionError("no\nnetwork")
         if path == "broken/data":
             raise hf.exceptions.DatasetGenerationError("it") from ValueError("row 5")
+        if path == "script/data":
+            raise RuntimeError("Dataset scripts are no longer supported, but found a")
         if path not in self.hub:
             raise hf.exceptions.DatasetNotFoundError(f"{path} is not there")
         splits = {k: hf.Dataset.from_list(v) for k, v in self.hub[path].items()}
@@ -435,6 +437,7 @@ class TestHub(TempFolder):
             ("nobody/nothing", "no such file or folder, and no dataset"),
             ("offline/data", "no network"),
             ("broken/data", "Can't load broken/data: row 5"),
+            ("script/data", r"found a\. .* config {revision: refs/convert/parquet}"),
             ({"path": "a/b", "config": {"split": "train"}}, "a/b has split: leave it"),
             ({"path": "a/b", "config": {"streaming": True}}, "has streaming: leave it"),
             ("two/splits", "only a, b"),

@@ -91,10 +91,15 @@ def _load_hub(name: str, kwargs: Mapping[str, Any]) -> Any:
             f"Found no data at {name}: no such file or folder, and no dataset of "
             "that name on the Hugging Face Hub (or it is private)."
         ) from e
-    except (exceptions.DatasetsError, OSError, ValueError) as e:
+    except (exceptions.DatasetsError, OSError, ValueError, RuntimeError) as e:
         # What failed while rows were made is the cause alone.
         made = isinstance(e, exceptions.DatasetGenerationError) and e.__cause__
         reason = hide_values(" ".join(str(made or e).split()), kwargs)
+        if "Dataset scripts" in reason:
+            reason += (
+                ". The Hub may have its rows as Parquet: give hf_dataset the config "
+                "{revision: refs/convert/parquet}"
+            )
         raise InputError(f"Can't load {name}: {reason}") from e
 
 
