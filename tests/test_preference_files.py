@@ -191,6 +191,14 @@ class TestReadFiles(TempFolder):
         self.assertEqual(str(rows[2]), "unreadable list: prompt")
         self.assertEqual(str(rows[3]), "not a row of the table: 4 cells for 6 columns")
 
+    def test_dates_that_python_lacks(self):
+        rows = make_rows(0, 2)
+        # Such as milliseconds that somebody took for seconds.
+        when = pyarrow.array([1_700_000_000_000, 0], pyarrow.timestamp("s"))
+        table = pyarrow.Table.from_pylist(rows).append_column("created", when)
+        parquet.write_table(table, self.folder / "a.parquet")
+        self.assertEqual(list(FileRows([self.folder / "a.parquet"])), rows)
+
     def test_cells_with_lists_of_texts(self):
         rows = [{"note": '["a"]', "ranking": [" a", " b"], "chosen_tokens": [1, 2]}]
         for dump in (json.dumps, repr):
