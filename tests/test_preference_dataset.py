@@ -74,7 +74,8 @@ class TestPreferenceDataset(unittest.TestCase):
         self.assertEqual(len(dataset), 8)
 
     def test_no_usable_row(self):
-        with self.assertRaisesRegex(ValueError, "Known columns: prompt, chosen, rej"):
+        known = "Known columns: prompt, chosen, rej.* named by prompt_feature, chosen_f"
+        with self.assertRaisesRegex(ValueError, known):
             PreferenceDataset([{"text": "a"}], make_tokenizer(), max_bad_rows=1)
         with self.assertRaisesRegex(ValueError, "has no rows"):
             PreferenceDataset([], make_tokenizer())

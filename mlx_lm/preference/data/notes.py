@@ -199,7 +199,11 @@ class RowNotes:
             hint = ""
             if self.skipped.keys() & {"unknown columns", "missing column"}:
                 shapes, more = "; ".join(KNOWN_SHAPES[:8]), len(KNOWN_SHAPES) - 8
-                hint = f" Known columns: {shapes}; and {more} more in DPO_REFERENCE.md."
+                hint = (
+                    f" Known columns: {shapes}; and {more} more in DPO_REFERENCE.md. "
+                    "Others are named by prompt_feature, chosen_feature and "
+                    "rejected_feature."
+                )
             if TOO_LONG in self.skipped:
                 hint = f" Raise max_seq_length, which is {max_length:,}."
             raise InputError(
