@@ -16,7 +16,7 @@ from tiny import save_rows
 from mlx_lm.preference.batch.buckets import check_batch_size
 from mlx_lm.preference.batch.collate import iterate_preference_batches, value_arrays
 from mlx_lm.preference.data import cache as token_cache
-from mlx_lm.preference.data.messages import RowFault
+from mlx_lm.preference.data.content import RowFault
 from mlx_lm.preference.data.options import check_criteria
 from mlx_lm.preference.data.shapes import criteria_names, read_rows
 from mlx_lm.preference.data.table import ColumnsBuilder, TokenColumns, choose_held_out

@@ -4,10 +4,9 @@ import unittest
 
 from row_cases import assistant, system, user
 
+from mlx_lm.preference.data.content import RowFault, check_text
 from mlx_lm.preference.data.messages import (
-    RowFault,
     as_messages,
-    check_text,
     is_blank,
     parse_transcript,
     split_shared_prefix,

@@ -17,7 +17,7 @@ from ...generate import BatchGenerator
 from ...models.cache import make_prompt_cache
 from ...sample_utils import apply_top_p
 from ...tuner.utils import load_adapters
-from ..data.messages import RowFault
+from ..data.content import RowFault
 from ..data.options import RowOptions
 from ..data.pairs import template_kwargs
 from ..data.row import Row

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.columns import find_question
-from ..data.content import is_answer
-from ..data.messages import RowFault, with_system
+from ..data.content import RowFault, is_answer
+from ..data.messages import with_system
 from ..data.notes import NotesBuilder
 from ..data.options import RowOptions
 from ..data.parsing import SUFFIXES

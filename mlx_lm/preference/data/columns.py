@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from .messages import Messages, RowFault, as_messages, check_text
+from .content import RowFault, check_text
+from .messages import Messages, as_messages
 from .prompts import PROMPTS, Prompt, PromptColumn, find_prompt, prompt_text
 from .row import PROMPT, Row
 

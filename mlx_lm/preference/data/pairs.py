@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any
 
-from .content import is_answer, without_nulls
+from .content import RowFault, check_text, is_answer, without_nulls
 from .messages import (
     Messages,
-    RowFault,
     as_messages,
-    check_text,
     is_blank,
     parse_transcript,
     split_shared_prefix,

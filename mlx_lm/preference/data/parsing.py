@@ -19,7 +19,7 @@ from typing import Any
 from ..device import system_memory
 from ..errors import InputError
 from ..plug_ins import load
-from .messages import RowFault
+from .content import RowFault
 
 Rows = list[tuple[Any, str]]
 GZIP, UTF_8 = b"\x1f\x8b", codecs.BOM_UTF8

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..plug_ins import load
-from .messages import Messages, as_messages, check_text
+from .content import check_text
+from .messages import Messages, as_messages
 from .row import PROMPT, SYSTEM, Row
 from .turns import are_conversations, same_turn
 

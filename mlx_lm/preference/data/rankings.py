@@ -20,8 +20,8 @@ from itertools import combinations
 from typing import Any
 
 from .columns import find_question
-from .content import is_number
-from .messages import RowFault, as_messages
+from .content import RowFault, is_number
+from .messages import as_messages
 from .pairs import TIE, PreferenceRow, are_tokens, make_pair
 from .prompts import Prompt, find_prompt
 from .row import ANSWERS, PREFERENCE, TOKENS, Reading, Row

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import InputError
 from .arrow import unpacked_bytes
-from .messages import RowFault
+from .content import RowFault
 from .parsing import PARSERS, SUFFIXES, Rows, as_utf8, check_room
 
 TABLES, CELLS = (".parquet", ".arrow"), (".csv", ".tsv")
