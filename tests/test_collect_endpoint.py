@@ -176,7 +176,6 @@ class TestEndpoint(EndpointCase):
             (fails(200, b'{"choices": []}'), "no chat completion"),
             (fails(200, b"[" * 10**5), "no chat completion"),
             (fails(200, b"\xff\xfe"), "no chat completion"),
-            (fails(400, b"too \x1b[31mlong"), "status 400"),
             (huge, "more than 1,000,000 bytes"),
             (drips, "no reply in 0.3 s"),
             (drips_headers, "0.3 s|got more than 100 headers"),
@@ -244,13 +243,22 @@ class TestEndpoint(EndpointCase):
 
     def test_prompts_that_the_server_refuses_end_nothing(self):
         rows = [answers(i, "the longer one", "short") for i in range(6)]
-        steps = [fails(400, b"too long")] * 4
+        refused = fails(400, b"too \x1b[31mlong")
+        steps = [refused, says("Better: A"), *[refused] * 3]
         labels, code, out = self.label(*rows, steps=steps)
         self.assertEqual(code, 0, out)
         said = [label["verdict"] for label in labels.values()]
         self.assertEqual(said, ["none"] * 4 + ["scores"] * 2)
-        self.assertIn("4 prompts without a verdict: status 400 too long", out)
+        self.assertIn("4 prompts without a verdict: status 400 too ", out)
+        self.assertNotIn("\x1b[31m", out)
         self.assertTrue((self.data / "train.jsonl").exists())
+        # Given again, they are asked again, and are refused again.
+        self.assertEqual(self.label(steps=steps)[1], 0)
+        # One that refuses a short question too is not asked on.
+        self.data, asked = self.folder / "other", len(self.server.seen)
+        labels, code, out = self.label(*rows, last=refused)
+        self.assertEqual((code, labels, len(self.server.seen) - asked), (2, {}, 2))
+        self.assertIn("completions refuses every question: status 400 too ", out)
 
     def test_nobody_listens(self):
         with socket.socket() as free:

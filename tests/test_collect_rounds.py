@@ -16,7 +16,7 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 import yaml
-from collecting import check_counts
+from collecting import check_counts, collect
 from killing import Killer
 from resuming import MEASURED, bits, signals
 from tiny import save_tiny_model
@@ -32,6 +32,7 @@ from mlx_lm.preference.collect.round_log import (
     side_by_side,
     warnings_of,
 )
+from mlx_lm.preference.collect.server import PageServer
 from mlx_lm.preference.run.loop import PreferenceRun
 
 WORDS = "tea hat pen cup sun ink map oak bee jam".split()
@@ -322,13 +323,20 @@ class TestRounds(Rounds):
         self.assertIn(f"mlx_lm.dpo --resume {folder}", printed)
         self.assertFalse((folder / "adapters.safetensors").exists())
         answers = read_answers(folder / "collected")
-        for i, one in enumerate(answers):
-            if i < 5:
-                label = Label(one.id, "human:a", "ranking", ranking=[[1], [0]])
-                append_label(folder / "collected", label)
+        for one in answers[:5]:
+            label = Label(one.id, "human:a", "ranking", ranking=[[1], [0]])
+            append_label(folder / "collected", label)
         printed, code = self.dpo("--resume", str(folder))
         self.assertIn("For you to judge, 1 prompt: mlx_lm.dpo_collect", printed)
         append_label(folder / "collected", Label(answers[5].id, "human:a", "bad"))
+        # The page names what goes on, not a run beside the rounds.
+        stopped = mock.patch.object(
+            PageServer, "serve_forever", side_effect=KeyboardInterrupt
+        )
+        page = "--label", "human:a", "--output", folder / "collected", "--port", "0"
+        with stopped:
+            _, printed, _ = collect(*page)
+        self.assertIn(f"Train with\n  mlx_lm.dpo --resume {folder}\n", printed)
         printed, code = self.dpo("--resume", str(folder))
         self.assertEqual(code, 0, printed)
         self.assertTrue((folder / "adapters.safetensors").exists())

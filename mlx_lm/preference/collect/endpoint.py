@@ -100,10 +100,20 @@ class Endpoint:
                 }
                 share = read_reply(self._reply([*messages, *more]))
         except _Failed as e:
-            # A prompt that is refused, such as one too long, is no sign of an end.
+            # A question that is refused, such as one too long, is no sign of an end.
             self._is_silent = e.is_again
+            if not e.is_again and not self._is_known:
+                self._check_short_one()
             return str(e)
         return UNREADABLE if share is None else share
+
+    def _check_short_one(self):
+        """What refuses a short question as well refuses all."""
+        try:
+            self._ask([{"role": "user", "content": _AGAIN}])
+        except _Failed as e:
+            if not e.is_again:
+                raise InputError(f"{self.url} refuses every question: {e}.") from e
 
     def _reply(self, messages: list[dict[str, str]]) -> str:
         """What the server says, asked again where that may help."""

@@ -242,7 +242,7 @@ class Rounds:
         if not self._is_human:
             self._judge(self.collected)
             return None
-        answers, labels = self._labelled(self.collected, number)
+        answers, labels = self._labelled(self.collected, [number])
         waiting = [
             one
             for one in answers
@@ -268,25 +268,24 @@ class Rounds:
             trust_remote_code=given.trust_remote_code,
         )
 
-    def _labelled(self, folder, number):
+    def _labelled(self, folder, numbers):
         answers = read_answers(folder)
         labels = read_labels(folder, answers)
-        found = [one for one in answers if one.round == number]
+        found = [one for one in answers if one.round in numbers]
         return found, {x.key: labels[x.key] for x in found if x.key in labels}
 
-    def _rows(self, number: int) -> list[dict[str, Any]]:
-        answers, labels = self._labelled(self.collected, number)
-        rows, _ = make_rows(answers, labels, self.settings.pairs, self.settings.weights)
-        return rows
+    def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        given = self._labelled(self.collected, numbers)
+        return make_rows(*given, self.settings.pairs, self.settings.weights)[0]
 
     def _pairs(self, number: int) -> None:
-        rows = self._rows(number)
+        rows = self._rows([number])
         if not rows:
             raise InputError(
                 f"Round {number + 1} has no pair: the judge preferred no answer. Look "
                 f"at {self.collected / LABELS}, or ask for more samples."
             )
-        old = [row for i in range(number) for row in self._rows(i)]
+        old = self._rows(range(number))
         order = np.random.default_rng([self.settings.seed, number]).permutation(
             len(old)
         )
@@ -311,10 +310,9 @@ class Rounds:
 
     def _measure(self, number: int) -> None:
         """Write the round's line of the log, and say what is to be watched."""
-        answers, labels = self._labelled(self.collected, number)
+        answers, labels = self._labelled(self.collected, [number])
         line = {"round": number + 1, **describe_round(answers, labels)}
-        rows = self._rows(number)
-        line |= length_facts(rows)
+        line |= length_facts(self._rows([number]))
         if self.asked:
             line |= self._measure_held_out(number)
         lines = read_lines(self.folder / LOG, round=(int,))
@@ -357,7 +355,7 @@ class Rounds:
                 both = [*start[name].responses, *one.responses]
                 append_answers(folder, replace(one, responses=both, sampled=2))
         self._judge(folder)
-        answers, labels = self._labelled(folder, after)
+        answers, labels = self._labelled(folder, [after])
         found = compare_with_start(answers, labels)
         gaps = self._log_ratios(list(now.values()))
         found["held_out/kl"] = mean_of(gaps)

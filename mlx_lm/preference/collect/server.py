@@ -34,6 +34,7 @@ from ..errors import InputError
 from ..terminal import rprint, visible
 from .labels import HUMAN
 from .page import page_token, read_page
+from .round_log import STATE
 from .voting import Refused, Voting, read_review
 
 HOST, PORT = "127.0.0.1", 8421
@@ -296,11 +297,15 @@ def label_by_hand(
         mark = f"review {digest(sorted(keys), size=4)}"
         again = f" --review {shlex.quote(review)}"
     voting = Voting(folder, name, keys, mark)
-    place, start = shlex.quote(str(folder)), f"--label human:{shlex.quote(name)}{again}"
+    place, rounds = shlex.quote(str(folder)), Path(folder).resolve().parent
+    own = f"--model {shlex.quote(model or 'MODEL')} --data {place} --train --epochs 1"
+    # Labels of rounds are for these to go on.
+    if (rounds / STATE).exists():
+        own, train = f"--resume {shlex.quote(str(rounds))}", ""
+    judge = f"--label human:{shlex.quote(name)}{again}"
     commands = {
-        "go_on": f"mlx_lm.dpo_collect {start} --output {place}{go_on}",
-        "train": f"mlx_lm.dpo --model {shlex.quote(model or 'MODEL')} "
-        f"--data {place} --train --epochs 1{train}",
+        "go_on": f"mlx_lm.dpo_collect {judge} --output {place}{go_on}",
+        "train": f"mlx_lm.dpo {own}{train}",
     }
     with PageServer(voting, host, port, commands, make_pairs) as server:
         serve(server, browse)

@@ -93,11 +93,15 @@ class Voting:
                 number = len(self.questions)
                 self.questions[answers.key] = Question(number, answers, shown)
         self._keys = list(self.questions)
+        if not self._keys and again is not None:
+            raise InputError(
+                f"{folder} has nothing to look at again: none of its prompts is listed, "
+                "or its judges agree."
+            )
         if not self._keys:
             raise InputError(
-                f"{folder} has no prompt with two different answers"
-                + (" among those to look at again." if again is not None else ".")
-                + " Generate some with mlx_lm.dpo_collect --prompts FILE --samples 4."
+                f"{folder} has no prompt with two different answers. Generate some with "
+                "mlx_lm.dpo_collect --prompts FILE --samples 4."
             )
         self._catch_up()
 
