@@ -14,6 +14,7 @@ import sys
 import threading
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import tiny  # noqa: F401, which keeps the user's own cache folder as it is
 
@@ -69,6 +70,11 @@ def serving(folder, name="anna", **more):
         finally:
             server.shutdown()
             thread.join()
+
+
+def stopped():
+    """Have Ctrl-C end the page at once."""
+    return mock.patch.object(PageServer, "serve_forever", side_effect=KeyboardInterrupt)
 
 
 @contextlib.contextmanager

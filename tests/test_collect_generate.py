@@ -15,12 +15,11 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 import pyarrow
-from collecting import check_counts
+from collecting import collect
 from pyarrow import parquet
 from test_folder_lock import taken
 from tiny import float64_logps, save_tiny_model
 
-from mlx_lm import dpo_collect
 from mlx_lm.preference.collect import generate
 from mlx_lm.preference.collect.answers import read_answers
 from mlx_lm.preference.collect.generate import Sampling, load_answering_model
@@ -59,15 +58,8 @@ class Folder(unittest.TestCase):
         argv = ["--model", model or self.model, "--prompts", prompts]
         argv += ["--output", str(out or self.out), "--samples", "3"]
         argv += ["--max-tokens", "8", "--batch-size", "6", *more]
-        printed, errors, code = io.StringIO(), io.StringIO(), 0
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
-            with mock.patch("sys.argv", ["mlx_lm.dpo_collect", *argv]):
-                try:
-                    dpo_collect.main()
-                except SystemExit as e:
-                    code = e.code
-        check_counts(printed.getvalue())
-        return printed.getvalue() + errors.getvalue(), code
+        code, printed, errors = collect(*argv)
+        return printed + errors, code
 
     def text(self, n=10):
         return self.write("prompts.txt", "".join(f"Say {w}.\n" for w in WORDS[:n]))

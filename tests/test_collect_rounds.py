@@ -2,8 +2,6 @@
 
 """Rounds of generating, labelling and training, whole, killed, and with a person."""
 
-import contextlib
-import io
 import json
 import re
 import shutil
@@ -18,10 +16,11 @@ import numpy as np
 import yaml
 from collecting import check_counts, collect
 from killing import Killer
+from page_server import stopped
 from resuming import MEASURED, bits, signals
+from test_dpo_command import command
 from tiny import save_tiny_model
 
-from mlx_lm import dpo
 from mlx_lm.preference.collect import generate
 from mlx_lm.preference.collect.answers import Answers, Response, read_answers
 from mlx_lm.preference.collect.labels import Label, append_label
@@ -32,7 +31,6 @@ from mlx_lm.preference.collect.round_log import (
     side_by_side,
     warnings_of,
 )
-from mlx_lm.preference.collect.server import PageServer
 from mlx_lm.preference.run.loop import PreferenceRun
 
 WORDS = "tea hat pen cup sun ink map oak bee jam".split()
@@ -74,15 +72,9 @@ class Rounds(unittest.TestCase):
         return str(path)
 
     def dpo(self, *argv):
-        printed, code = io.StringIO(), 0
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            with mock.patch("sys.argv", ["mlx_lm.dpo", *argv]):
-                try:
-                    dpo.main()
-                except SystemExit as e:
-                    code = e.code
-        check_counts(printed.getvalue())
-        return printed.getvalue(), code
+        code, printed, errors = command(*argv)
+        check_counts(printed)
+        return printed + errors, code
 
     def run_rounds(self, name, **more):
         shutil.rmtree(self.root / name, ignore_errors=True)
@@ -330,11 +322,8 @@ class TestRounds(Rounds):
         self.assertIn("For you to judge, 1 prompt: mlx_lm.dpo_collect", printed)
         append_label(folder / "collected", Label(answers[5].id, "human:a", "bad"))
         # The page names what goes on, not a run beside the rounds.
-        stopped = mock.patch.object(
-            PageServer, "serve_forever", side_effect=KeyboardInterrupt
-        )
         page = "--label", "human:a", "--output", folder / "collected", "--port", "0"
-        with stopped:
+        with stopped():
             _, printed, _ = collect(*page)
         self.assertIn(f"Train with\n  mlx_lm.dpo --resume {folder}\n", printed)
         printed, code = self.dpo("--resume", str(folder))

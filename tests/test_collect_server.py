@@ -20,7 +20,7 @@ from unittest import mock
 from urllib.parse import urlsplit
 
 from collecting import collect
-from page_server import answers, labels, process, serving, write_answers
+from page_server import answers, labels, process, serving, stopped, write_answers
 
 from mlx_lm import dpo_collect
 from mlx_lm.preference.collect import server as servers
@@ -547,10 +547,7 @@ class TestCommandLine(CollectTest):
         given = ["--label", "human:anna", "--output", str(self.folder), "--port", "0"]
         given += ["--pairs", "all", "--weights", "agreement", "--model", "my model"]
         given += ["--review", str(self.folder), "--no-browser"]
-        stopped = mock.patch.object(
-            servers.PageServer, "serve_forever", side_effect=KeyboardInterrupt
-        )
-        with stopped:
+        with stopped():
             code, out, err = collect(*given)
         self.assertEqual(code, 0, err)
         (command,) = re.findall(r"Go on with\n  mlx_lm.dpo_collect (.*)", out)
@@ -560,7 +557,7 @@ class TestCommandLine(CollectTest):
             self.assertEqual(getattr(first, name), getattr(again, name))
         append_label(self.folder, Label("q0", "human:anna", "bad"))
         append_label(self.folder, Label("q1", "human:anna", "bad"))
-        with stopped:
+        with stopped():
             out = collect(*given[:-3])[1]
         train = f"--data '{self.folder}' --train --epochs 1 --weight-feature weight\n"
         self.assertIn(train, out)
@@ -586,9 +583,7 @@ class TestCommandLine(CollectTest):
     def test_named_hosts_in_a_network(self):
         self.write(answers("q", "a", "b"))
         said = io.StringIO()
-        with mock.patch.object(
-            servers.PageServer, "serve_forever", side_effect=KeyboardInterrupt
-        ), contextlib.redirect_stdout(said):
+        with stopped(), contextlib.redirect_stdout(said):
             label_by_hand(self.folder, host="0.0.0.0", port=0, make_pairs=str)
         self.assertIn("Whoever has this address", said.getvalue())
 
