@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -180,11 +181,11 @@ def facts_of(answers: list[Answers], model: Any, tokenizer: Any) -> np.ndarray:
     return np.array(rows, float)
 
 
-def report(outs: list[Path], settings: dict) -> None:
+def report(runs: dict[Path, dict]) -> None:
     """A table of what was held out: means of the seeds, intervals over the prompts."""
-    model, tokenizer = load_answering_model(settings["model"])
+    model, tokenizer = load_answering_model(next(iter(runs.values()))["model"])
     found: dict[str, list[np.ndarray]] = {}
-    for out in outs:
+    for out, settings in runs.items():
         for name, answers in held_out_answers(out, settings):
             print(f"{out.name}: measuring {name}.", flush=True)
             found.setdefault(name, []).append(facts_of(answers, model, tokenizer))
@@ -199,12 +200,11 @@ def report(outs: list[Path], settings: dict) -> None:
         cells += [", ".join(f"{one[:, 0].mean():.2f}" for one in seeds)]
         cells += [f"{named:.0%}", f"{short:.0%}", f"{tokens:.0f}", f"{ended:.0%}"]
         print(f"| {' | '.join([*cells, f'{kl:.2f}'])} |")
-    first, last = found["start"], [*found.values()]
-    for name, seeds in zip([*found][1:], last[1:]):
-        if len(seeds) == len(first):
-            gain = np.mean(seeds, axis=0)[:, 0] - np.mean(first, axis=0)[:, 0]
-            error = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5
-            print(f"{name} minus start: {gain.mean():+.3f} ± {error:.3f}")
+    whole = {k: x for k, x in found.items() if len(x) == len(runs)}
+    for one, other in combinations(whole, 2):
+        gain = np.mean(whole[other], axis=0)[:, 0] - np.mean(whole[one], axis=0)[:, 0]
+        error = 1.96 * gain.std(ddof=1) / len(gain) ** 0.5
+        print(f"{other} minus {one}: {gain.mean():+.3f} ± {error:.3f}")
 
 
 def one_by_one(
@@ -294,14 +294,15 @@ def main() -> None:
     if args.throughput:
         throughput(args)
         return
-    outs = [args.out / f"seed-{seed}" for seed in args.seeds]
-    for out, seed in zip(outs, args.seeds):
-        settings = prepare(out, args, seed)
+    runs = {}
+    for seed in args.seeds:
+        out = args.out / f"seed-{seed}"
+        runs[out] = settings = prepare(out, args, seed)
         if not args.report:
             run_rounds(dict(settings))
         if not (args.report or args.no_offline):
             run_offline(out, settings)
-    report(outs, settings)
+    report(runs)
 
 
 if __name__ == "__main__":

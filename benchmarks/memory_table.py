@@ -13,6 +13,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path
@@ -76,10 +77,8 @@ def setup(shape: str, weights: str, options: tuple[int, int, bool]) -> tuple:
 def predicted(ram: int, shape: str, weights: str, options: tuple) -> int:
     """Bytes that a Mac's step takes at its peak: compiled, attention not fused."""
     *run, settings = setup(shape, weights, options)
-    settings.compile = True
     with chunks_of(ram):
-        model, reference, optimizer, pairs = run
-        return predict_run(model, reference, optimizer, pairs, settings).total
+        return predict_run(*run, replace(settings, compile=True)).total
 
 
 def rows() -> Iterator[tuple[int, str, str, tuple]]:
