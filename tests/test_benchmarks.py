@@ -24,6 +24,8 @@ import dpo_baselines  # noqa: E402
 import dpo_benchmark  # noqa: E402
 import dpo_report  # noqa: E402
 import kl_benchmark  # noqa: E402
+import memory_table  # noqa: E402
+import memory_validation  # noqa: E402
 import objectives_benchmark  # noqa: E402
 import quality_benchmark  # noqa: E402
 from dpo_report import Way  # noqa: E402
@@ -260,6 +262,33 @@ class TestObjectivesBenchmark(unittest.TestCase):
             self.run_some("start")
         with self.assertRaisesRegex(ValueError, "Unknown run sigmoidal"):
             self.run_some("sigmoidal")
+
+
+class TestMemory(unittest.TestCase):
+    def screen_of(self, main, *words):
+        screen = io.StringIO()
+        with mock.patch("sys.argv", ["x", *words]), contextlib.redirect_stdout(screen):
+            main()
+        return screen.getvalue()
+
+    def test_the_largest_models_of_macs(self):
+        small = [(8, "tiny", "float32", (1, 64, False))]
+        options = {"MODELS": ["tiny"], "SMALL": small, "MACS": {8: 2 / 3}}
+        with mock.patch.multiple(memory_table, **options):
+            text = self.screen_of(memory_table.main)
+        rows = [x.split("|")[2:-1] for x in text.splitlines() if "8 GB (5.7)" in x]
+        weights = ["float32", "4-bit", "4-bit", "bfloat16"]
+        self.assertEqual([row[2].strip() for row in rows], weights)
+        # In rooms of its own this model trains without checkpoints.
+        self.assertEqual([row[3].strip() for row in rows][1:], ["4 x 2048"] * 3)
+
+    def test_predicted_beside_measured(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        words = ["--model", str(save_tiny_model(Path(folder.name)))]
+        words += "--kinds lora --checkpoint no --lengths 32".split()
+        row = self.screen_of(memory_validation.main, *words).splitlines()[-1]
+        self.assertRegex(row, r"\| lora \| no \| 1 x 32 \| .* [+-]\d+\.\d% \|")
 
 
 class TestCollectBenchmark(unittest.TestCase):
