@@ -102,6 +102,7 @@ class PairTokenizer:
         results: list[Any] = [None] * len(rows)
         texts: dict[int, list[str]] = {}
         chats: dict[int, list[str]] = {}
+        found: dict[int, Any] = {}
         notes: dict[int, dict[str, Any]] = {}
         given: dict[int, list[tuple[Any, list[int] | None]]] = {}
         for i, row in enumerate(rows):
@@ -109,26 +110,22 @@ class PairTokenizer:
             given[i] = self._given(row)
             answers = [x for x, ids in given[i] if ids is None]
             read = self._texts if is_text else self._chats
-            parts: Any
             try:
                 parts, notes[i] = read(row, answers)
             except RowFault as fault:
                 results[i] = fault
                 continue
-            if isinstance(parts[0], list):
-                notes[i]["endless"] = not all(map(self._ends, parts[1:]))
-                parts = _with_given(parts, given[i])
-                results[i] = _make_pair(row, *parts, **notes[i])
-            else:
-                (texts if is_text else chats)[i] = parts
+            waiting: dict = texts if is_text else chats
+            (found if isinstance(parts[0], list) else waiting)[i] = parts
         ids = self._encode_texts([*texts.values()])
         ids += self._encode_chats([*chats.values()])
-        for i, parts in zip([*texts, *chats], ids, strict=True):
-            parts = _mark_other_turns(parts, notes[i].pop("borders", ()))
-            if i in chats:
-                notes[i]["endless"] = not all(map(self._ends, parts[1:]))
-            parts = _with_given(parts, given[i])
-            results[i] = _make_pair(rows[i], *parts, **notes[i])
+        found |= zip([*texts, *chats], ids, strict=True)
+        for i, encoded in found.items():
+            encoded = _mark_other_turns(encoded, notes[i].pop("borders", ()))
+            if i not in texts:
+                notes[i]["endless"] = not all(map(self._ends, encoded[1:]))
+            encoded = _with_given(encoded, given[i])
+            results[i] = _make_pair(rows[i], *encoded, **notes[i])
         return results
 
     def _ends(self, ids: list[int]) -> bool:
@@ -148,11 +145,8 @@ class PairTokenizer:
             if len(answer) > 1:
                 return False
             answer = answer[0]["content"]
-        ends = [self._raw.eos_token_id]
-        if isinstance(self.tokenizer, TokenizerWrapper):
-            ends = self.tokenizer.eos_token_ids
         try:
-            text = self._raw.decode(ids[:-1] if ids[-1] in ends else ids)
+            text = self._raw.decode(ids[:-1] if ids[-1] in self._end_ids else ids)
         except (LookupError, ValueError, OverflowError):
             # Of a larger vocabulary: not every tokenizer passes them over.
             return False
