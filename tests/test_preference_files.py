@@ -502,8 +502,13 @@ class TestHub(TempFolder):
         name = "Anthropic/hh-rlhf"
         splits = open_hub_splits(name, splits={"valid": "test_prefs"})
         self.assertEqual([len(splits[s]()) for s in ("train", "valid")], [50, 4])
-        with self.assertRaisesRegex(ValueError, "train_split"):
-            open_hub_splits(name, splits={"valid": "train_prefs[-10%:]"})
+        for name, spec in (
+            (name, "train_prefs[-10%:]"),
+            (name, "test_prefs+train_prefs[:5%]"),
+            ("one/split", "default[:5%]"),
+        ):
+            with self.assertRaisesRegex(ValueError, "train_split"):
+                open_hub_splits(name, splits={"valid": spec})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 """Data sets of the Hugging Face Hub."""
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -44,11 +43,6 @@ def open_hub_splits(
     }
     if "train" in specs:
         return named
-    for split, spec in specs.items():
-        if re.split(r"[\[+]", spec)[0] in SPLIT_ALIASES["train"]:
-            raise InputError(
-                f"{name}: give train_split beside {split}_split, they may overlap."
-            )
     loaded = _load_hub(name, config)
     picked = pick_splits(loaded.keys())
     if not picked and len(loaded) == 1:
@@ -58,6 +52,12 @@ def open_hub_splits(
             f"{name} has no split that is known by its name, only "
             f"{', '.join(loaded)}: name them by train_split in hf_dataset."
         )
+    trained = {*SPLIT_ALIASES["train"], picked.get("train")}
+    for split, spec in specs.items():
+        if trained & {part.partition("[")[0] for part in spec.split("+")}:
+            raise InputError(
+                f"{name}: give train_split beside {split}_split, they may overlap."
+            )
     found = {
         split: partial(LocatedRows, loaded[its_name], f"{name}[{its_name}]")
         for split, its_name in picked.items()
