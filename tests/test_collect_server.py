@@ -311,14 +311,14 @@ class TestReview(CollectTest):
         )
         # A tie is no opposite.
         append_label(self.folder, Label("q2", "reward", "tie"))
-        keys = read_review(self.folder, self.folder)
+        keys, _ = read_review(self.folder, self.folder)
         self.assertEqual(keys, {(0, "q1"): "judges disagree"})
         listed = self.folder.parent / "adapters"
         listed.mkdir()
         lines = '{"id": "q3", "round": 0, "why": "surely"}\n{"id": "q1"}\n{"id": "x"}\n'
         lines += '{"id": "q1", "round": []}\n{"id": "q3", "round": null}\n'
         (listed / "review.jsonl").write_text(lines)
-        keys = read_review(listed, self.folder)
+        keys, _ = read_review(listed, self.folder)
         look = {"again": keys, "mark": "review 1"}
         with serving(self.folder, **look) as (_, url):
             state = call(url)[1]
@@ -341,6 +341,34 @@ class TestReview(CollectTest):
         self.assertEqual(labels(self.folder)[-1]["ranking"], [[0], [1]])
         with serving(self.folder) as (_, url):
             self.assertEqual(call(url)[1]["done"], 4)
+
+    def test_a_look_at_disagreements_goes_on(self):
+        self.write(*(answers(f"q{i}", "a", "b") for i in range(3)))
+        for i in range(3):
+            label = Label(f"q{i}", "reward", "scores", scores=[0.0, 1.0])
+            append_label(self.folder, label)
+            append_label(
+                self.folder, Label(f"q{i}", "human:anna", "ranking", ranking=[[0], [1]])
+            )
+        own = "--label", "human:anna", "--output", self.folder, "--port", "0"
+        own += "--review", self.folder
+
+        def look(server, **_):
+            # One stays as it was, one agrees with the other judge now.
+            for text in "ab":
+                item = server.voting.state()["item"]
+                server.voting.vote(choose(item, text))
+            raise KeyboardInterrupt
+
+        with mock.patch.object(servers.PageServer, "serve_forever", look):
+            self.assertIn("3 of 3 to judge as anna", collect(*own)[1])
+        with stopped():
+            self.assertIn("1 of 2 to judge as anna", collect(*own)[1])
+            # Another judge is a reason for another look.
+            for i in range(2):
+                label = Label(f"q{i}", "model:m", "scores", scores=[0.0, 1.0])
+                append_label(self.folder, label)
+            self.assertIn("2 of 2 to judge as anna", collect(*own)[1])
 
     def test_a_folder_that_lists_nothing(self):
         self.write(answers("q", "a", "b"))

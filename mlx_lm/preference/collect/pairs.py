@@ -315,7 +315,8 @@ def write_splits(
     folder: Path, rows: Sequence[dict[str, Any]], valid_fraction: float, seed: int = 0
 ) -> tuple[int, int]:
     """Write rows as the training and validation sets of a folder; how many each has."""
-    train, valid = [], []
+    train: list[dict[str, Any]] = []
+    valid: list[dict[str, Any]] = []
     for row in rows:
         # A prompt is always on the same side, whatever the others.
         place = int(digest(seed, row["prompt"], size=8), 16) / 2**64

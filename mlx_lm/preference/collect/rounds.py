@@ -275,8 +275,9 @@ class Rounds:
         return found, {x.key: labels[x.key] for x in found if x.key in labels}
 
     def _rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        given = self._labelled(self.collected, numbers)
-        return make_rows(*given, self.settings.pairs, self.settings.weights)[0]
+        answers, labels = self._labelled(self.collected, numbers)
+        given = self.settings
+        return make_rows(answers, labels, given.pairs, given.weights)[0]
 
     def _pairs(self, number: int) -> None:
         rows = self._rows([number])

@@ -29,7 +29,6 @@ from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ..digest import digest
 from ..errors import InputError
 from ..terminal import rprint, visible
 from .labels import HUMAN
@@ -292,9 +291,7 @@ def label_by_hand(
         )
     keys, mark, again = None, "", ""
     if review is not None:
-        keys = read_review(review, folder)
-        # The same list again is the same second look, which goes on.
-        mark = f"review {digest(sorted(keys), size=4)}"
+        keys, mark = read_review(review, folder, HUMAN + name)
         again = f" --review {shlex.quote(review)}"
     voting = Voting(folder, name, keys, mark)
     place, rounds = shlex.quote(str(folder)), Path(folder).resolve().parent

@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from ..digest import digest
 from ..errors import InputError
 from ..run.reading import read_lines
 from .answers import Answers, read_answers
@@ -351,16 +352,20 @@ class Voting:
         return self._lock
 
 
-def read_review(folder: str | Path, output: str | Path) -> dict[Key, str]:
-    """Prompts to look at again, and why: a run listed them, or judges disagree."""
+def read_review(
+    folder: str | Path, output: str | Path, judge: str = ""
+) -> tuple[dict[Key, str], str]:
+    """Prompts to look at again, and why: a run listed them, or judges disagree. And a
+    mark of the look, the same when that goes on."""
     path = Path(folder) / REVIEW
     if path.exists():
         rows = read_lines(path, id=(str,))
-        return {
+        looks = {
             (row.get("round", 0), row["id"]): str(row.get("why", ""))
             for row in rows
             if type(row.get("round", 0)) is int
         }
+        return looks, f"review {digest(sorted(looks), size=4)}"
     if os.path.realpath(folder) != os.path.realpath(output):
         raise InputError(
             f"{folder} has no {REVIEW}, in which the test of a run lists labels that may "
@@ -369,11 +374,15 @@ def read_review(folder: str | Path, output: str | Path) -> dict[Key, str]:
         )
     answers = read_answers(output)
     sizes = {x.key: len(x.responses) for x in answers}
-    return {
+    found = read_labels(output, answers)
+    looks = {
         key: "judges disagree"
-        for key, labels in read_labels(output, answers).items()
+        for key, labels in found.items()
         if _disagree([orders(label, sizes[key]) for label in labels.values()])
     }
+    # Who agrees after a look is listed no more; the others were looked at all the same.
+    others = {name for labels in found.values() for name in labels} - {judge}
+    return looks, f"review {digest(sorted(others), size=4)}"
 
 
 def _disagree(found):

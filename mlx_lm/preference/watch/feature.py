@@ -13,7 +13,7 @@ from ..features import Feature
 from ..setting import Setting
 from . import retained_text
 from .samples import read_prompts
-from .trackers import SERVICES, missing_tracker, reporting_callbacks
+from .trackers import SERVICES, missing_tracker, reporting_callbacks, service_names
 from .watchers import WatchedRun, run_watchers
 
 
@@ -48,8 +48,7 @@ class _Watch(Feature):
             read_prompts(args.sample_prompts)
         if args.retain_data is not None:
             retained_text.read_text(args.retain_data)
-        services = [name.strip().lower() for name in (args.report_to or "").split(",")]
-        for name in filter(None, services):
+        for name in service_names(args.report_to):
             if name not in SERVICES:
                 raise InputError(
                     f"Unknown report_to {name!r}, choose from {', '.join(SERVICES)}."

@@ -77,15 +77,18 @@ TRACKERS = {"tensorboard": TensorBoardCallback, "trackio": TrackioCallback}
 SERVICES = {**callbacks.SUPPORT_CALLBACK, **TRACKERS}
 
 
+def service_names(report_to: str | None) -> list[str]:
+    """The services that a setting names."""
+    return [x for name in (report_to or "").split(",") if (x := name.strip().lower())]
+
+
 def reporting_callbacks(
-    names: str | None, project_name: str | None, log_dir: str, config: dict
+    report_to: str | None, project_name: str | None, log_dir: str, config: dict
 ) -> CallbackList:
     """The callbacks of the services that ``report_to`` names."""
-    wanted = [name.strip().lower() for name in (names or "").split(",")]
-    return CallbackList(
-        [SERVICES[name](project_name, log_dir, config) for name in wanted if name],
-        careful=True,
-    )
+    names = service_names(report_to)
+    made = [SERVICES[name](project_name, log_dir, config) for name in names]
+    return CallbackList(made, careful=True)
 
 
 def missing_package(name: str) -> str | None:
