@@ -571,6 +571,26 @@ class TestTrainer(unittest.TestCase):
         with self.assertRaisesRegex(ValueError, "fewer than batch_size=4"):
             train(tiny_model("lora"), random_pairs(2), batch_size=4)
 
+    def test_what_can_not_be_trained_is_refused(self):
+        model, pairs, ranked = (
+            tiny_model("lora"),
+            random_pairs(4),
+            Pairs(random_pairs(4)),
+        )
+        ranked.values = {"places": np.array([[0.0, 1.0]] * 4)}
+        for pattern, given, more in (
+            ("Nothing to train", (tiny_model(None), pairs), {}),
+            ("the policy itself", (model, pairs), {"reference_model": model}),
+            (
+                "kto learns from labels, not from pairs",
+                (model, pairs),
+                {"loss_type": "kto"},
+            ),
+            ("sigmoid learns from pairs, not from rankings", (model, ranked), {}),
+        ):
+            with self.subTest(pattern), self.assertRaisesRegex(InputError, pattern):
+                train(*given, **more)
+
     def test_bad_settings_are_refused(self):
         counts = "batch_size iters val_batches steps_per_report steps_per_eval"
         counts += " steps_per_save grad_accumulation_steps max_skipped_steps sync_steps"

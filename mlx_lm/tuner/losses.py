@@ -91,9 +91,6 @@ def preference_loss(
             f"got {', '.join(map(str, shapes))}."
         )
     objective = objective or Objective(beta, loss_type, label_smoothing=label_smoothing)
-    if objective.data != "pairs":
-        name = next(iter(objective.losses))
-        raise InputError(f"{name} learns from {objective.data}, not from pairs alone.")
     per_token = [name for name in objective.losses if LOSSES[name].per_token]
     if per_token and lengths is None:
         raise InputError(f"{per_token[0]} needs the answers' lengths in tokens.")

@@ -12,6 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 
 from ..preference.device import cache_limit, compiles
+from ..preference.errors import InputError
 from ..preference.forward.frozen import FrozenStart
 from ..preference.objective.objective import Objective
 from ..preference.objective.pairs import examples
@@ -164,7 +165,8 @@ def train_dpo(
         dict: The last report's metrics.
 
     Raises:
-        ValueError: If a setting is out of range, the data set is too small, or
+        ValueError: If a setting is out of range, the data set is too small or of
+            another kind, nothing can be trained, the reference is the policy, or
             another run is writing to the folder.
         TrainingStopped: If the numbers went wrong, or memory ran out.
         SystemExit: After SIGINT or SIGTERM, when the run is saved.
@@ -188,6 +190,13 @@ def train_dpo(
     from ..preference.terminal import lasting_output
 
     args = args or DPOTrainingArgs()
+    if reference_model is policy_model:
+        raise InputError(
+            "reference_model is the policy itself, which moves: leave it out, and the "
+            "reference is the policy as it is now."
+        )
+    if not tree_flatten(policy_model.trainable_parameters()):
+        raise InputError("Nothing to train: policy_model has no trainable parameters.")
     maybe_set_recommended_wired_limit()
     folder = Path(args.adapter_file).parent
     if mx.distributed.init().rank() == 0:

@@ -10,6 +10,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from ..errors import InputError
+
 LARGEST_EXPONENT = 80.0
 
 
@@ -94,6 +96,11 @@ def pair_logps(
     objective: Any,
 ) -> PairLogps:
     """Put what the losses read together."""
+    kinds = {"labels": "labels", "places": "rankings"}
+    given = next((kind for name, kind in kinds.items() if name in batch), "pairs")
+    if given != objective.data:
+        name = next(iter(objective.losses))
+        raise InputError(f"{name} learns from {objective.data}, not from {given}.")
     policy_logps = policy_logps.astype(mx.float32)
     if not objective.needs_reference:
         reference_logps = mx.zeros_like(policy_logps)
