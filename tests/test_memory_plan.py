@@ -378,6 +378,21 @@ class TestTests(CommandCase):
                     check_test_memory(*given)
 
 
+class TestAdvice(unittest.TestCase):
+    def test_a_4_bit_model_leaves_a_reference_as_it_is(self):
+        policy, pairs = tiny_model("lora"), random_pairs(4)
+        reference = tiny_model(seed=1, intermediate_size=4096)
+        given = optim.SGD(0.1), pairs, DPOTrainingArgs(batch_size=1)
+        frozen = sum(x.nbytes for _, x in tree_flatten(policy.parameters()))
+        for other, share in ((FrozenStart(policy), 0.5), (reference, 2.0)):
+            total = forecast.predict_run(policy, other, *given).total
+            limit = (total - share * frozen) / (0.9 if CPU else 1)
+            with mock.patch.object(forecast, "device_memory", lambda: int(limit)):
+                with self.assertRaises(InputError) as caught:
+                    forecast.check_memory(policy, other, *given)
+            self.assertEqual("a 4-bit model" in str(caught.exception), share < 1)
+
+
 class TestLimits(unittest.TestCase):
     def test_memory_limit_counts(self):
         before = mx.set_memory_limit(MB)
@@ -454,7 +469,7 @@ class TestLimits(unittest.TestCase):
             with self.subTest(limit=limit), self.assertRaisesRegex(ValueError, advice):
                 check_fits(estimate, limit * 10**9, changes, predict)
         with self.assertRaisesRegex(ValueError, "8.4 GB.* or a 4-bit model"):
-            check_fits(estimate, int(8.4e9), changes, predict, weight_bits=16)
+            check_fits(estimate, int(8.4e9), changes, predict, 7e8)
 
 
 if __name__ == "__main__":

@@ -88,9 +88,10 @@ def check_fits(
     limit: int | None,
     changes: Iterable[dict[str, Any]] = (),
     predict: Callable[[dict[str, Any]], MemoryEstimate] | None = None,
-    weight_bits: int = 4,
+    saved: float = 0.0,
 ) -> None:
     """Refuse a run that needs more memory than there is, and say what would fit."""
+    # A 4-bit model saves so many bytes.
     if limit is None or estimate.total <= limit:
         return
     fitting: dict[tuple, str] = {}
@@ -100,8 +101,6 @@ def check_fits(
             if predict(change).total <= limit:
                 settings = [f"{k}: {str(v).lower()}" for k, v in change.items()]
                 fitting[tuple(change)] = " with ".join(settings)
-    # 4 bits, and a 16-bit scale and bias for every 64 weights.
-    saved = estimate.weights * (1 - 4.5 / weight_bits)
     if estimate.total - saved <= limit:
         fitting["model",] = "a 4-bit model"
     large = {name: size for name, size in vars(estimate).items() if size >= 5e7}

@@ -2,6 +2,7 @@
 
 """A run's peak memory, predicted from the worst of its batches."""
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +19,7 @@ from ..batch.collate import collate_pairs, epoch_batches, value_arrays
 from ..batch.shape import Bucket, padded_tokens, pair_lengths
 from ..device import compiles, device_memory
 from ..features import Feature, features
-from ..forward.frozen import FrozenStart
+from ..forward.frozen import FrozenStart, parameter_ids
 from ..forward.recompute import keyed_layers
 from ..forward.tokens import without_kernels
 from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
@@ -178,22 +179,26 @@ def _refuse_larger(
     settings = {key: getattr(args, key) for key in keys}
     longest = max(int(pair_lengths(dataset).max()) for dataset in sets)
     settings["max_seq_length"] = min(settings["max_seq_length"], longest)
-    changes, bits = smaller_settings(settings), _weight_bits(policy_model)
+    changes, saved = smaller_settings(settings), _saved_by_4_bits(policy_model)
     limit = device_memory()
     if limit is not None and mx.default_device() == mx.cpu:
         # A process that meets the limit there ends without a word.
         limit = limit * 9 // 10
-    check_fits(estimate, limit, changes, predict, bits)
+    check_fits(estimate, limit, changes, predict, saved)
     return estimate
 
 
-def _weight_bits(model):
-    # The commonest kind of weight; packed ones are stored as integers.
-    sizes = {4: 0, 16: 0, 32: 0}
+def _saved_by_4_bits(model):
+    """How much less a policy's frozen weights would take, by their commonest kind."""
+    trained = parameter_ids(model.trainable_parameters())
+    # Packed ones are stored as integers.
+    sizes = Counter({4: 0})
     for _, x in tree_flatten(model.parameters()):
-        bits = 8 * x.dtype.size if mx.issubdtype(x.dtype, mx.floating) else 4
-        sizes[bits] = sizes.get(bits, 0) + x.nbytes
-    return max(sizes, key=lambda bits: sizes[bits])
+        if id(x) not in trained:
+            is_float = mx.issubdtype(x.dtype, mx.floating)
+            sizes[8 * x.dtype.size if is_float else 4] += x.nbytes
+    # 4 bits, and a 16-bit scale and bias for every 64 weights.
+    return sizes.total() * (1 - 4.5 / sizes.most_common(1)[0][0])
 
 
 def describe_memory(estimate: MemoryEstimate) -> str:
