@@ -121,7 +121,7 @@ def _announce(job):
     """Say what the run will be, and refuse what could not be written."""
     args = job.args
     plan = training_plan(job.train_set, job.settings)
-    rows = setup.header_rows(args, job.train_set, job.valid_set, job.reference, plan)
+    rows = setup.header_rows(args, job.train_set, job.valid_set, plan)
     for feature in features():
         feature.header_rows(job, rows)
     print_header("mlx_lm.dpo", [(label, text) for label, text in rows.items() if text])

@@ -26,11 +26,12 @@ from mlx_lm import dpo_collect, lora
 from mlx_lm.dpo import resolve_args
 from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.data.shapes import SHAPES
-from mlx_lm.preference.measure.metrics import METRICS
+from mlx_lm.preference.measure.metrics import OVER
 from mlx_lm.preference.objective.losses import LOSSES
 from mlx_lm.preference.objective.pairs import DIVERGENCES
 from mlx_lm.preference.policy.optimizer import OPTIMIZERS
 from mlx_lm.preference.reference import cache as reference_cache
+from mlx_lm.preference.report.shown import METRICS
 from mlx_lm.preference.settings.checks import check_args, check_keys
 from mlx_lm.preference.settings.datasets import DATASET_KEYS
 from mlx_lm.preference.settings.parser import build_parser
@@ -101,7 +102,8 @@ class TestWritten(unittest.TestCase):
         self.assertTrue(write_reference.reference(REFERENCE) == REFERENCE, self.HOW)
         for row in table(section("Metrics")):
             self.assertTrue(row[2], f"{row[0]} needs a formula")
-        for name in " ".join(metric.name for metric in METRICS).split():
+        shown = " ".join(metric.name for metric in METRICS).split()
+        for name in {*shown, *OVER, "perplexity/reference"}:
             name = re.sub("/(chosen_|equal_|rejected_).*", "/GROUP", name)
             self.assertIn(f"`{name}`", REFERENCE)
 

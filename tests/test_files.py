@@ -22,6 +22,7 @@ from mlx_lm.preference.files import (
     write_json,
 )
 from mlx_lm.preference.watch import retained_text, samples
+from mlx_lm.preference.watch.texts import read_lines_of
 
 
 class TestFiles(unittest.TestCase):
@@ -106,7 +107,7 @@ class TestFiles(unittest.TestCase):
         lines = [(1, "a\u2028b"), (3, "ä")]
         for encoding in ("utf-8", "utf-8-sig", "utf-16"):
             path.write_bytes("a\u2028b\r\n \r\nä\r\n".encode(encoding))
-            self.assertEqual(files.read_lines_of(path, "prompts", advice), lines)
+            self.assertEqual(read_lines_of(path, "prompts", advice), lines)
         readers = {
             "prompts": collected.read_prompts,
             "sample_prompts": samples.read_prompts,

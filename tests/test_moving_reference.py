@@ -268,7 +268,6 @@ class TestNoReference(unittest.TestCase):
         self.assertEqual(arrays.keys() - batch.arrays.keys(), {"reference_logps"})
         reference.remember(PAIRS, batch, mx.ones((6,)))
         self.assertEqual(reference.recall(PAIRS, batch)["reference_logps"].sum(), 0)
-        self.assertEqual(reference.unknown(PAIRS, None), 0)
         self.assertIsNone(reference.model)
         seen = []
 

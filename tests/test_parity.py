@@ -24,7 +24,7 @@ from resuming import MEASURED
 from tiny import Recorder, pair, random_pairs, tiny_model, train
 
 from mlx_lm.preference.forward.frozen import FrozenStart
-from mlx_lm.preference.measure.metrics import LENGTH_GROUPS
+from mlx_lm.preference.measure.pair_metrics import LENGTH_GROUPS
 from mlx_lm.preference.report.evaluate import score_pairs
 from mlx_lm.tuner.trainer import DPOTrainingArgs, train_dpo
 

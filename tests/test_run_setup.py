@@ -172,7 +172,7 @@ class TestSetup(unittest.TestCase):
         def all_rows(args, reference, plan):
             job = Job(args, None, None, pairs, [], reference=reference)
             job.kept["memory"] = estimate
-            rows = header_rows(args, pairs, [], reference, plan)
+            rows = header_rows(args, pairs, [], plan)
             for feature in features():
                 feature.header_rows(job, rows)
             return {label: text for label, text in rows.items() if text}

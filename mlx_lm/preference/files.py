@@ -2,7 +2,6 @@
 
 """Files that are written completely or not at all, and where caches live."""
 
-import codecs
 import errno
 import json
 import math
@@ -33,8 +32,6 @@ def _host() -> str:
 
 HOST = _host()
 DAY = 24 * 3600
-# Bytes of a text that a user writes, such as prompts.
-MOST_TEXT = 64 * 10**6
 
 
 def replace_file(path: str | Path, write: Callable[[str], Any]) -> None:
@@ -79,14 +76,6 @@ def check_plain(
         )
 
 
-def allow_as_usual(path: str | Path) -> None:
-    """Give a file the permissions that the user's umask gives to new files."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    with suppress(OSError):
-        os.chmod(path, 0o666 & ~mask)
-
-
 def append_text(path: str | Path, text: str) -> None:
     """Add to a file, and wait until it is on the disk."""
     with writing(path), open(path, "a", encoding="utf-8", opener=open_plain) as file:
@@ -111,27 +100,6 @@ def read_plain(path: str | Path, most: int | None = None) -> bytes:
     if most is not None and size > most:
         raise OSError(errno.EFBIG, f"It has more than {most / 1e6:,.0f} MB")
     return Path(path).read_bytes()
-
-
-def read_text(path: str | Path, what: str, advice: str) -> str:
-    """Read a text that a user wrote: UTF-8, or the UTF-16 that editors of Windows write."""
-    try:
-        raw = read_plain(path, MOST_TEXT)
-        is_wide = raw[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-        text = raw.decode("utf-16" if is_wide else "utf-8-sig")
-        if "\0" in text:
-            raise ValueError("a NUL")
-    except (OSError, ValueError) as e:
-        reason = getattr(e, "strerror", None) or "it is not UTF-8 text"
-        raise InputError(f"{what} {path} can't be read: {reason}. {advice}") from e
-    return text
-
-
-def read_lines_of(path: str | Path, what: str, advice: str) -> list[tuple[int, str]]:
-    """The lines of such a text that are not blank, with their numbers."""
-    # Not splitlines: a prompt, and JSON, may hold other ends of lines.
-    lines = enumerate(read_text(path, what, advice).split("\n"), 1)
-    return [(i, line.rstrip("\r")) for i, line in lines if line.strip()]
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 
 from ..digest import digest
 from ..errors import InputError
-from ..files import MOST_TEXT, json_text, write_text, writing
+from ..files import json_text, write_text, writing
 from ..terminal import counted, rprint
+from ..watch.texts import MOST_TEXT
 from .answers import ANSWERS, Answers, Key, read_answers
 from .labels import BAD, LABELS, NONE, REWARD, Label, orders, read_labels
 from .lengths import without_length

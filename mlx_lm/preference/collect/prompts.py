@@ -21,8 +21,8 @@ from ..data.row import PROMPT, SYSTEM, Row
 from ..data.shapes import read_rows
 from ..data.sources import open_sources
 from ..errors import InputError
-from ..files import read_lines_of
 from ..terminal import counted, rprint
+from ..watch.texts import read_lines_of
 from .answers import Messages, prompt_id
 
 # What a row of preference data has of answers: a prompt to be answered has none.

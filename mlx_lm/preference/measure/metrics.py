@@ -2,107 +2,36 @@
 
 """What a preference run reports, as sums that can be added and then averaged."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
-
 import mlx.core as mx
 
 from ..objective.objective import Objective
 from ..objective.pairs import examples
 
-# By what --save-best may choose: the metric, and whether more or less is better.
-BEST = {"accuracy": ("rewards/accuracies", 1), "loss": ("loss", -1)}
-
-
-class Metric(NamedTuple):
-    """What a metric is called, averaged over, and how a test and a report show it."""
-
-    # Several names, with spaces between them, share a row.
-    name: str
-    # The sum that its own is divided by; what is made of others has none.
-    over: str = ""
-    # The row of a test's table, its form, the start's metric, and how many it is of.
-    row: str = ""
-    form: str = "{:.3f}"
-    start: str = ""
-    total: str = ""
-    # Title and unit of a report's chart; chosen and rejected answers share one.
-    chart: tuple[str, str] = ("", "")
-    # Whether it is said of the reference, of a pair's two answers: some have none.
-    of_reference: bool = False
-    of_two: bool = False
-
-
-RATE = "{:.1%}"
-LIKELIER, PER_TOKEN = "logps/accuracies", "logps/accuracies_per_token"
-LENGTH_GROUPS = {
-    "chosen_shorter": "chosen is shorter",
-    "equal_length": "about as long",
-    "chosen_longer": "chosen is longer",
+# The sum that each metric's own is divided by; what is made of others has none.
+OVER = {
+    "loss": "examples",
+    "rewards/accuracies": "pairs",
+    "logps/accuracies": "pairs",
+    "logps/accuracies_per_token": "pairs",
+    "reference_logps/accuracies": "pairs",
+    "reference_logps/accuracies_per_token": "pairs",
+    "rewards/chosen": "chosen",
+    "logps/chosen": "chosen",
+    "rewards/rejected": "rejected",
+    "logps/rejected": "rejected",
+    "kl": "tokens/completion",
+    "kl_estimate": "tokens/completion",
 }
-_REWARDS: dict[str, Any] = {"chart": ("Rewards", "nats")}
-_LOGPS: dict[str, Any] = {"chart": ("Log-probs of the answers", "nats")}
-_RIGHT: dict[str, Any] = {"chart": ("Reward accuracy", "%")}
-_MARGIN: dict[str, Any] = {"chart": ("Reward margin", "nats")}
-_KL: dict[str, Any] = {
-    "chart": ("KL from the reference, estimated", "nats"),
-    "of_reference": True,
-}
-_BOTH: dict[str, Any] = {"of_two": True, "of_reference": True}
-_ENDS = "rewards/accuracies_low rewards/accuracies_high"
-_CHOSEN, _TEXT = "perplexity of chosen", "perplexity of ordinary text"
-
-
-def _rate(name: str, row: str) -> Metric:
-    return Metric(name, "pairs", row, RATE, f"reference_{name}", of_two=True)
-
-
-def _by_length(name: str, start: str = "") -> Iterator[Metric]:
-    for group, label in LENGTH_GROUPS.items():
-        row, start_name = f"  {label} (n = {{}})", start and f"{start}/{group}"
-        yield Metric(f"{name}/{group}", "", row, RATE, start_name, f"pairs/{group}")
-
-
-def _calibration(name: str, row: str) -> Metric:
-    return Metric(name, row=row, start=f"reference_{name}")
-
-
-# In the order of the table's rows and of the charts.
-METRICS = (
-    Metric("loss", "examples", chart=("Loss", "nats")),
-    Metric("rewards/accuracies", "pairs", "reward accuracy", RATE, **_RIGHT),
-    Metric(_ENDS, row="  95 % interval", form="{:.1%}-{:.1%}"),
-    *_by_length("rewards/accuracies"),
-    Metric("rewards/margins", "", "reward margin (nats)", **_MARGIN),
-    Metric("rewards/chosen", "chosen", "reward of chosen (nats)", **_REWARDS),
-    Metric("rewards/rejected", "rejected", "reward of rejected (nats)", **_REWARDS),
-    _rate(LIKELIER, "chosen likelier than rejected"),
-    *_by_length(LIKELIER, f"reference_{LIKELIER}"),
-    _rate(PER_TOKEN, "chosen likelier, per token"),
-    Metric(f"reference_{LIKELIER}", "pairs", **_BOTH),
-    Metric(f"reference_{PER_TOKEN}", "pairs", **_BOTH),
-    Metric("logps/chosen", "chosen", **_LOGPS),
-    Metric("logps/rejected", "rejected", **_LOGPS),
-    Metric("perplexity/policy", "", _CHOSEN, "{:.2f}", "perplexity/reference"),
-    Metric("perplexity/reference", of_reference=True),
-    Metric("retained_text/after", "", _TEXT, "{:.2f}", "retained_text/before"),
-    Metric("kl", "tokens/completion", "KL from it, per token (nats)", "{:.4f}"),
-    Metric("kl_per_answer/chosen", row="  per chosen answer (nats)"),
-    Metric("kl_per_answer/rejected", row="  per rejected answer (nats)"),
-    Metric("kl_estimate", "tokens/completion", **_KL),
-    _calibration("calibration/ece", "calibration error (ECE)"),
-    _calibration("calibration/brier", "Brier score"),
-    Metric("grad_norm", chart=("Gradient norm", "")),
-    Metric("learning_rate", chart=("Learning rate", "")),
-    Metric("tokens_per_second", chart=("Speed", "tokens/s")),
-    Metric("peak_memory", chart=("Peak memory", "GB")),
-)
 # Of a training step: the exact KL is a test's.
 SUMS = (
-    *(m.name for m in METRICS if m.over and m.name != "kl"),
+    *(name for name in OVER if name != "kl"),
     *("nll/policy", "nll/reference", "tokens/chosen", "tokens/completion"),
     *("tokens/all", "pairs", "examples", "chosen", "rejected"),
 )
+# Some losses have no reference, and some rows one answer.
+_OF_TWO = frozenset(name for name in OVER if "logps/accuracies" in name)
+_OF_REFERENCE = frozenset(name for name in _OF_TWO if name.startswith("reference"))
+_OF_REFERENCE |= {"perplexity/reference", "kl_estimate"}
 
 
 def preference_sums(
@@ -185,13 +114,9 @@ def sum_values(
 
 def hidden_metrics(objective: Objective, tested: bool = False) -> frozenset[str]:
     """The metrics that mean nothing for an objective."""
-    no_reference = not objective.needs_reference and not tested
-    return frozenset(
-        metric.name
-        for metric in METRICS
-        if (metric.of_reference and no_reference)
-        or (metric.of_two and objective.data == "labels")
-    )
+    has_reference = objective.needs_reference or tested
+    hidden = frozenset() if has_reference else _OF_REFERENCE
+    return hidden | _OF_TWO if objective.data == "labels" else hidden
 
 
 def _count(sums, over):
@@ -206,10 +131,9 @@ def mean_metrics(
 ) -> dict[str, mx.array]:
     """Average summed metrics: per pair, KL per token, perplexity of the chosen."""
     means: dict[str, mx.array] = {}
-    for over in dict.fromkeys(metric.over for metric in METRICS if metric.over):
-        count = _count(sums, over)
-        own = [m.name for m in METRICS if m.over == over and m.name in sums]
-        means |= {name: sums[name] / count for name in own}
+    for name, over in OVER.items():
+        if name in sums:
+            means[name] = sums[name] / _count(sums, over)
     means["rewards/margins"] = means["rewards/chosen"] - means["rewards/rejected"]
     tokens = _count(sums, "tokens/chosen")
     for who in ("policy", "reference"):

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..objective.objective import Objective
-from .metrics import LENGTH_GROUPS
 from .pair_scores import CHOSEN, REJECTED, ScoredPairs
 
 
@@ -61,6 +60,11 @@ def brier_score(probabilities: np.ndarray) -> float:
 FILE_NAME = "test_metrics.json"
 # Of the longer answer: what is nearer than this counts as equally long.
 EQUAL_LENGTH = 0.1
+LENGTH_GROUPS = {
+    "chosen_shorter": "chosen is shorter",
+    "equal_length": "about as long",
+    "chosen_longer": "chosen is longer",
+}
 
 
 def wilson_interval(share: float, count: int) -> tuple[float, float]:

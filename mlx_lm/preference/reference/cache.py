@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from ..digest import bytes_digest, digest
-from ..files import allow_as_usual, drop_oldest
+from ..files import drop_oldest
 from ..terminal import rprint
 
 # Changes when keys or files are made in another way.
@@ -78,6 +78,14 @@ def _transaction(path: Path, start: str, wait: float) -> Iterator[Any]:
         is_known = code != sqlite3.SQLITE_ERROR
         is_outside = is_known and isinstance(e, sqlite3.OperationalError)
         raise (OSError if is_outside else ValueError)(str(e)) from e
+
+
+def _allow_as_usual(path):
+    # In a shared folder, others save here too, if the user's umask lets them.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    with suppress(OSError):
+        os.chmod(path, 0o666 & ~mask)
 
 
 class ReferenceCache:
@@ -219,8 +227,7 @@ class ReferenceCache:
             new = (rows, self._checksum(rows))
             database.execute("INSERT INTO saved VALUES (?, ?)", new)
         if is_new:
-            # In a shared folder, others save here too, if the user lets them.
-            allow_as_usual(self.path)
+            _allow_as_usual(self.path)
 
     def exchange(self, group: mx.distributed.Group) -> None:
         """Give every process the numbers that the others read or stored."""

@@ -67,5 +67,12 @@ class _Remembered(Feature):
         given = job.args, job.model, job.reference_model
         job.reference = remember_reference(*given, *sets)
 
+    def header_rows(self, job: Any, rows: dict[str, str]) -> None:
+        if not isinstance(job.reference, RememberedReference):
+            return
+        pairs, noun = len(job.train_set), objective_of(job.args).noun
+        if known := pairs - job.reference.unknown(job.train_set):
+            rows["reference"] += f" · {known:,} of {pairs:,} {noun} known"
+
 
 FEATURE = _Remembered()

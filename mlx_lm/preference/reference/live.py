@@ -49,10 +49,6 @@ class LiveReference:
     def check(self, dataset: Any, ld_alpha: float = 1.0) -> None:
         """Make sure that what is known is what the model gives."""
 
-    def unknown(self, *datasets: Any) -> int:
-        """Count the pairs that the reference has yet to see."""
-        return sum(len(dataset or []) for dataset in datasets)
-
     def sync(self, mixing: float) -> None:
         """Move the reference towards the policy."""
         if not isinstance(self.model, FrozenStart):
@@ -85,9 +81,6 @@ class NoReference(LiveReference):
     def recall(self, dataset: Any, batch: PairBatch) -> dict[str, mx.array]:
         zeros = mx.zeros((2 * len(batch.indices),))
         return batch.arrays | {"reference_logps": zeros}
-
-    def unknown(self, *datasets: Any) -> int:
-        return 0
 
     def _choose(self, make: Callable[[Any], Callable]) -> Callable:
         return make(None)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import replace_file
-from ..measure.metrics import METRICS
+from .shown import METRICS
 
 # Roles of colours on white paper. SVG gets a stand-in for each, which becomes a
 # CSS variable: the page then decides.
@@ -60,9 +60,10 @@ def curves(reports: list[dict[str, Any]]) -> list[Chart]:
             y = [math.nan if v is None else v * scale for _, v in points]
             # One metric: colours tell the parts; two: dashes do.
             label, second = part, held_out
-            if metric.over in ("chosen", "rejected"):
-                label = metric.over + " (val.)" * held_out
-                second = metric.over == "rejected"
+            answer = metric.name.rpartition("/")[2]
+            if answer in ("chosen", "rejected"):
+                label = answer + " (val.)" * held_out
+                second = answer == "rejected"
             line = Series(label, x, y, "two" if second else "one", held_out)
             charts.setdefault(title, Chart(title, unit)).series.append(line)
     return list(charts.values())

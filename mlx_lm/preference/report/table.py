@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..measure.metrics import METRICS
 from ..terminal import counted, visible
+from .shown import METRICS
 
 LONGEST_NAME = 16
 

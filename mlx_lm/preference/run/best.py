@@ -17,12 +17,14 @@ from ..digest import digest
 from ..errors import InputError
 from ..features import Feature
 from ..files import replace_file
-from ..measure.metrics import BEST
 from ..policy.adapter import ADAPTER
 from ..policy.start import fitting_weights
 from ..ranks import sum_over_ranks
 from ..terminal import rprint
 from .adapters import copy_adapter, save_adapter
+
+# By what --save-best may choose: the metric, and whether more or less is better.
+BEST = {"accuracy": ("rewards/accuracies", 1), "loss": ("loss", -1)}
 
 
 def check_validated(settings: Any, val_set: Any) -> None:

@@ -103,6 +103,12 @@ class _OtherReference(Feature):
                 "start takes no second model: leave it out, or name a reference_model."
             )
 
+    def header_rows(self, job: Any, rows: dict[str, str]) -> None:
+        args = job.args
+        rows["reference"] = args.reference_model or rows["reference"]
+        if args.reference_bits:
+            rows["reference"] += f" in {args.reference_bits} bits"
+
     def _applies(self, job):
         args = job.args
         is_first = mx.distributed.init().rank() == 0

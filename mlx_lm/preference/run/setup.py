@@ -112,12 +112,11 @@ def header_rows(
     args: SimpleNamespace,
     train_set: Any,
     valid_set: Any,
-    reference: LiveReference,
     plan: list[shape.Bucket],
 ) -> dict[str, str]:
     """What the run's header says of settings, data and batches."""
     per_epoch = shape.batches_per_epoch(plan, args.batch_size)
-    what = objective_of(args).noun
+    objective = objective_of(args)
     lengths = shape.pair_lengths(train_set)
     computed = shape.padded_tokens(plan, args.batch_size, lengths)
     padding = 1 - shape.needed_tokens(plan, lengths) / computed
@@ -133,12 +132,12 @@ def header_rows(
         "loss has": _modifiers(args),
         "data": str(args.data),
         "rows read": f"{read.rows:,} of {read.total:,}" if read else "",
-        what: f"{len(train_set):,} train · {len(valid_set):,} valid",
+        objective.noun: f"{len(train_set):,} train · {len(valid_set):,} valid",
         "an epoch": f"{counted(per_epoch, 'iter')} · {passes}",
         "rows are": f"{train_set.shape} · {train_set.format}",
         "columns": train_set.notes.read_as(),
         "prompts": f"{shared} · {shapes} · {padding:.0%} padding",
-        "reference": _reference_name(args, train_set, reference, what),
+        "reference": "the frozen start" if objective.needs_reference else "none",
     }
 
 
@@ -163,18 +162,6 @@ def _settings_rows(args):
         "batch · iters": f"{args.batch_size} · {args.iters:,}",
         "max seq": f"{args.max_seq_length:,}",
     }
-
-
-def _reference_name(args, train_set, reference, what):
-    if isinstance(reference, NoReference):
-        return "none"
-    start = "the frozen start"
-    if args.resume_adapter_file:
-        start = f"{args.resume_adapter_file}, frozen"
-    known = len(train_set) - reference.unknown(train_set)
-    count = f" · {known:,} of {len(train_set):,} {what} known" if known else ""
-    bits = f" in {args.reference_bits} bits" if args.reference_bits else ""
-    return (args.reference_model or start) + bits + count
 
 
 def _modifiers(args):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ... import lora
 from ..features import Feature
+from ..objective.objective import objective_of
 from ..policy.start import load_weights
 from ..setting import Setting
 from ..terminal import rprint
@@ -46,6 +47,11 @@ class _Earlier(Feature):
         if (start := args.resume_adapter_file) is not None:
             rprint(f"Starting from the weights in {start}")
             load_weights(model, start)
+
+    def header_rows(self, job: Any, rows: dict[str, str]) -> None:
+        start = job.args.resume_adapter_file
+        if start and objective_of(job.args).needs_reference:
+            rows["reference"] = f"{start}, frozen"
 
 
 FEATURE = _Earlier()

@@ -125,8 +125,7 @@ _ALL = {one.name: one for group in GROUPS.values() for one in group}
 SETTINGS = {k: x for k, x in _ALL.items() if not x.brought or k in _BROUGHT}
 CONFIG_DEFAULTS = {name: one.default for name, one in SETTINGS.items()}
 # With what all ask for, and no feature may declare.
-_ASKED = ["inspect", "resume", "resume_adapter_file", "reference_model"]
-_ASKED += ["reference_bits", "hf_dataset"]
+_ASKED = ["inspect", "resume", "reference_model", "hf_dataset"]
 DEFAULTS: dict[str, Any] = dict.fromkeys(_ASKED) | {"test": False, "pack": False}
 DEFAULTS |= {name: one.default for name, one in _ALL.items()}
 

@@ -13,7 +13,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from transformers.utils import logging as transformers_log
 
-from .. import files
 from ..errors import InputError
 from ..files import write_json
 from ..forward.frozen import running
@@ -23,6 +22,7 @@ from ..forward.states import plain_states
 from ..policy.model import read_weights
 from ..run.reading import read_json
 from ..terminal import rprint
+from . import texts
 
 FEWEST_CHARACTERS = 1000
 FILE_NAME = "retained_text.json"
@@ -58,7 +58,7 @@ class RetainedText:
 
 def read_text(path: str | Path) -> str:
     """Read a text and check that a perplexity of it says something."""
-    text = files.read_text(path, "retain_data", "Give a text file.")
+    text = texts.read_text(path, "retain_data", "Give a text file.")
     if len(text.strip()) < FEWEST_CHARACTERS:
         raise InputError(
             f"retain_data {path} has {len(text.strip()):,} characters, too few for a "

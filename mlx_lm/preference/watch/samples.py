@@ -13,10 +13,11 @@ from ...tuner.callbacks import TrainingCallback
 from ..data.messages import as_messages
 from ..data.render import ChatRenderer
 from ..errors import InputError
-from ..files import append_text, json_text, read_lines_of, write_text
+from ..files import append_text, json_text, write_text
 from ..forward.frozen import running
 from ..run.reading import read_lines
 from ..terminal import rprint
+from .texts import read_lines_of
 
 FILE_NAME = "samples.jsonl"
 WIDTH = 80
