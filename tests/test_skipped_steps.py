@@ -246,6 +246,16 @@ class TestRun(unittest.TestCase):
             message, "0000003_adapters.safetensors. No step was taken from it"
         )
 
+    def test_skipped_to_the_end(self):
+        with poisoned(STEPS - 1, STEPS):
+            out = Setup(steps_per_save=2).start(self.folder)
+        self.assertRegex(
+            out,
+            r"\[WARNING\] The run ends with 2 skipped steps, .* Lower learning_rate, .* "
+            r"The last checkpoint is .*/0000006_adapters\S* To resume from it, delete "
+            r"0000009_state.safetensors\.",
+        )
+
     def test_stopped_early_since_nothing_was_trained(self):
         setup = Setup(max_skipped_steps=9, early_stopping=1, steps_per_eval=2)
         with poisoned(*range(9)), self.assertRaisesRegex(

@@ -22,7 +22,7 @@ from ..measure.evaluation import evaluate_pairs
 from ..measure.metrics import hidden_metrics, sum_values
 from ..measure.window import LastGradient, MetricsWindow
 from ..step import scoring_step
-from ..terminal import rprint
+from ..terminal import counted, rprint
 from .adapters import copy_adapter, numbered, save_adapter
 from .plan import training_plan
 from .screen import PreferenceTrainUI
@@ -183,6 +183,11 @@ class PreferenceRun:
             raise TrainingStopped(
                 f"Nothing was trained: the loss or its gradient was not finite in all "
                 f"{steps:,} steps. {self._advice(steps)}"
+            )
+        if skipped := self.skipped.in_a_row:
+            rprint(
+                f"[WARNING] The run ends with {counted(skipped, 'skipped step')}, and no "
+                f"step tells whether what was saved is sound. {self._advice(steps)}"
             )
 
     def _after_step(self, it):
