@@ -7,8 +7,6 @@ import io
 import json
 import shutil
 import signal
-import tempfile
-import unittest
 from pathlib import Path
 from unittest import mock
 
@@ -139,13 +137,6 @@ def copy_at(source, folder, step):
         if int(path.name[:7]) > step:
             path.unlink()
     return folder
-
-
-class FolderCase(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
 
 
 @contextlib.contextmanager

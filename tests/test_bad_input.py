@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 from bad_inputs import DATA, GOOD, MODELS, SETTINGS, Desk, good_with, lines
+from folders import FolderCase
 from test_dpo_command import command
 from tiny import save_tiny_model
 
@@ -25,7 +26,7 @@ from mlx_lm.preference.settings.checks import check_types
 from mlx_lm.preference.settings.parser import read_config
 
 
-class CommandCase(unittest.TestCase):
+class CommandCase(FolderCase):
     @classmethod
     def setUpClass(cls):
         shared = tempfile.TemporaryDirectory()
@@ -33,11 +34,6 @@ class CommandCase(unittest.TestCase):
         Desk.model = save_tiny_model(
             Path(shared.name) / "model", max_position_embeddings=2048
         )
-
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
 
     def check(self, desk, result, pattern):
         """One line that says it, and no trace of the run."""

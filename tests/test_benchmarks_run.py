@@ -6,13 +6,13 @@ import io
 import json
 import os
 import sys
-import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
 
 import mlx.core as mx
 import numpy as np
+from folders import FolderCase
 from tiny import ROWS, float64_logps, save_tiny_model
 
 from mlx_lm.tuner.datasets import PreferenceDataset
@@ -36,12 +36,7 @@ def step(pairs, seconds, peak=1.0, count=4):
     return {"trained_pairs": pairs, **speed}
 
 
-class TestRunBenchmark(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class TestRunBenchmark(FolderCase):
     def run_it(self, *words):
         screen = io.StringIO()
         with contextlib.redirect_stdout(screen), contextlib.redirect_stderr(screen):

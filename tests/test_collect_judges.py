@@ -14,6 +14,7 @@ from unittest import mock
 import mlx.core as mx
 import numpy as np
 from collecting import TOKENIZER, answers, collect, read_lines, save_answers
+from folders import FolderCase
 from test_dpo_command import command
 from tiny import ROWS, save_rows, save_tiny_model
 
@@ -30,12 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import judge_benchmark  # noqa: E402
 
 
-class JudgesCase(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class JudgesCase(FolderCase):
     def judged(self, text, *options, rows=None, name="judge"):
         """What a function says of answers: labels by prompt, code, out, err."""
         path = self.folder / "own.py"

@@ -2,12 +2,11 @@
 
 import json
 import math
-import tempfile
 import unittest
-from pathlib import Path
 
 import tiny  # noqa: F401
 from collecting import answers
+from folders import FolderCase
 
 from mlx_lm.preference.collect.labels import (
     LABELS,
@@ -18,12 +17,7 @@ from mlx_lm.preference.collect.labels import (
 )
 
 
-class TestLabels(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class TestLabels(FolderCase):
     def add(self, *labels):
         for label in labels:
             append_label(self.folder, label)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from collecting import answers, collect, read_lines, save_answers
+from folders import FolderCase
 from test_dpo_command import command
 from test_folder_lock import content
 from tiny import save_rows, save_tiny_model
@@ -23,12 +24,7 @@ def text(row, name):
     return row[name][0]["content"]
 
 
-class PairsCase(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class PairsCase(FolderCase):
     def pairs(self, rows, labels, *options):
         """The pairs of some answers and labels, (chosen, rejected), and the output."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))

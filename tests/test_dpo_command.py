@@ -15,6 +15,7 @@ from unittest import mock
 
 import mlx.core as mx
 import yaml
+from folders import FolderCase
 from mlx.utils import tree_flatten
 from test_gpt2 import save_gpt2
 from tiny import Recorder, save_rows, save_tiny_model
@@ -122,7 +123,7 @@ class FakeService(ModuleType):
         self.logged.append((step, data))
 
 
-class CommandCase(unittest.TestCase):
+class CommandCase(FolderCase):
     @classmethod
     def setUpClass(cls):
         cls.shared = tempfile.TemporaryDirectory()
@@ -135,9 +136,7 @@ class CommandCase(unittest.TestCase):
         cls.shared.cleanup()
 
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        super().setUp()
         self.adapters = self.folder / "adapters"
 
     def flags(self, *more, train=True):

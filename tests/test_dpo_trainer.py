@@ -595,6 +595,7 @@ class TestTrainer(unittest.TestCase):
         counts = "batch_size iters val_batches steps_per_report steps_per_eval"
         counts += " steps_per_save grad_accumulation_steps max_skipped_steps sync_steps"
         wrong = dict.fromkeys(counts.split(), 0) | {"beta": 0.0, "save_best": "best"}
+        wrong["sharing"] = "all"
         for name, value in {**wrong, "iters": 2.0, "seed": -1}.items():
             with self.subTest(name), self.assertRaisesRegex(InputError, rf"\b{name} "):
                 train(tiny_model("lora"), random_pairs(4), **{name: value})

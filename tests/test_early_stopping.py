@@ -8,8 +8,9 @@ from types import SimpleNamespace
 
 import mlx.core as mx
 import mlx.optimizers as optim
+from folders import FolderCase
 from mlx.utils import tree_flatten
-from resuming import FolderCase, Setup, bits, copy_at, lines_of, result, signals
+from resuming import Setup, bits, copy_at, lines_of, result, signals
 from test_dpo_command import CommandCase, metrics_of
 from tiny import Pairs, pair, random_pairs, tiny_model, train
 

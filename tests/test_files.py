@@ -4,11 +4,12 @@ import json
 import math
 import os
 import re
-import tempfile
 import time
 import unittest
 from pathlib import Path
 from unittest import mock
+
+from folders import FolderCase
 
 from mlx_lm.preference import files
 from mlx_lm.preference.collect import prompts as collected
@@ -25,12 +26,7 @@ from mlx_lm.preference.watch import retained_text, samples
 from mlx_lm.preference.watch.texts import read_lines_of
 
 
-class TestFiles(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class TestFiles(FolderCase):
     def test_the_old_file_stays_if_writing_fails(self):
         path = self.folder / "numbers.bin"
         replace_file(path, lambda name: Path(name).write_bytes(b"old"))

@@ -11,7 +11,8 @@ import shutil
 import unittest
 from unittest import mock
 
-from resuming import FolderCase, Setup, signals
+from folders import FolderCase
+from resuming import Setup, signals
 from test_dpo_command import CommandCase, command
 
 from mlx_lm.preference.errors import InputError

@@ -8,12 +8,11 @@ import os
 import resource
 import shutil
 import stat
-import tempfile
 import unittest
-from pathlib import Path
 from unittest import mock
 
 import mlx.core as mx
+from folders import FolderCase
 from resuming import Setup, result
 from test_dpo_command import CommandCase, command
 
@@ -72,13 +71,8 @@ class Disk:
             yield self
 
 
-class TestEveryWrite(unittest.TestCase):
+class TestEveryWrite(FolderCase):
     """A disk that is full from some write on, for every write of a run."""
-
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
 
     def test_the_last_good_checkpoint_stays(self):
         setup = Setup(

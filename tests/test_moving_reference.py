@@ -2,12 +2,12 @@
 
 import tempfile
 import unittest
-from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from folders import FolderCase
 from mlx.utils import tree_flatten, tree_map
 from tiny import Pairs, Recorder, random_pairs, tiny_model, train, weights_of
 
@@ -198,11 +198,9 @@ class TestSync(unittest.TestCase):
                 reference.sync(0.5)
 
 
-class TestForgetting(unittest.TestCase):
+class TestForgetting(FolderCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        super().setUp()
         self.logps = mx.arange(8).astype(mx.float32)
 
     def fill(self):

@@ -6,12 +6,12 @@ import contextlib
 import io
 import json
 import shutil
-import tempfile
 import unittest
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+from folders import FolderCase
 from make_peft_fixture import (
     FOLDER,
     MODEL,
@@ -66,12 +66,7 @@ def close(ours, theirs):
     np.testing.assert_allclose(ours, theirs, atol=2e-5 * np.abs(theirs).max())
 
 
-class TestLogitsOfPeft(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class TestLogitsOfPeft(FolderCase):
     def test_a_start_gives_the_logits_of_peft(self):
         plain = np.array(FIXTURE["base"])
         close(logits(base()), plain)

@@ -4,15 +4,14 @@ import csv
 import gzip
 import io
 import json
-import tempfile
 import types
 import unittest
 from contextlib import redirect_stdout
-from pathlib import Path
 from unittest import mock
 
 import datasets as hf
 import pyarrow
+from folders import FolderCase
 from pyarrow import parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -63,12 +62,7 @@ def first_ids(dataset):
     return [int(item[0][0]) for item in dataset]
 
 
-class TempFolder(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class TempFolder(FolderCase):
     def write(self, name, content):
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)

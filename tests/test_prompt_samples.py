@@ -3,14 +3,13 @@
 import contextlib
 import io
 import json
-import tempfile
 import unittest
-from pathlib import Path
 from unittest import mock
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
+from folders import FolderCase
 from rich.cells import cell_len
 from tiny import random_pairs, save_tiny_model, train, weights_of
 
@@ -32,14 +31,7 @@ def quiet():
     return contextlib.redirect_stdout(io.StringIO())
 
 
-class InFolder(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
-
-class TestPrompts(InFolder):
+class TestPrompts(FolderCase):
     def test_lists_and_files(self):
         rows = ["Hi", {"prompt": "Hello"}, {"messages": MESSAGES}, MESSAGES]
         wanted = ["Hi", "Hello", MESSAGES, MESSAGES]
@@ -85,7 +77,7 @@ class TestPrompts(InFolder):
         self.assertIn("Hi → Hello", sample_line(1, "Hi", "Hello"))
 
 
-class TestSamples(InFolder):
+class TestSamples(FolderCase):
     def setUp(self):
         super().setUp()
         self.model_folder = save_tiny_model(self.folder / "model")

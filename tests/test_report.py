@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from unittest import mock
 
+from folders import FolderCase
 from test_inspection import scored
 from tiny import HAS_MATPLOTLIB, Pairs, pair
 
@@ -165,12 +166,7 @@ class TestPictures(unittest.TestCase):
             write_png(curves(REPORTS)[:1], path, "one")
 
 
-class TestReport(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class TestReport(FolderCase):
     def write(self, name, content):
         text = content if isinstance(content, str) else json.dumps(content)
         (self.folder / name).write_text(text)

@@ -15,17 +15,8 @@ from unittest import mock
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
-from resuming import (
-    STEPS,
-    FolderCase,
-    Setup,
-    bits,
-    copy_at,
-    lines_of,
-    masks_drawn,
-    result,
-    signals,
-)
+from folders import FolderCase
+from resuming import STEPS, Setup, bits, copy_at, lines_of, masks_drawn, result, signals
 from test_dpo_command import CommandCase, command, metrics_of, write_yaml
 from tiny import random_pairs
 

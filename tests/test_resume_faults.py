@@ -14,7 +14,8 @@ from unittest import mock
 
 import mlx.core as mx
 import numpy as np
-from resuming import STEPS, FolderCase, Setup, bits, lines_of, result, signals
+from folders import FolderCase
+from resuming import STEPS, Setup, bits, lines_of, result, signals
 from test_dpo_command import CommandCase, command
 from test_folder_lock import content
 from tiny import random_pairs

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.optimizers as optim
 import model_zoo as zoo
 import numpy as np
+from folders import FolderCase
 from tiny import save_tiny_model, tiny_model
 
 from mlx_lm.models.cache import make_prompt_cache
@@ -120,11 +121,9 @@ class TestPerplexity(unittest.TestCase):
                     fetch_text(file.parent)
 
 
-class TestText(unittest.TestCase):
+class TestText(FolderCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        super().setUp()
         self.file = self.folder / "text.txt"
 
     def test_unusable_files(self):

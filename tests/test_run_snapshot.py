@@ -5,7 +5,8 @@ from unittest import mock
 
 import mlx.core as mx
 import mlx.optimizers as optim
-from resuming import FolderCase, Setup
+from folders import FolderCase
+from resuming import Setup
 from tiny import tiny_model
 
 from mlx_lm.preference.measure.window import LastGradient, MetricsWindow

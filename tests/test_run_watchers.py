@@ -3,13 +3,12 @@
 import contextlib
 import io
 import json
-import tempfile
 import unittest
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+from folders import FolderCase
 from tiny import HAS_MATPLOTLIB, Recorder, save_rows, save_tiny_model
 
 from mlx_lm.dpo import resolve_args, run
@@ -24,11 +23,9 @@ from mlx_lm.tuner.callbacks import TrainingCallback
 from mlx_lm.utils import load
 
 
-class TestRun(unittest.TestCase):
+class TestRun(FolderCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        super().setUp()
         self.adapters = self.folder / "adapters"
         (self.folder / "text.txt").write_text("The sun shines on the sea. " * 60)
         (self.folder / "prompts.txt").write_text("Say tea.\nSay sun.\n")

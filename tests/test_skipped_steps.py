@@ -3,14 +3,13 @@
 import contextlib
 import re
 import shutil
-import tempfile
 import unittest
-from pathlib import Path
 from unittest import mock
 
 import mlx.core as mx
 import mlx.optimizers as optim
 import numpy as np
+from folders import FolderCase
 from mlx.utils import tree_flatten
 from resuming import STEPS, Setup, lines_of, signals
 from test_dpo_command import CommandCase, command, metrics_of
@@ -146,12 +145,7 @@ def poisoned(*steps):
         yield
 
 
-class TestRun(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class TestRun(FolderCase):
     def test_counted_and_shown(self):
         setup = Setup(steps_per_report=1, max_skipped_steps=3)
         with poisoned(1, 4, 5):

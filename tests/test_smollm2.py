@@ -10,6 +10,7 @@ from unittest import mock
 
 import mlx.core as mx
 import numpy as np
+from folders import FolderCase
 from mlx.utils import tree_flatten
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
@@ -165,12 +166,7 @@ class TestTokenizer(unittest.TestCase):
         self.assertEqual(tokenizer.decode(ids, skip_special_tokens=True), "a<u>")
 
 
-class TestBuild(unittest.TestCase):
-    def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
-
+class TestBuild(FolderCase):
     def test_built_folder_is_the_model(self):
         model = tiny_model()
         gguf = self.folder / "tiny.gguf"

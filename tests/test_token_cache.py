@@ -8,14 +8,13 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import unittest
-from pathlib import Path
 from unittest import mock
 
 import datasets as hf
 import numpy as np
 from byte_tokenizers import CHATML, THINKING, make_tokenizer, pair
+from folders import FolderCase
 
 from mlx_lm.preference.data import cache as token_cache
 from mlx_lm.preference.data import render
@@ -55,11 +54,9 @@ def facts(dataset):
     return items, places, counts, texts, dataset.largest_token()
 
 
-class CacheFolder(unittest.TestCase):
+class CacheFolder(FolderCase):
     def setUp(self):
-        folder = tempfile.TemporaryDirectory()
-        self.addCleanup(folder.cleanup)
-        self.folder = Path(folder.name)
+        super().setUp()
         self.cache = self.folder / "tokens"
         patch = mock.patch.object(token_cache, "MIN_ROWS", 5)
         patch.start()

@@ -208,6 +208,8 @@ def plan_batches(
     **options: Any,
 ) -> list[Bucket]:
     """Choose how a data set's prompts are shared, and bucket it."""
+    if grade not in (known := (*LAYOUTS, *PLACED)):
+        raise InputError(f"Unknown sharing {grade!r}, choose from {', '.join(known)}.")
     lengths = pair_lengths(dataset)
     layouts = [grade] if grade in PLACED else LAYOUTS[LAYOUTS.index(grade) :]
     # Whole prompts bear tokens behind them, others don't.
