@@ -25,7 +25,7 @@ from .preference.run.loop import TrainingStopped
 from .preference.run.plan import describe_plan, training_plan
 from .preference.run.screen import print_header
 from .preference.settings.begin import load_models, settle
-from .preference.settings.checks import check_keys
+from .preference.settings.checks import check_keys, check_types
 from .preference.settings.parser import build_parser, read_config
 from .preference.settings.table import CONFIG_DEFAULTS, DEFAULTS, UNUSED_KEYS
 from .preference.terminal import lasting_output, rprint, visible
@@ -62,8 +62,8 @@ def resolve_args(argv: list[str] | None = None) -> SimpleNamespace:
             config.pop("epochs", None)  # Both say how long; the command line wins.
         given = {k: v for k, v in config.items() if v is not None} | given
     folders = given.get("adapter_path")
-    if isinstance(folders, list) and len(folders) == 1:
-        given["adapter_path"] = folders[0]
+    if isinstance(folders, list) and len(folders) < 2:
+        given["adapter_path"] = folders[0] if folders else ""
     explicit = set(given) - {"config"}
     return SimpleNamespace(**{**DEFAULTS, **given}, explicit=explicit)
 
@@ -161,6 +161,7 @@ def run(
     named = [k for k, v in given.items() if k not in DEFAULTS or v != DEFAULTS[k]]
     check_keys(named, [*CONFIG_DEFAULTS, *UNUSED_KEYS, "explicit"])
     args = SimpleNamespace(**{**DEFAULTS, **given})
+    check_types(vars(args))
     for feature in features():
         feature.begin(args)
     if any(feature.takes_over(args) for feature in features()):

@@ -443,6 +443,10 @@ SETTINGS = {
     "Can't read x+: File name too long": ["--data", "x" * 300],
     "sample_prompts, prompt 1 is no prompt": {"sample_prompts": [{"text": "Hi"}]},
     "adapter_path is empty": ["--adapter-path", ""],
+    # Such as a date: features that look first need a path.
+    "adapter_path must be text, got 20261130": {"adapter_path": 20261130},
+    "adapter_path must be text, got 5": {"adapter_path": [5]},
+    "resume must be text, got 5": {"resume": 5},
     r"adapter_path is no text in this locale, got 'a.x00b'": {"adapter_path": "a\0b"},
     r"adapter_path is no text in this locale, got 'd.udcff'": (
         ["--adapter-path", "d\udcff"]

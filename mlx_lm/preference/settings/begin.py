@@ -10,13 +10,12 @@ import mlx.nn as nn
 from ..errors import InputError
 from ..features import features
 from ..policy import model as models
-from .checks import check_args, check_types, fit_to_model
+from .checks import check_args, fit_to_model
 from .table import CONFIG_DEFAULTS
 
 
 def settle(args: SimpleNamespace) -> None:
     """Complete the settings by those of an earlier run, and check them."""
-    check_types(vars(args))
     folder = next(filter(None, [one.complete(args) for one in features()]), None)
     # A full run saves null.
     given = {k: v for k, v in (args.lora_parameters or {}).items() if v is not None}

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 from ..errors import InputError
 from ..objective.objective import objective_of
-from ..setting import check_usable
+from ..setting import check_type
 from .begin import settle
 from .table import names
 
@@ -25,7 +25,8 @@ def finished_runs(args: SimpleNamespace) -> list[SimpleNamespace]:
             f"adapter_path names {len(folders)} folders, which only --test alone can "
             "take: leave out --train, --resume and --inspect, or name one folder."
         )
-    check_usable("adapter_path", folders)
+    for folder in folders:
+        check_type("adapter_path", folder, str)
     if len({str(Path(folder).resolve()) for folder in folders}) < len(folders):
         raise InputError(f"adapter_path names a folder twice: {', '.join(folders)}.")
     runs = []

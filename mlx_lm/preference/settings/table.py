@@ -96,7 +96,7 @@ def _run() -> Iterable[Setting]:
         "Folder to write to, or to test; '' with --test alone tests the model as it "
         "is, several folders compare runs."
     )
-    yield _shared("adapter_path", what, nargs="+", **_OWN)
+    yield _shared("adapter_path", what, nargs="+", several=True, **_OWN)
     what = "Passes over the training pairs; takes the place of iters."
     yield Setting("epochs", None, what, **_COUNT, **_FREE)
     what = "Print plan, batches and predicted memory, and stop."
