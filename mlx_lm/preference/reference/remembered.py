@@ -130,7 +130,7 @@ class RememberedReference(LiveReference):
     def unknown(self, *datasets: Any) -> int:
         """Count the pairs that the reference has yet to see."""
         if not len(self.cache):
-            return super().unknown(*datasets)
+            return sum(len(dataset or []) for dataset in datasets)
         return sum(self.cache.unknown(pair_keys(dataset)) for dataset in datasets)
 
     def release(self, *datasets: Any) -> bool:
