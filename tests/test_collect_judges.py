@@ -282,6 +282,19 @@ class TestOrders(unittest.TestCase):
             )
             self.assertAlmostEqual(other.certainty, whole.certainty, places=5)
 
+    def test_calls_of_tools_are_shown(self):
+        call = {"type": "function", "function": {"name": "look_up", "arguments": {}}}
+        turns = [
+            {"role": "user", "content": "Tea?"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "no", "name": ""},
+        ]
+        shown = question(turns, "a", "b")
+        self.assertIn("user: Tea?\n\nassistant: {", shown)
+        self.assertIn('"name": "look_up"', shown)
+        self.assertIn("\n\ntool: no\n\n===", shown)
+        self.assertNotIn("None", shown)
+
     def test_orders_that_disagree_are_a_tie(self):
         self.assertEqual(compare("?", ["a", "b"], lambda text: 0.9).verdict, "tie")
         self.assertEqual(compare("?", ["a", "b"], lambda text: 0.5).verdict, "tie")

@@ -5,6 +5,7 @@
 What a judge prefers only while it is shown first, or second, is a tie.
 """
 
+import json
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any
@@ -71,4 +72,11 @@ def spoken(prompt: Any) -> str:
     """A prompt as a text that a judge can read."""
     if isinstance(prompt, str):
         return prompt
-    return "\n\n".join(f"{turn['role']}: {turn.get('content')}" for turn in prompt)
+    return "\n\n".join(f"{turn['role']}: {_said(turn)}" for turn in prompt)
+
+
+def _said(turn):
+    """What a turn says, and what it does, such as calls of tools."""
+    acts = {k: x for k, x in turn.items() if k not in ("role", "content") and x}
+    parts = turn.get("content"), json.dumps(acts) if acts else None
+    return "\n".join(part for part in parts if part)
