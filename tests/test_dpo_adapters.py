@@ -391,6 +391,12 @@ class TestFromAdapters(CommandCase):
         self.fail_in_one_line("Can't read the adapter file", *self.flags(*more))
         file.unlink()
         self.fail_in_one_line("does not exist", *self.flags(*more))
+        other = self.folder / "adapters.npy"
+        mx.save(str(other), mx.zeros((1,)))
+        more = ["--resume-adapter-file", other]
+        self.fail_in_one_line(
+            "Can't read .*npy: it holds one array", *self.flags(*more)
+        )
 
     def test_adapter_without_a_configuration(self):
         file = self.folder / "bare.safetensors"

@@ -202,6 +202,8 @@ class TestSetup(unittest.TestCase):
         self.assertEqual(rows["loss has"], "reference_free")
         moving = "the start · follows the policy every 512 updates"
         self.assertEqual(header("--sync-reference")["reference"], moving)
+        each = header("--sync-reference", "--sync-steps", 1)["reference"]
+        self.assertEqual(each, "the start · follows the policy every update")
         smooth = ["--label-smoothing", "0.1", "--margin-feature", "gap"]
         shown = "label_smoothing 0.1 · margin_feature gap"
         self.assertEqual(header(*smooth)["loss has"], shown)

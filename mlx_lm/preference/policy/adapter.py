@@ -72,6 +72,8 @@ def read_tensors(path: str | Path) -> dict[str, mx.array]:
     """The tensors of an adapter's file."""
     try:
         tensors = mx.load(str(path))
+        if not isinstance(tensors, dict):
+            raise ValueError("it holds one array, without a name")
         # Else a file that was cut off would be found out later.
         mx.eval(tensors)
         return tensors

@@ -61,8 +61,9 @@ class _Moving(Feature):
         args = job.args
         if args.sync_reference and not isinstance(job.reference, NoReference):
             start = args.resume_adapter_file or "the start"
-            every = f"follows the policy every {args.sync_steps:,} updates"
-            rows["reference"] = f"{start} · {every}"
+            count = args.sync_steps
+            every = f"{count:,} updates" if count > 1 else "update"
+            rows["reference"] = f"{start} · follows the policy every {every}"
 
     def after_training(self, job: Any) -> None:
         job.reference.model = job.kept.get("start") or job.reference.model
