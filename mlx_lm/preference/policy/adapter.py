@@ -4,7 +4,6 @@
 
 import json
 import os
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,9 @@ from ..plug_ins import load
 
 ADAPTER, PEFT_ADAPTER = "adapters.safetensors", "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
-Tensors = dict[str, mx.array]
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
-
-
-class OtherAdapters:
-    """Adapters that another library writes."""
-
-    def shape(self, path: Path, config: dict | None) -> dict[str, Any] | None:
-        """The settings that make the layers of its adapter, if this is one."""
-        raise NotImplementedError
-
-    def weights(
-        self, tensors: Tensors, path: str | Path, known: Collection[str]
-    ) -> Tensors | None:
-        """Its tensors under a model's own names, if these are such."""
-        raise NotImplementedError
-
-
-OTHERS: list[OtherAdapters] = []
+# Who knows the adapters of another library, as ``peft.PeftAdapters`` does.
+OTHERS: list[Any] = []
 
 
 def adapter_file(path: str | Path) -> Path:

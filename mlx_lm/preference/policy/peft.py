@@ -22,8 +22,6 @@ from .adapter import (
     CONFIG,
     OTHERS,
     PEFT_ADAPTER,
-    OtherAdapters,
-    Tensors,
     adapter_config,
     read_tensors,
 )
@@ -252,19 +250,23 @@ def _their_targets(tensors, config):
     return {"target_modules": same, "layers_to_transform": sorted(layers)}
 
 
-class _PeftAdapters(OtherAdapters):
+class PeftAdapters:
+    """PEFT's adapters, among those that a run may start from."""
+
     def shape(self, path: Path, config: dict | None) -> dict[str, Any] | None:
+        """The settings that make the layers of its adapter, if this is one."""
         is_one = path.name == PEFT_ADAPTER or "peft_type" in (config or {})
         return own_shape(path, config) if is_one else None
 
     def weights(
-        self, tensors: Tensors, path: str | Path, known: Collection[str]
-    ) -> Tensors | None:
+        self, tensors: dict[str, mx.array], path: str | Path, known: Collection[str]
+    ) -> dict[str, mx.array] | None:
+        """Its tensors under a model's own names, if these are such."""
         is_one = any(name.startswith(PREFIX) for name in tensors)
         return fitted_names(own_tensors(tensors, path), known) if is_one else None
 
 
-OTHERS.append(_PeftAdapters())
+OTHERS.append(PeftAdapters())
 
 
 class _Peft(Feature):
