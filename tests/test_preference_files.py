@@ -262,6 +262,12 @@ class TestLocalSplits(TempFolder):
         self.assertEqual(
             [len(splits[s]()) for s in ("train", "valid", "test")], [2, 1, 1]
         )
+        for kind, sign in (("csv", ","), ("tsv", "\t")):
+            cells = gzip.compress(lines_of_cells(make_rows(0, 3), sign).encode())
+            (self.folder / kind).mkdir()
+            self.write(f"{kind}/train.{kind}.gz", cells)
+            rows = open_local_splits(self.folder / kind)["train"]()
+            self.assertEqual(list(rows), make_rows(0, 3))
 
     def test_shards_in_data_folder(self):
         (self.folder / "data").mkdir()

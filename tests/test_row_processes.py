@@ -25,6 +25,14 @@ def make(rows, tokenizer=None, **options):
         return PreferenceDataset(rows, tokenizer, 60, max_bad_rows=1, **options)
 
 
+class TestProcessCount(unittest.TestCase):
+    def test_processors_of_a_container(self):
+        with mock.patch("os.sched_getaffinity", lambda _: {3}, create=True):
+            self.assertEqual(processes.process_count(), 1)
+        with mock.patch("os.sched_getaffinity", lambda _: {*range(64)}, create=True):
+            self.assertEqual(processes.process_count(), processes.MOST_PROCESSES)
+
+
 class TestRowProcesses(unittest.TestCase):
     def setUp(self):
         for what, name, value in (

@@ -38,7 +38,10 @@ def work_together(
 
 def process_count() -> int:
     """As many as there are processors for, up to a few."""
-    return min(os.cpu_count() or 1, MOST_PROCESSES)
+    # A container or a scheduler may leave a process fewer than the machine has.
+    own = getattr(os, "sched_getaffinity", None)
+    count = len(own(0)) if own else os.cpu_count() or 1
+    return min(count, MOST_PROCESSES)
 
 
 def in_processes(

@@ -191,4 +191,4 @@ def _table_row(table: Any, index: int) -> Any:
 
 
 PARSERS |= dict.fromkeys(TABLES, _parse_table) | dict.fromkeys(CELLS, _parse_csv)
-SUFFIXES += [".parquet", ".arrow", ".csv", ".csv.gz", ".tsv"]
+SUFFIXES += [".parquet", ".arrow", ".csv", ".csv.gz", ".tsv", ".tsv.gz"]
