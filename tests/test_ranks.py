@@ -467,11 +467,13 @@ class TestMessages(unittest.TestCase):
             self.assertEqual(told.mock_calls, expected)
 
     def test_only_what_was_trained_can_go_on(self):
-        for begun, text in ((True, "Go on with: --resume a"), (False, "Nothing was")):
+        words = ["--train", "--adapter-path", "my runs"]
+        go_on = "Go on with: --resume 'my runs'"
+        for begun, text in ((True, go_on), (False, "Nothing was")):
             with (
                 mock.patch.object(dpo, "run", side_effect=RuntimeError("[ring] lost")),
                 mock.patch.object(together, "_together", [True] * begun),
-                mock.patch.object(sys, "argv", ["", "--train", "--adapter-path", "a"]),
+                mock.patch.object(sys, "argv", ["", *words]),
                 contextlib.redirect_stderr(io.StringIO()) as err,
                 self.assertRaises(SystemExit),
             ):

@@ -3,6 +3,7 @@
 """What is printed: plain text, to a reader that may have gone."""
 
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Iterator
@@ -34,6 +35,11 @@ def rprint(*texts: Any) -> None:
 def counted(number: int, noun: str) -> str:
     """Put a number before a noun."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def resuming(folder: Any) -> str:
+    """The flag that goes on with a run, as a shell reads it."""
+    return f"--resume {shlex.quote(str(folder))}"
 
 
 class _Lasting:

@@ -152,7 +152,8 @@ def epoch_batches(
 def _led_by(batches, shape, count):
     # The others keep their order.
     first = [i for i, batch in enumerate(batches) if batch[0] == shape][:count]
-    rest = [batch for i, batch in enumerate(batches) if i not in set(first)]
+    led = set(first)
+    rest = [batch for i, batch in enumerate(batches) if i not in led]
     return [batches[i] for i in first] + rest
 
 

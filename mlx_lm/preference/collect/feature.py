@@ -21,7 +21,7 @@ from ..run.checkpoint import newest_state
 from ..run.folder import saved_settings
 from ..run.lock import folder_kept, keep_folder
 from ..setting import Setting
-from ..terminal import rprint
+from ..terminal import resuming, rprint
 from .round_log import STATE
 
 _TEXT: dict[str, Any] = {"kind": str}
@@ -146,7 +146,7 @@ def _check_no_rounds(folder):
     """Answers and labels of earlier rounds are neither mixed with new ones nor lost."""
     if (Path(folder) / STATE).exists():
         raise InputError(
-            f"{folder} holds rounds: go on with --resume {folder}, or name another "
+            f"{folder} holds rounds: go on with {resuming(folder)}, or name another "
             "adapter_path."
         )
 
@@ -171,7 +171,7 @@ def _run_rounds(args):
     try:
         rounds.run()
     except KeyboardInterrupt:
-        rprint(f"Stopped. Go on with: --resume {folder}")
+        rprint(f"Stopped. Go on with: {resuming(folder)}")
         raise
 
 

@@ -143,26 +143,14 @@ def is_about(label: Label, answers: Answers) -> bool:
 
 def fits(label: Label, size: int | None) -> bool:
     """Whether a label says something of so many responses, or of any number."""
-    if label.verdict == SCORES:
-        scores = label.scores
-        if not isinstance(scores, list) or size not in (None, len(scores)):
-            return False
-        known = [score for score in scores if score is not None]
-        if len(known) < min(2, len(scores)) or not all(map(_is_number, known)):
-            return False
-    elif label.verdict == RANKING:
-        groups = label.ranking
-        if not isinstance(groups, list) or not all(
-            isinstance(group, list) and group for group in groups
-        ):
-            return False
-        named = [response for group in groups for response in group]
-        if not named or not _are_places(named, size) or len({*named}) < len(named):
-            return False
-    elif label.verdict not in (*VERDICTS, WITHDRAWN):
+    if not _is_verdict(label, size):
         return False
     if label.certainty is not None and not (
         _is_number(label.certainty) and 0.5 <= label.certainty <= 1
+    ):
+        return False
+    if label.orders is not None and not (
+        isinstance(label.orders, list) and all(map(_is_order, label.orders))
     ):
         return False
     edited = label.edited
@@ -173,6 +161,28 @@ def fits(label: Label, size: int | None) -> bool:
         and isinstance(edited.get("text"), str)
         and _are_places([edited.get("response")], size)
     )
+
+
+def _is_verdict(label, size):
+    if label.verdict == SCORES:
+        scores = label.scores
+        if not isinstance(scores, list) or size not in (None, len(scores)):
+            return False
+        known = [score for score in scores if score is not None]
+        return len(known) >= min(2, len(scores)) and all(map(_is_number, known))
+    if label.verdict == RANKING:
+        groups = label.ranking
+        if not isinstance(groups, list) or not all(
+            isinstance(group, list) and group for group in groups
+        ):
+            return False
+        named = [response for group in groups for response in group]
+        return bool(named) and _are_places(named, size) and len({*named}) == len(named)
+    return label.verdict in (*VERDICTS, WITHDRAWN)
+
+
+def _is_order(order):
+    return isinstance(order, list) and len(order) == 4 and all(map(_is_number, order))
 
 
 def _is_number(value: Any) -> bool:

@@ -31,7 +31,7 @@ from ..files import (
 )
 from ..run.loop import TrainingStopped
 from ..run.reading import read_json, read_lines
-from ..terminal import counted, rprint
+from ..terminal import counted, resuming, rprint
 from .answers import (
     Answers,
     answers_so_far,
@@ -255,7 +255,7 @@ class Rounds:
             f"For you to judge, {counted(len(waiting), 'prompt')}: "
             f"mlx_lm.dpo_collect --label {shlex.quote(self.settings.judge)} --output "
             f"{shlex.quote(str(self.collected))}\n"
-            f"Then go on: mlx_lm.dpo --resume {shlex.quote(str(self.folder))}"
+            f"Then go on: mlx_lm.dpo {resuming(self.folder)}"
         )
         return False
 
@@ -307,7 +307,7 @@ class Rounds:
             )
         except TrainingStopped as e:
             # The rounds go on, not one of their runs.
-            raise TrainingStopped(f"{e} Go on with: --resume {self.folder}") from e
+            raise TrainingStopped(f"{e} Go on with: {resuming(self.folder)}") from e
 
     def _measure(self, number: int) -> None:
         """Write the round's line of the log, and say what is to be watched."""

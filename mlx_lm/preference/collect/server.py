@@ -30,7 +30,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ..errors import InputError
-from ..terminal import rprint, visible
+from ..terminal import resuming, rprint, visible
 from .labels import HUMAN
 from .page import page_token, read_page
 from .round_log import STATE
@@ -298,7 +298,7 @@ def label_by_hand(
     own = f"--model {shlex.quote(model or 'MODEL')} --data {place} --train --epochs 1"
     # Labels of rounds are for these to go on.
     if (rounds / STATE).exists():
-        own, train = f"--resume {shlex.quote(str(rounds))}", ""
+        own, train = resuming(rounds), ""
     judge = f"--label human:{shlex.quote(name)}{again}"
     commands = {
         "go_on": f"mlx_lm.dpo_collect {judge} --output {place}{go_on}",

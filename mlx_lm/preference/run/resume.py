@@ -15,7 +15,7 @@ from ..features import Feature
 from ..policy.adapter import adapter_config
 from ..policy.start import fitting_weights, load_weights
 from ..setting import Setting
-from ..terminal import rprint
+from ..terminal import resuming, rprint
 from . import checkpoint, state
 from .adapters import copy_adapter
 from .folder import METRICS
@@ -30,7 +30,7 @@ class Stoppable:
     def __init__(self, run: Any):
         self.state: checkpoint.TrainingState | None = run.resume
         self.checkpoints = run.parts["checkpoints"]
-        self.advice = f"Go on with: --resume {resumed_folder(run.folder)}"
+        self.advice = f"Go on with: {resuming(resumed_folder(run.folder))}"
         self.stop = StopSignals(run.world.size() > 1, self.advice)
         self._snapshot: tuple = ()
 

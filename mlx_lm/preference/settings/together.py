@@ -12,6 +12,7 @@ from ..digest import digest
 from ..errors import InputError
 from ..features import Feature, features
 from ..run.loop import TrainingStopped
+from ..terminal import resuming
 
 MOST_INPUTS = 254
 # Whether this rank has told that it is ready, and whether all have.
@@ -108,7 +109,7 @@ class _Together(Feature):
         if not _together:
             text += " Nothing was trained."
         elif args is not None and (args.train or args.resume):
-            text += f" Go on with: --resume {args.resume or args.adapter_path}"
+            text += f" Go on with: {resuming(args.resume or args.adapter_path)}"
         return TrainingStopped(text)
 
 
