@@ -171,15 +171,16 @@ def _table_bytes(part):
 
 
 def table_rows(part: Any) -> list[Any]:
-    """The rows of a part of a table, without its dates."""
-    from pyarrow.types import is_temporal
-
-    # No shape reads a date, and Python has not all that tables can hold.
-    kept = [i for i, kind in enumerate(part.schema.types) if not is_temporal(kind)]
-    part = part.select(kept)
+    """The rows of a part of a table, without its dates if Python lacks one of them."""
     try:
         return part.to_pylist()
-    except UnicodeDecodeError:
+    except (UnicodeDecodeError, OverflowError, LookupError):
+        from pyarrow.types import is_temporal
+
+        # No shape reads a date, and tables can hold more of them, in unknown zones.
+        kept = [i for i, kind in enumerate(part.schema.types) if not is_temporal(kind)]
+        if len(kept) < part.num_columns:
+            return table_rows(part.select(kept))
         return [_table_row(part, i) for i in range(len(part))]
 
 
@@ -188,6 +189,8 @@ def _table_row(table: Any, index: int) -> Any:
         return table.slice(index, 1).to_pylist()[0]
     except UnicodeDecodeError:
         return RowFault("invalid UTF-8")
+    except (OverflowError, LookupError):
+        return RowFault("a date that Python lacks")
 
 
 PARSERS |= dict.fromkeys(TABLES, _parse_table) | dict.fromkeys(CELLS, _parse_csv)
