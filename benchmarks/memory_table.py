@@ -76,9 +76,10 @@ def setup(shape: str, weights: str, options: tuple[int, int, bool]) -> tuple:
 @cache
 def predicted(ram: int, shape: str, weights: str, options: tuple) -> int:
     """Bytes that a Mac's step takes at its peak: compiled, attention not fused."""
-    *run, settings = setup(shape, weights, options)
+    model, reference, optimizer, pairs, settings = setup(shape, weights, options)
+    settings = replace(settings, compile=True)
     with chunks_of(ram):
-        return predict_run(*run, replace(settings, compile=True)).total
+        return predict_run(model, reference, optimizer, pairs, settings).total
 
 
 def rows() -> Iterator[tuple[int, str, str, tuple]]:

@@ -306,7 +306,7 @@ class TestCollectBenchmark(unittest.TestCase):
         for _, answers, tokens in rows[2:]:
             # Every answer has as many tokens as it may have.
             self.assertAlmostEqual(float(tokens) * 20, float(answers), delta=1.5)
-        self.assertRegex(screen.getvalue(), r"8-token prompt, .* \d+% saved")
+        self.assertRegex(screen.getvalue(), r"8-token prompt, .* -?\d+% saved")
 
 
 if __name__ == "__main__":
