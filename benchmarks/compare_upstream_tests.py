@@ -33,7 +33,7 @@ TESTS = (
 )
 # Prints one JSON object: the version under test and test id -> outcome.
 RUNNER = """
-import io, json, re, sys, unittest
+import io, json, os, re, sys, unittest
 import mlx_lm
 
 # What differs from run to run: addresses, numbers, temporary folders.
@@ -65,7 +65,8 @@ class Outcomes(unittest.TestResult):
     def addUnexpectedSuccess(self, test):
         self.record(test, "unexpected success")
 
-sys.path.insert(0, ".")
+# Whole: some tests go to another folder.
+sys.path.insert(0, os.getcwd())
 result = Outcomes()
 unittest.defaultTestLoader.loadTestsFromNames(sys.argv[1:]).run(result)
 print()
