@@ -124,6 +124,22 @@ class TestSync(unittest.TestCase):
         self.assertGreater(gaps[1], 1e-3)
         self.assertLess(gaps[3], 1e-6)
 
+    def test_compiled_steps_see_an_adapter_that_no_longer_idles(self):
+        model = tiny_model("lora")
+        reference = RememberedReference(FrozenStart(model), moving=True)
+        logps = lambda reference_model, batch: sequence_logps(reference_model, batch)
+        run = reference.compiled(logps, [model.state])
+        start = run(BATCH.arrays)
+        np.testing.assert_allclose(start, sequence_logps(model, BATCH.arrays), 1e-6)
+        for mixing in (1.0, 0.5):
+            move(model)
+            reference.sync(mixing)
+            now = run(BATCH.arrays)
+            self.assertGreater(mx.abs(now - start).max().item(), 1e-3)
+            expected = sequence_logps(reference.model, BATCH.arrays)
+            np.testing.assert_allclose(now, expected, rtol=1e-6)
+            start = now
+
     def test_a_step_after_a_full_sync_starts_from_nothing(self):
         model = tiny_model("lora")
         reference, optimizer = FrozenStart(model), optim.SGD(0.1)

@@ -4,14 +4,17 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
+from ...tuner.lora import LoRALinear, LoRASwitchLinear
 from ..errors import InputError
 from ..plug_ins import load
+from .parts import calls_replaced
 
 # What runs once the layers that policy and reference have in common, if anything.
 COMMON: list[Callable[[Any, Any], Any]] = []
@@ -23,7 +26,8 @@ class FrozenStart:
 
     Keeps the trainable parameters (an adapter, or the unfrozen layers) of the
     moment it is made and swaps them in for a forward pass, without dropout.
-    Exact for LoRA, DoRA and full fine-tuning, also from an SFT adapter.
+    Exact for LoRA, DoRA and full fine-tuning, also from an SFT adapter. A new
+    adapter, which adds nothing yet, does not run.
 
     Args:
         policy (nn.Module): The model that will be trained. Its trainable
@@ -43,10 +47,14 @@ class FrozenStart:
     def __init__(self, policy: nn.Module):
         self.policy = policy
         # Updates replace arrays and never write into them: no copy is needed.
-        self.state: dict = policy.trainable_parameters()
-        #: The same before it is rounded to the model's precision, which a reference
+        start = policy.trainable_parameters()
+        self.idle = _idle_adapters(policy)
+        #: What runs: all of the start but the adapters that add nothing.
+        self.state: dict = _without(start, self.idle)
+        #: All of it before it is rounded to the model's precision, which a reference
         #: that moves a little needs: else it would be rounded back each time.
-        self.exact: dict = tree_map(lambda x: x, self.state)
+        self.exact: dict = tree_map(lambda x: x, start)
+        self._dtypes = tree_map(lambda x: x.dtype, start)
 
     def __call__(self, tokens: mx.array) -> mx.array:
         with running(self) as policy:
@@ -101,25 +109,54 @@ class FrozenStart:
             >>> reference.state["bias"].item()
             2.0
         """
-        # In place: compiled functions hold on to the dict.
-        rounded = tree_map(lambda x, s: x.astype(s.dtype), self.exact, self.state)
+        # In place: compiled functions hold on to the dict, and are made anew where it
+        # grows by adapters that were idle.
+        self.idle = {}
+        rounded = tree_map(lambda x, dtype: x.astype(dtype), self.exact, self._dtypes)
         self.state.update(rounded)
         mx.eval(self.state, self.exact)
+
+
+def adds_nothing(adapter: Any) -> bool:
+    """Whether an adapter's own product is zero, as a new one's is."""
+    return not any(b.any().item() for _, b in tree_flatten({"b": adapter.lora_b}))
+
+
+def _idle_adapters(policy):
+    """The adapters that return what their inner layers do, by their names."""
+    kinds = LoRALinear, LoRASwitchLinear
+    found = ((n, m) for n, m in policy.named_modules() if type(m) in kinds)
+    return {name: adapter for name, adapter in found if adds_nothing(adapter)}
+
+
+def _without(parameters, idle):
+    """A tree of parameters without those of some modules."""
+    kept = [
+        (name, x)
+        for name, x in tree_flatten(parameters)
+        if name.rpartition(".")[0] not in idle
+    ]
+    return tree_unflatten(kept) if kept else {}
+
+
+def _run_inner(adapter, _, *args, **kwargs):
+    return adapter.linear(*args, **kwargs)
 
 
 @contextmanager
 def running(reference_model: Any) -> Iterator[Any]:
     """A model, or a frozen start's policy as it was then, in evaluation mode."""
-    model, current, modes = reference_model, {}, []
+    model, current, modes, idle = reference_model, {}, [], []
     if isinstance(reference_model, FrozenStart):
-        model = reference_model.policy
+        model, idle = reference_model.policy, reference_model.idle.values()
         current = model.trainable_parameters()
         model.update(reference_model.state)
     if isinstance(model, nn.Module):
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
     try:
-        yield model
+        with calls_replaced((x, partial(_run_inner, x)) for x in idle):
+            yield model
     finally:
         if current:
             model.update(current)
@@ -132,7 +169,7 @@ def is_start(reference_model: Any, policy: Any) -> bool:
     return (
         isinstance(reference_model, FrozenStart)
         and reference_model.policy is policy
-        and parameter_ids(reference_model.state)
+        and parameter_ids(reference_model.exact)
         == parameter_ids(policy.trainable_parameters())
     )
 

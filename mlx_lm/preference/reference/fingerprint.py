@@ -7,7 +7,6 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
 from ..._version import __version__
 from ...models.afm7 import FusedLoRALinear
@@ -15,6 +14,7 @@ from ...tuner.dora import DoRAEmbedding, DoRALinear
 from ...tuner.lora import LoRAEmbedding, LoRALinear, LoRASwitchLinear
 from ..digest import digest
 from ..forward.dropout import KeyedDropout
+from ..forward.frozen import adds_nothing
 
 # Changes when fingerprints are made in another way.
 FORMAT = "mlx_lm.model_fingerprint.3"
@@ -25,7 +25,7 @@ DROPOUTS = (nn.Dropout, nn.Dropout2d, nn.Dropout3d, KeyedDropout)
 
 def _without_effect(adapter):
     """Whether an adapter computes what its inner layer does."""
-    if any(b.any().item() for _, b in tree_flatten({"b": adapter.lora_b})):
+    if not adds_nothing(adapter):
         return False
     if not isinstance(adapter, DORA):
         return True
