@@ -43,7 +43,8 @@ from mlx_lm.preference.collect.judges import label_answers
 from mlx_lm.preference.collect.labels import read_labels
 from mlx_lm.preference.collect.pairs import make_rows
 from mlx_lm.preference.collect.prompts import PromptRow, read_prompts
-from mlx_lm.preference.files import json_text
+from mlx_lm.preference.device import prepare_backend
+from mlx_lm.preference.files import json_text, user_cache_folder
 from mlx_lm.sample_utils import make_sampler
 
 FEWEST_WORDS, MOST_WORDS = 10, 40
@@ -292,6 +293,8 @@ def main() -> None:
     add("--cpu-time", action="store_true", help="Time by the processor's seconds.")
     add("--report", action="store_true", help="Only print what there is so far.")
     args = parser.parse_args()
+    # As the command does.
+    prepare_backend(user_cache_folder("kernels"))
     if args.cpu_time:
         global CLOCK
         CLOCK = time.process_time
