@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import io
+import os
+import re
 import tempfile
 import unittest
 from dataclasses import replace
@@ -18,6 +20,7 @@ from tiny import ROWS, Pairs, random_pairs, save_rows, save_tiny_model, tiny_mod
 from mlx_lm import dpo
 from mlx_lm.preference.batch.collate import iterate_preference_batches
 from mlx_lm.preference.forward.frozen import FrozenStart
+from mlx_lm.preference.memory import replay
 from mlx_lm.preference.memory.predict import MemoryEstimate
 from mlx_lm.preference.policy.masters import with_master_weights
 from mlx_lm.preference.policy.model import read_weights
@@ -96,6 +99,32 @@ class TestPrediction(unittest.TestCase):
                     check_memory(*given)
         with mock.patch.object(forecast, "device_memory", lambda: int(needed * 1.12)):
             check_memory(*given)
+
+    def test_a_gpu_that_takes_less_at_once_may_have_enough(self):
+        def limits():
+            return int(os.environ.get("MLX_MAX_OPS_PER_BUFFER", 20)), 1 << 40
+
+        model = tiny_model("lora", **WIDE)
+        args = DPOTrainingArgs(batch_size=4, compile=False)
+        given = (model, FrozenStart(model), optim.Adam(1e-3), long_pairs(), args)
+        least = r"fit with .* or MLX_MAX_OPS_PER_BUFFER=2 in the environment\."
+        for module in (replay, forecast):
+            patch = mock.patch.object(module, "task_limits", limits)
+            self.enterContext(patch)
+        self.enterContext(mock.patch.dict(os.environ))
+        os.environ.pop("MLX_MAX_OPS_PER_BUFFER", None)
+        needed = predict_run(*given).total
+        os.environ["MLX_MAX_OPS_PER_BUFFER"] = "2"
+        few = predict_run(*given).total
+        os.environ["MLX_MAX_OPS_PER_BUFFER"] = "20"
+        self.assertLess(few, 0.9 * needed)
+        for limit, is_told in ((few * 1.12, True), (few * 0.98, False)):
+            with mock.patch.object(forecast, "device_memory", lambda x=limit: int(x)):
+                with self.assertRaisesRegex(ValueError, "fit with") as caught:
+                    check_memory(*given)
+            told = re.search(least, str(caught.exception))
+            self.assertEqual(bool(told), is_told, caught.exception)
+        self.assertEqual(os.environ["MLX_MAX_OPS_PER_BUFFER"], "20")
 
     def test_a_validation_may_take_more_than_a_step(self):
         model = tiny_model("lora", **WIDE)

@@ -57,9 +57,6 @@ def predict_peak(
     if compiled:
         fuse(tape)
     activations = Replay(tape, kept).run() - sizes.total()
-    if mx.default_device() == mx.gpu and mx.cuda.is_available():
-        # What its libraries ask for besides, where attention's gradient is theirs.
-        activations = activations * 106 // 100
     return MemoryEstimate(
         weights=sizes[True, True],
         trained=sizes[True, False],
@@ -88,10 +85,10 @@ def check_fits(
     limit: int | None,
     changes: Iterable[dict[str, Any]] = (),
     predict: Callable[[dict[str, Any]], MemoryEstimate] | None = None,
-    saved: float = 0.0,
+    others: Iterable[tuple[str, Callable[[], float]]] = (),
 ) -> None:
     """Refuse a run that needs more memory than there is, and say what would fit."""
-    # A 4-bit model saves so many bytes.
+    # Others are no settings: their names, and what the run would need with them.
     if limit is None or estimate.total <= limit:
         return
     fitting: dict[tuple, str] = {}
@@ -101,8 +98,7 @@ def check_fits(
             if predict(change).total <= limit:
                 settings = [f"{k}: {str(v).lower()}" for k, v in change.items()]
                 fitting[tuple(change)] = " with ".join(settings)
-    if estimate.total - saved <= limit:
-        fitting["model",] = "a 4-bit model"
+    fitting |= {(name,): name for name, total in others if total() <= limit}
     large = {name: size for name, size in vars(estimate).items() if size >= 5e7}
     parts = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in large.items())
     advice = "No smaller setting that was tried would fit: take a smaller model."

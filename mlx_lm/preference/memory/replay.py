@@ -16,6 +16,8 @@ from .tape import BINARY, UNARY, Op, Tape
 MAX_WIDTH = 20
 MAX_ACTIVE_TASKS = 10
 DONATION_EXTRA = 16384
+# Where MLX, too, reads how many operations make a task.
+OPERATIONS = "MLX_MAX_OPS_PER_BUFFER"
 # The operations and the 2**20 input elements that make a task of a GPU.
 METAL_TASKS = {"p": (20, 40), "g": (40, 40), "s": (50, 50), "d": (50, 50)}
 CUDA_TASKS = dict(sm_80=(20, 400), sm_90=(30, 400), sm_100=(50, 500), sm_121=(20, 25))
@@ -131,7 +133,7 @@ def task_limits() -> tuple[int, int] | None:
             # Elements are counted for graphs alone.
             elements = 1 << 40
     return (
-        int(os.environ.get("MLX_MAX_OPS_PER_BUFFER", operations)),
+        int(os.environ.get(OPERATIONS, operations)),
         int(os.environ.get("MLX_MAX_MB_PER_BUFFER", elements)),
     )
 

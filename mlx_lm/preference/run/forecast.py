@@ -2,6 +2,7 @@
 
 """A run's peak memory, predicted from the worst of its batches."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from ..forward.frozen import FrozenStart, parameter_ids
 from ..forward.recompute import keyed_layers
 from ..forward.tokens import without_kernels
 from ..memory.predict import MemoryEstimate, check_fits, predict_peak, smaller_settings
+from ..memory.replay import OPERATIONS, task_limits
 from ..policy.masters import as_float32
 from ..step import scoring_step, testing_step
 from .layouts import possible_layouts
@@ -179,13 +181,30 @@ def _refuse_larger(
     settings = {key: getattr(args, key) for key in keys}
     longest = max(int(pair_lengths(dataset).max()) for dataset in sets)
     settings["max_seq_length"] = min(settings["max_seq_length"], longest)
-    changes, saved = smaller_settings(settings), _saved_by_4_bits(policy_model)
-    limit = device_memory()
+    limit, saved = device_memory(), _saved_by_4_bits(policy_model)
+    others: list[tuple[str, Callable]] = [
+        ("a 4-bit model", lambda: estimate.total - saved)
+    ]
+    if task_limits() is not None:
+        # What is large enough to fill the memory keeps a GPU busy one by one.
+        name = f"{OPERATIONS}=2 in the environment"
+        others.append((name, lambda: _with_few_operations(predict).total))
     if limit is not None and mx.default_device() == mx.cpu:
         # A process that meets the limit there ends without a word.
         limit = limit * 9 // 10
-    check_fits(estimate, limit, changes, predict, saved)
+    check_fits(estimate, limit, smaller_settings(settings), predict, others)
     return estimate
+
+
+def _with_few_operations(predict):
+    before = os.environ.get(OPERATIONS)
+    os.environ[OPERATIONS] = "2"
+    try:
+        return predict({})
+    finally:
+        os.environ.pop(OPERATIONS)
+        if before is not None:
+            os.environ[OPERATIONS] = before
 
 
 def _saved_by_4_bits(model):
