@@ -468,7 +468,9 @@ class TestLimits(unittest.TestCase):
         ):
             with self.subTest(limit=limit), self.assertRaisesRegex(ValueError, advice):
                 check_fits(estimate, limit * 10**9, changes, predict)
-        with self.assertRaisesRegex(ValueError, "8.4 GB.* or batch_size: 2 or a 4-bit model."):
+        with self.assertRaisesRegex(
+            ValueError, "8.4 GB.* or batch_size: 2 or a 4-bit model."
+        ):
             others = [("more", lambda: 8.5e9), ("a 4-bit model", lambda: 8.3e9)]
             check_fits(estimate, int(8.4e9), changes, predict, others)
 

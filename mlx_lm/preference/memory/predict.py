@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import mlx.core as mx
 
 from ..errors import InputError
 from .replay import Replay
