@@ -11,14 +11,18 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 from resuming import masks_drawn
-from tiny import random_pairs, tiny_model, train, weights_of
+from tiny import LORA, random_pairs, tiny_model, train, weights_of
 
 from mlx_lm.models import llama
 from mlx_lm.preference.batch.collate import collate_pairs
 from mlx_lm.preference.forward.dropout import KeyedDropout
 from mlx_lm.preference.forward.frozen import FrozenStart
 from mlx_lm.preference.forward.recompute import keyed_layers
-from mlx_lm.tuner.trainer import dpo_step
+from mlx_lm.preference.memory.predict import predict_peak
+from mlx_lm.tuner.trainer import DPOTrainingArgs, dpo_step, training_step
+from mlx_lm.tuner.utils import linear_to_lora_layers
+
+WIDE = {"hidden_size": 128, "intermediate_size": 512}
 
 
 def gradients(kind, checkpoint, compiled, dropout=0.3, keyed=True):
@@ -137,6 +141,31 @@ class TestGradCheckpoint(unittest.TestCase):
             dpo_step(model, FrozenStart(model), batch, optim.SGD(0.1))
         for _, v in tree_flatten(model.parameters()):
             np.array(v)
+
+    def test_what_is_made_of_frozen_weights_is_not_kept(self):
+        # DoRA unpacks the weights of a layer, for each of its passes.
+        batch, peaks = collate_pairs(random_pairs(1)), []
+        batch["reference_logps"] = mx.zeros((2,))
+        for count in (2, 6):
+            model = tiny_model(None, **WIDE, num_hidden_layers=count)
+            nn.quantize(model, group_size=32, bits=4)
+            linear_to_lora_layers(model, count, LORA, use_dora=True)
+            settings = DPOTrainingArgs(grad_checkpoint=True)
+            plain_step, state = training_step(model.train(), optim.SGD(0.1), settings)
+            step = lambda batch, run=plain_step: run(None, batch, True)
+            compiled = mx.compile(step, state, state)
+            with keyed_layers(model, True):
+                predicted = predict_peak(step, (batch,), state).total
+                for _ in range(2):
+                    mx.reset_peak_memory()
+                    before = mx.get_active_memory()
+                    mx.eval(compiled(batch), state)
+            arrays = [x for _, x in tree_flatten(state) if isinstance(x, mx.array)]
+            held = sum(x.nbytes for x in arrays)
+            peaks.append(mx.get_peak_memory() - before + held)
+            self.assertLess(abs(predicted / peaks[-1] - 1), 0.15)
+        unpacked = 4 * (4 * 128 * 128 + 3 * 128 * 512)
+        self.assertLess((peaks[1] - peaks[0]) / 4, unpacked)
 
     def test_models_that_cannot_be_recomputed_are_refused(self):
         model = nn.Module()

@@ -104,7 +104,8 @@ class TestReference(unittest.TestCase):
                 self.assertGreater(mx.abs(moved - expected).max().item(), 1e-3)
                 for start, logps in ((one_idles, moved), (all_idle, expected)):
                     found = sequence_logps(start, batch)
-                    np.testing.assert_array_equal(found, logps)
+                    # A BLAS may round otherwise where arrays begin elsewhere.
+                    np.testing.assert_allclose(found, logps, rtol=1e-6)
                 self.assertTrue(mx.isnan(sequence_logps(model, batch)).all().item())
 
     def test_reference_never_sees_dropout(self):

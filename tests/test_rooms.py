@@ -238,6 +238,10 @@ class TestLight(unittest.TestCase):
         rooms = {m.split(".")[2] for m in modules if m.startswith("mlx_lm.preference.")}
         self.assertLessEqual(rooms, self.ROOMS)
 
+    def test_what_tuner_exports_may_be_imported_first(self):
+        for module in ("preference.forward.frozen", "preference.training"):
+            self.assertIn(f"mlx_lm.{module}", self.loaded(f"import mlx_lm.{module}"))
+
     def test_imports_change_nothing_of_upstreams(self):
         code = """
 import mlx_lm, mlx_lm.utils, mlx_lm.tuner.utils

@@ -11,7 +11,6 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from ...tuner.lora import LoRALinear, LoRASwitchLinear
 from ..errors import InputError
 from ..plug_ins import load
 from .parts import calls_replaced
@@ -124,6 +123,9 @@ def adds_nothing(adapter: Any) -> bool:
 
 def _idle_adapters(policy):
     """The adapters that return what their inner layers do, by their names."""
+    # mlx_lm.tuner begins with this module.
+    from ...tuner.lora import LoRALinear, LoRASwitchLinear
+
     kinds = LoRALinear, LoRASwitchLinear
     found = ((n, m) for n, m in policy.named_modules() if type(m) in kinds)
     return {name: adapter for name, adapter in found if adds_nothing(adapter)}

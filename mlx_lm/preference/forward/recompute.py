@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
 from ...models.activations import swiglu as _swiglu
 from ...tuner.lora import LoRALinear
@@ -101,14 +101,26 @@ def _set_keys(dropouts, key):
         dropout.set_key(mx.random.split(key, len(dropouts))[i])
 
 
+def _frozen_weights(layer):
+    trained = {name for name, _ in tree_flatten(layer.trainable_parameters())}
+    every = tree_flatten(layer.parameters())
+    return tree_unflatten([x for x in every if x[0] not in trained])
+
+
 def _recomputed(layer, dropouts, key, original, args, kwargs):
     """Call a layer so that the backward pass computes it again."""
-    # Gradients flow through arguments and results alone: caches' arrays are both.
+    # Gradients flow through arguments and results alone: caches' arrays are both. Frozen
+    # weights are arguments, too: compiling would find what is made of them alone, such as
+    # DoRA's sums, to be the same in both passes, and keep it for every layer.
     caches = leaves([args, kwargs])
     saved = [kept.saved() for kept in caches]
     arrays, put = _take_arrays([args, kwargs])
 
-    def inner(parameters, key, before, arrays):
+    parameters = layer.trainable_parameters()
+    weights = _frozen_weights(layer)
+
+    def inner(parameters, frozen, key, before, arrays):
+        layer.update(tree_map(mx.stop_gradient, frozen))
         layer.update(parameters)
         if key is not None:
             # The recompute asks for a gradient of every argument.
@@ -117,13 +129,13 @@ def _recomputed(layer, dropouts, key, original, args, kwargs):
             kept.restore(state, old)
         args, kwargs = put(arrays)
         result = original(*args, **kwargs)
+        layer.update(weights)
         # An array that is returned twice would lose its second gradient.
         again = lambda x: None if x is None else x * 1
         return result, tree_map(again, [kept.arrays for kept in caches])
 
     before = [kept.arrays for kept in caches]
-    parameters = layer.trainable_parameters()
-    result, after = mx.checkpoint(inner)(parameters, key, before, arrays)
+    result, after = mx.checkpoint(inner)(parameters, weights, key, before, arrays)
     for kept, new in zip(caches, after):
         kept.arrays = new
     return result

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-
 from ..errors import InputError
 from .replay import Replay
 from .tape import fuse

@@ -220,16 +220,16 @@ _REAL_ATTENTION = mx.fast.scaled_dot_product_attention
 def _recompute(fun, args, out, cotangents):
     """What ``mx.checkpoint`` does backward: run again, and differentiate."""
     results = _arrays(out)
+    again = mx.depends(_arrays(args), results)
 
-    def flat(*again):
-        rest = iter(again)
-        arrays = [next(rest) if _is_float(x) else x for x in _arrays(args)]
+    def flat(*floats):
+        rest = iter(floats)
+        arrays = [next(rest) if _is_float(x) else x for x in again]
         positional, named = _refill(args, arrays)
         return _floats(fun(*positional, **named))
 
-    again = mx.depends(_floats(args), results)
     cotangents = [x for x, y in zip(cotangents, results) if _is_float(y)]
-    return mx.vjp(flat, again, cotangents)[1]
+    return mx.vjp(flat, [x for x in again if _is_float(x)], cotangents)[1]
 
 
 def _containers(tree):
