@@ -2,7 +2,7 @@
 
 """The reference policy: the frozen start of the policy, or another model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -145,19 +145,41 @@ def _run_inner(adapter, _, *args, **kwargs):
     return adapter.linear(*args, **kwargs)
 
 
+def _run_apart(adapter, call, x):
+    # Compiling would find what is made of the weights alone to be the same as in the
+    # policy's pass, and keep it until then for every layer.
+    inner = adapter.linear
+    weights = inner.parameters()
+    inner.update(tree_map(lambda w: mx.depends(w, adapter.lora_a), weights))
+    result = call(x)
+    inner.update(weights)
+    return result
+
+
+def _adapter_calls(start):
+    """What runs in the place of a start's adapters."""
+    from ...tuner.dora import DoRALinear
+
+    yield from ((x, partial(_run_inner, x)) for x in start.idle.values())
+    for module in start.policy.modules():
+        if type(module) is DoRALinear:
+            yield module, partial(_run_apart, module)
+
+
 @contextmanager
 def running(reference_model: Any) -> Iterator[Any]:
     """A model, or a frozen start's policy as it was then, in evaluation mode."""
-    model, current, modes, idle = reference_model, {}, [], []
+    model, current, modes = reference_model, {}, []
+    calls: Iterable = ()
     if isinstance(reference_model, FrozenStart):
-        model, idle = reference_model.policy, reference_model.idle.values()
+        model, calls = reference_model.policy, _adapter_calls(reference_model)
         current = model.trainable_parameters()
         model.update(reference_model.state)
     if isinstance(model, nn.Module):
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
     try:
-        with calls_replaced((x, partial(_run_inner, x)) for x in idle):
+        with calls_replaced(calls):
             yield model
     finally:
         if current:
