@@ -100,6 +100,20 @@ class TestPrediction(unittest.TestCase):
         with mock.patch.object(forecast, "device_memory", lambda: int(needed * 1.12)):
             check_memory(*given)
 
+    def test_adapters_that_the_start_does_not_run_are_held_all_the_same(self):
+        args, pairs = DPOTrainingArgs(batch_size=4, compile=False), long_pairs()
+        for moved in (0.0, 0.1):
+            model = tiny_model("lora", **WIDE)
+            for module in model.modules():
+                if "lora_b" in module:
+                    module.lora_b = module.lora_b + moved
+            start = FrozenStart(model)
+            self.assertEqual(bool(start.idle), not moved)
+            estimate = predict_run(model, start, optim.Adam(1e-3), pairs, args)
+            trained = tree_flatten(model.trainable_parameters())
+            held = sum(x.nbytes for _, x in trained)
+            self.assertEqual((estimate.trained, estimate.reference), (held, held))
+
     def test_a_gpu_that_takes_less_at_once_may_have_enough(self):
         def limits():
             return int(os.environ.get("MLX_MAX_OPS_PER_BUFFER", 20)), 1 << 40

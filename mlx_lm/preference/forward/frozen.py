@@ -47,7 +47,8 @@ class FrozenStart:
         self.policy = policy
         # Updates replace arrays and never write into them: no copy is needed.
         start = policy.trainable_parameters()
-        self.idle = _idle_adapters(policy)
+        #: The adapters that add nothing, by their names.
+        self.idle: dict = _idle_adapters(policy)
         #: What runs: all of the start but the adapters that add nothing.
         self.state: dict = _without(start, self.idle)
         #: All of it before it is rounded to the model's precision, which a reference

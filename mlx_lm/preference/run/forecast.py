@@ -92,7 +92,7 @@ def predict_test(
     """Predict the peak memory of a test from the worst of its batches."""
     batch, _ = _heaviest(dataset, args, in_order=True)
     score = plain(testing_step(policy_model, reference, args.objective))
-    held = [policy_model.state, getattr(reference, "state", {})]
+    held = [policy_model.state, *_held_by(reference)]
     with _mode(policy_model, training=False):
         return predict_peak(score, (batch,), held, compiles(args.compile), False)
 
@@ -108,7 +108,7 @@ def predict_run(
     """Predict the peak memory of a run from the worst of its batches."""
     batch, size = _heaviest(dataset, args)
     step, state = training_step(policy_model, optimizer, args)
-    held, compiled = [*state, getattr(reference, "state", {})], compiles(args.compile)
+    held, compiled = [*state, *_held_by(reference)], compiles(args.compile)
     known = {} if reference is not None else {"reference_logps": mx.zeros((2 * size,))}
     if reference is not None and args.sync_reference:
         held.append(tree_map(as_float32, reference.exact))
@@ -125,6 +125,11 @@ def predict_run(
     # Nothing is trained there, but all of it is held.
     most = max(more - estimate.total, 0)
     return replace(estimate, activations=estimate.activations + most)
+
+
+def _held_by(reference):
+    # A start keeps adapters that it does not run, too.
+    return [getattr(reference, name, {}) for name in ("state", "exact")]
 
 
 def _is_larger(batch, other):
