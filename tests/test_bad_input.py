@@ -12,7 +12,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlx.core as mx
-from bad_inputs import DATA, GOOD, MODELS, SETTINGS, Desk, good_with, lines
+from bad_inputs import DATA, GOOD, SETTINGS, Desk, good_with, lines
+from bad_models import MODELS
 from folders import FolderCase
 from test_dpo_command import command
 from tiny import save_tiny_model

@@ -383,7 +383,7 @@ class TestReports(CommandCase):
 
 
 class TestRefusals(CommandCase):
-    """All others are in bad_inputs.py."""
+    """All others are in bad_inputs.py and bad_models.py."""
 
     def test_service_that_is_not_installed(self):
         with mock.patch.object(callbacks, "wandb", None):
